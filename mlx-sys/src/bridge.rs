@@ -1,0 +1,443 @@
+//! The bridge: every C++ function that Rust calls, as one table of signatures.
+//!
+//! All functions return `Result` unless the C++ side is `noexcept`; `shim/error.h` decides what an
+//! exception becomes. Every argument is explicit here: defaults live in `crates/mlx`. An absent
+//! optional array is a null `UniquePtr`.
+
+#[cxx::bridge(namespace = "zmlx_sys")]
+pub mod ffi {
+    /// Element type of an array (mirrors `mlx::core::Dtype::Val`).
+    #[derive(Debug, PartialEq, Eq, Hash)]
+    #[repr(u8)]
+    enum DtypeId {
+        Bool = 0,
+        Uint8 = 1,
+        Uint16 = 2,
+        Uint32 = 3,
+        Uint64 = 4,
+        Int8 = 5,
+        Int16 = 6,
+        Int32 = 7,
+        Int64 = 8,
+        Float16 = 9,
+        Float32 = 10,
+        Float64 = 11,
+        Bfloat16 = 12,
+        Complex64 = 13,
+    }
+
+    /// A stream: its index and whether it lives on the GPU.
+    #[derive(Debug, PartialEq, Eq)]
+    struct StreamId {
+        index: i32,
+        gpu: bool,
+    }
+
+    /// Parameters of a quantized weight; `mode` is MLX's name for it (`affine`, `mxfp4`, ...).
+    struct QuantParams {
+        group_size: i32,
+        bits: i32,
+        mode: String,
+    }
+
+    /// Whether a primitive runs fused, and why not; `reason` is empty exactly when `fused`.
+    struct Support {
+        fused: bool,
+        reason: String,
+    }
+
+    extern "Rust" {
+        type Callback;
+        fn call(self: &Callback, inputs: &ArrayVec) -> Result<UniquePtr<ArrayVec>>;
+    }
+
+    unsafe extern "C++" {
+        include!("zmlx_shim.h");
+
+        // handles and lists
+        type Array;
+        type ArrayVec;
+        type NamedArrays;
+        type ImportedFn;
+
+        fn live_arrays() -> usize;
+        fn array_clone(a: &Array) -> UniquePtr<Array>;
+        fn array_from_bytes(
+            data: &[u8],
+            shape: &[i32],
+            dtype: DtypeId,
+        ) -> Result<UniquePtr<Array>>;
+        fn array_dtype(a: &Array) -> DtypeId;
+        fn array_ndim(a: &Array) -> usize;
+        fn array_shape(a: &Array) -> &[i32];
+        fn array_size(a: &Array) -> usize;
+        fn array_nbytes(a: &Array) -> usize;
+        fn array_is_available(a: &Array) -> bool;
+        fn array_is_row_contiguous(a: &Array) -> bool;
+        /// Bytes of an evaluated, row-contiguous array.
+        fn array_bytes(a: &Array) -> Result<&[u8]>;
+        fn array_detach(a: Pin<&mut Array>) -> Result<()>;
+
+        fn vec_new() -> UniquePtr<ArrayVec>;
+        fn vec_push(v: Pin<&mut ArrayVec>, a: &Array);
+        fn vec_len(v: &ArrayVec) -> usize;
+        fn vec_get(v: &ArrayVec, i: usize) -> Result<UniquePtr<Array>>;
+
+        fn named_new() -> UniquePtr<NamedArrays>;
+        fn named_push(n: Pin<&mut NamedArrays>, name: &str, a: &Array);
+        fn named_push_metadata(n: Pin<&mut NamedArrays>, key: &str, value: &str);
+        fn named_len(n: &NamedArrays) -> usize;
+        fn named_name(n: &NamedArrays, i: usize) -> Result<String>;
+        fn named_array(n: &NamedArrays, i: usize) -> Result<UniquePtr<Array>>;
+        fn named_metadata(n: &NamedArrays) -> Vec<String>;
+
+        // evaluation, devices, streams, memory
+        fn eval(v: &ArrayVec) -> Result<()>;
+        fn async_eval(v: &ArrayVec) -> Result<()>;
+        fn synchronize() -> Result<()>;
+        fn synchronize_stream(s: StreamId) -> Result<()>;
+        fn gpu_available() -> bool;
+        fn default_device_is_gpu() -> bool;
+        fn set_default_device(gpu: bool) -> Result<()>;
+        fn device_name(gpu: bool) -> Result<String>;
+        fn default_stream(gpu: bool) -> Result<StreamId>;
+        fn set_default_stream(s: StreamId) -> Result<()>;
+        fn new_stream(gpu: bool) -> Result<StreamId>;
+        fn mlx_version() -> String;
+
+        fn memory_active() -> Result<usize>;
+        fn memory_peak() -> Result<usize>;
+        fn memory_reset_peak() -> Result<()>;
+        fn memory_cache() -> Result<usize>;
+        fn memory_set_cache_limit(bytes: usize) -> Result<usize>;
+        fn memory_set_limit(bytes: usize) -> Result<usize>;
+        fn memory_clear_cache() -> Result<()>;
+
+        // elementwise, one input
+        fn abs(a: &Array) -> Result<UniquePtr<Array>>;
+        fn negative(a: &Array) -> Result<UniquePtr<Array>>;
+        fn exp(a: &Array) -> Result<UniquePtr<Array>>;
+        fn log(a: &Array) -> Result<UniquePtr<Array>>;
+        fn log1p(a: &Array) -> Result<UniquePtr<Array>>;
+        fn sqrt(a: &Array) -> Result<UniquePtr<Array>>;
+        fn rsqrt(a: &Array) -> Result<UniquePtr<Array>>;
+        fn square(a: &Array) -> Result<UniquePtr<Array>>;
+        fn sin(a: &Array) -> Result<UniquePtr<Array>>;
+        fn cos(a: &Array) -> Result<UniquePtr<Array>>;
+        fn tanh(a: &Array) -> Result<UniquePtr<Array>>;
+        fn sigmoid(a: &Array) -> Result<UniquePtr<Array>>;
+        fn erf(a: &Array) -> Result<UniquePtr<Array>>;
+        fn floor(a: &Array) -> Result<UniquePtr<Array>>;
+        fn ceil(a: &Array) -> Result<UniquePtr<Array>>;
+        fn round(a: &Array) -> Result<UniquePtr<Array>>;
+        fn logical_not(a: &Array) -> Result<UniquePtr<Array>>;
+        fn isnan(a: &Array) -> Result<UniquePtr<Array>>;
+        fn isinf(a: &Array) -> Result<UniquePtr<Array>>;
+        fn stop_gradient(a: &Array) -> Result<UniquePtr<Array>>;
+
+        // elementwise and products, two inputs, broadcasting
+        fn add(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn subtract(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn multiply(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn divide(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn floor_divide(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn remainder(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn power(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn maximum(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn minimum(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn logaddexp(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn matmul(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn equal(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn not_equal(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn less(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn less_equal(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn greater(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn greater_equal(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn logical_and(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn logical_or(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+
+        // reductions over `axes` (empty: all axes)
+        fn sum(a: &Array, axes: &[i32], keepdims: bool) -> Result<UniquePtr<Array>>;
+        fn mean(a: &Array, axes: &[i32], keepdims: bool) -> Result<UniquePtr<Array>>;
+        fn max(a: &Array, axes: &[i32], keepdims: bool) -> Result<UniquePtr<Array>>;
+        fn min(a: &Array, axes: &[i32], keepdims: bool) -> Result<UniquePtr<Array>>;
+        fn prod(a: &Array, axes: &[i32], keepdims: bool) -> Result<UniquePtr<Array>>;
+        fn all(a: &Array, axes: &[i32], keepdims: bool) -> Result<UniquePtr<Array>>;
+        fn any(a: &Array, axes: &[i32], keepdims: bool) -> Result<UniquePtr<Array>>;
+        fn logsumexp(a: &Array, axes: &[i32], keepdims: bool) -> Result<UniquePtr<Array>>;
+
+        // other elementwise
+        fn astype(a: &Array, dtype: DtypeId) -> Result<UniquePtr<Array>>;
+        fn view(a: &Array, dtype: DtypeId) -> Result<UniquePtr<Array>>;
+        fn select(cond: &Array, a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn array_equal(a: &Array, b: &Array, equal_nan: bool) -> Result<UniquePtr<Array>>;
+        fn softmax(a: &Array, axis: i32, precise: bool) -> Result<UniquePtr<Array>>;
+        fn cumsum(
+            a: &Array,
+            axis: i32,
+            reverse: bool,
+            inclusive: bool,
+        ) -> Result<UniquePtr<Array>>;
+
+        // creation
+        fn zeros(shape: &[i32], dtype: DtypeId) -> Result<UniquePtr<Array>>;
+        fn ones(shape: &[i32], dtype: DtypeId) -> Result<UniquePtr<Array>>;
+        fn full(shape: &[i32], value: &Array, dtype: DtypeId) -> Result<UniquePtr<Array>>;
+        fn arange(
+            start: f64,
+            stop: f64,
+            step: f64,
+            dtype: DtypeId,
+        ) -> Result<UniquePtr<Array>>;
+        fn tri(n: i32, m: i32, k: i32, dtype: DtypeId) -> Result<UniquePtr<Array>>;
+
+        // shape
+        fn reshape(a: &Array, shape: &[i32]) -> Result<UniquePtr<Array>>;
+        fn transpose(a: &Array, axes: &[i32]) -> Result<UniquePtr<Array>>;
+        fn swapaxes(a: &Array, axis1: i32, axis2: i32) -> Result<UniquePtr<Array>>;
+        fn expand_dims(a: &Array, axes: &[i32]) -> Result<UniquePtr<Array>>;
+        fn squeeze(a: &Array, axes: &[i32]) -> Result<UniquePtr<Array>>;
+        fn flatten(a: &Array, start_axis: i32, end_axis: i32) -> Result<UniquePtr<Array>>;
+        fn unflatten(a: &Array, axis: i32, shape: &[i32]) -> Result<UniquePtr<Array>>;
+        fn broadcast_to(a: &Array, shape: &[i32]) -> Result<UniquePtr<Array>>;
+        fn contiguous(a: &Array) -> Result<UniquePtr<Array>>;
+        fn concatenate(v: &ArrayVec, axis: i32) -> Result<UniquePtr<Array>>;
+        fn stack(v: &ArrayVec, axis: i32) -> Result<UniquePtr<Array>>;
+        fn split(a: &Array, indices: &[i32], axis: i32) -> Result<UniquePtr<ArrayVec>>;
+        fn repeat(a: &Array, repeats: i32, axis: i32) -> Result<UniquePtr<Array>>;
+
+        // indexing and sorting
+        fn slice(
+            a: &Array,
+            start: &[i32],
+            stop: &[i32],
+            strides: &[i32],
+        ) -> Result<UniquePtr<Array>>;
+        fn slice_update(
+            a: &Array,
+            update: &Array,
+            start: &[i32],
+            stop: &[i32],
+            strides: &[i32],
+        ) -> Result<UniquePtr<Array>>;
+        fn slice_dynamic(
+            a: &Array,
+            start: &Array,
+            axes: &[i32],
+            size: &[i32],
+        ) -> Result<UniquePtr<Array>>;
+        fn slice_update_dynamic(
+            a: &Array,
+            update: &Array,
+            start: &Array,
+            axes: &[i32],
+        ) -> Result<UniquePtr<Array>>;
+        fn take(a: &Array, indices: &Array, axis: i32) -> Result<UniquePtr<Array>>;
+        fn take_along_axis(a: &Array, indices: &Array, axis: i32) -> Result<UniquePtr<Array>>;
+        fn put_along_axis(
+            a: &Array,
+            indices: &Array,
+            values: &Array,
+            axis: i32,
+        ) -> Result<UniquePtr<Array>>;
+        fn argmax(a: &Array, axis: i32, keepdims: bool) -> Result<UniquePtr<Array>>;
+        fn argmin(a: &Array, axis: i32, keepdims: bool) -> Result<UniquePtr<Array>>;
+        fn sort(a: &Array, axis: i32) -> Result<UniquePtr<Array>>;
+        fn argsort(a: &Array, axis: i32) -> Result<UniquePtr<Array>>;
+        fn argpartition(a: &Array, kth: i32, axis: i32) -> Result<UniquePtr<Array>>;
+        fn topk(a: &Array, k: i32, axis: i32) -> Result<UniquePtr<Array>>;
+
+        // mlx::core::fast
+        fn rms_norm(x: &Array, weight: &UniquePtr<Array>, eps: f32) -> Result<UniquePtr<Array>>;
+        fn layer_norm(
+            x: &Array,
+            weight: &UniquePtr<Array>,
+            bias: &UniquePtr<Array>,
+            eps: f32,
+        ) -> Result<UniquePtr<Array>>;
+        fn rope(
+            x: &Array,
+            dims: i32,
+            traditional: bool,
+            base: f32,
+            scale: f32,
+            offset: i32,
+            freqs: &UniquePtr<Array>,
+        ) -> Result<UniquePtr<Array>>;
+        fn rope_dynamic(
+            x: &Array,
+            dims: i32,
+            traditional: bool,
+            base: f32,
+            scale: f32,
+            offset: &Array,
+            freqs: &UniquePtr<Array>,
+        ) -> Result<UniquePtr<Array>>;
+        fn sdpa(
+            q: &Array,
+            k: &Array,
+            v: &Array,
+            scale: f32,
+            mask_mode: &str,
+            mask: &UniquePtr<Array>,
+        ) -> Result<UniquePtr<Array>>;
+
+        // quantization and gathered products, stock
+        fn quantize(w: &Array, q: &QuantParams) -> Result<UniquePtr<ArrayVec>>;
+        fn dequantize(
+            w: &Array,
+            scales: &Array,
+            biases: &UniquePtr<Array>,
+            q: &QuantParams,
+        ) -> Result<UniquePtr<Array>>;
+        fn quantized_matmul(
+            x: &Array,
+            w: &Array,
+            scales: &Array,
+            biases: &UniquePtr<Array>,
+            transpose: bool,
+            q: &QuantParams,
+        ) -> Result<UniquePtr<Array>>;
+        fn gather_qmm(
+            x: &Array,
+            w: &Array,
+            scales: &Array,
+            biases: &UniquePtr<Array>,
+            lhs_indices: &UniquePtr<Array>,
+            rhs_indices: &UniquePtr<Array>,
+            transpose: bool,
+            q: &QuantParams,
+            sorted_indices: bool,
+        ) -> Result<UniquePtr<Array>>;
+        fn gather_mm(
+            a: &Array,
+            b: &Array,
+            lhs_indices: &UniquePtr<Array>,
+            rhs_indices: &UniquePtr<Array>,
+            sorted_indices: bool,
+        ) -> Result<UniquePtr<Array>>;
+
+        // random
+        fn random_key(seed: u64) -> Result<UniquePtr<Array>>;
+        fn random_seed(seed: u64) -> Result<()>;
+        fn random_split(key: &Array, num: i32) -> Result<UniquePtr<Array>>;
+        fn random_uniform(
+            low: f32,
+            high: f32,
+            shape: &[i32],
+            dtype: DtypeId,
+            key: &UniquePtr<Array>,
+        ) -> Result<UniquePtr<Array>>;
+        fn random_normal(
+            shape: &[i32],
+            dtype: DtypeId,
+            loc: f32,
+            scale: f32,
+            key: &UniquePtr<Array>,
+        ) -> Result<UniquePtr<Array>>;
+        fn random_randint(
+            low: i32,
+            high: i32,
+            shape: &[i32],
+            dtype: DtypeId,
+            key: &UniquePtr<Array>,
+        ) -> Result<UniquePtr<Array>>;
+        fn random_categorical(
+            logits: &Array,
+            axis: i32,
+            key: &UniquePtr<Array>,
+        ) -> Result<UniquePtr<Array>>;
+
+        // files
+        fn load_safetensors(path: &str) -> Result<UniquePtr<NamedArrays>>;
+        fn save_safetensors(path: &str, arrays: &NamedArrays) -> Result<()>;
+
+        // function transforms; the callback is called during the call, never after it
+        fn vjp(
+            f: &Callback,
+            primals: &ArrayVec,
+            cotangents: &ArrayVec,
+        ) -> Result<UniquePtr<ArrayVec>>;
+        fn jvp(
+            f: &Callback,
+            primals: &ArrayVec,
+            tangents: &ArrayVec,
+        ) -> Result<UniquePtr<ArrayVec>>;
+        fn vmap(
+            f: &Callback,
+            inputs: &ArrayVec,
+            in_axes: &[i32],
+            out_axes: &[i32],
+        ) -> Result<UniquePtr<ArrayVec>>;
+        fn export_function(path: &str, f: &Callback, inputs: &ArrayVec) -> Result<()>;
+        fn import_function(path: &str) -> Result<UniquePtr<ImportedFn>>;
+        fn imported_call(f: &ImportedFn, inputs: &ArrayVec) -> Result<UniquePtr<ArrayVec>>;
+
+        // zmlx primitives (shim/primitives_{enabled,disabled}.cc)
+        fn fused_gather_qmm_swiglu(
+            x: &Array,
+            gate: &ArrayVec,
+            up: &ArrayVec,
+            lhs_indices: &UniquePtr<Array>,
+            rhs_indices: &UniquePtr<Array>,
+            transpose: bool,
+            q: &QuantParams,
+            sorted_indices: bool,
+            fast: bool,
+        ) -> Result<UniquePtr<Array>>;
+        fn fused_gather_qmm_combine(
+            x: &Array,
+            down: &ArrayVec,
+            rhs_indices: &Array,
+            scores: &Array,
+            q: &QuantParams,
+            fast: bool,
+        ) -> Result<UniquePtr<Array>>;
+        fn fused_moe_router(
+            logits: &Array,
+            top_k: i32,
+            normalize: bool,
+            scoring: &str,
+        ) -> Result<UniquePtr<ArrayVec>>;
+        fn fused_quantized_matmul(
+            x: &Array,
+            w: &ArrayVec,
+            transpose: bool,
+            q: &QuantParams,
+            fast: bool,
+        ) -> Result<UniquePtr<Array>>;
+        fn fused_supports(
+            primitive: &str,
+            gpu: bool,
+            dtype: DtypeId,
+            q: &QuantParams,
+            transpose: bool,
+        ) -> Result<Support>;
+        fn fused_primitives() -> Vec<String>;
+        fn set_num_threads(n: i32) -> Result<()>;
+        fn num_threads() -> i32;
+        fn cpu_isa() -> String;
+        fn set_cpu_isa(name: &str) -> bool;
+    }
+}
+
+/// A Rust function of arrays to arrays that C++ transforms may call.
+pub struct Callback {
+    #[allow(clippy::type_complexity, reason = "the one place this type is written")]
+    f: Box<dyn Fn(&ffi::ArrayVec) -> Result<cxx::UniquePtr<ffi::ArrayVec>, String>>,
+}
+
+impl Callback {
+    /// Wraps `f`; an `Err` becomes a C++ exception and then an `Err` of the bridged call.
+    pub fn new(
+        f: impl Fn(&ffi::ArrayVec) -> Result<cxx::UniquePtr<ffi::ArrayVec>, String> + 'static,
+    ) -> Self {
+        Self { f: Box::new(f) }
+    }
+
+    fn call(&self, inputs: &ffi::ArrayVec) -> Result<cxx::UniquePtr<ffi::ArrayVec>, String> {
+        // A panic must not unwind into C++.
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.f)(inputs)))
+            .unwrap_or_else(|_| Err("the function panicked".to_owned()))
+    }
+}

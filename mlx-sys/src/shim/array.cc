@@ -1,0 +1,199 @@
+#include "zmlx-sys/src/bridge.rs.h"
+
+#include <atomic>
+#include <cstring>
+
+namespace zmlx_sys {
+
+namespace {
+std::atomic<size_t> live{0};
+} // namespace
+
+Array::Array(mx::array arr) : a(std::move(arr)) {
+  live.fetch_add(1, std::memory_order_relaxed);
+}
+
+Array::~Array() {
+  live.fetch_sub(1, std::memory_order_relaxed);
+}
+
+ArrayPtr box(mx::array a) {
+  return std::make_unique<Array>(std::move(a));
+}
+
+ArrayVecPtr box(std::vector<mx::array> v) {
+  auto out = std::make_unique<ArrayVec>();
+  out->v = std::move(v);
+  return out;
+}
+
+mx::Shape to_shape(Ints s) {
+  return mx::Shape(s.begin(), s.end());
+}
+
+std::vector<int> to_ints(Ints s) {
+  return std::vector<int>(s.begin(), s.end());
+}
+
+// Rows in the order of `DtypeId`.
+static const mx::Dtype kDtypes[] = {
+    mx::bool_,
+    mx::uint8,
+    mx::uint16,
+    mx::uint32,
+    mx::uint64,
+    mx::int8,
+    mx::int16,
+    mx::int32,
+    mx::int64,
+    mx::float16,
+    mx::float32,
+    mx::float64,
+    mx::bfloat16,
+    mx::complex64};
+
+mx::Dtype to_dtype(DtypeId d) {
+  auto i = static_cast<size_t>(d);
+  if (i >= std::size(kDtypes)) {
+    throw std::invalid_argument("[dtype] unknown dtype id " + std::to_string(i));
+  }
+  return kDtypes[i];
+}
+
+std::optional<mx::array> opt(const ArrayPtr& p) {
+  return p ? std::optional<mx::array>(p->a) : std::nullopt;
+}
+
+size_t live_arrays() noexcept {
+  return live.load(std::memory_order_relaxed);
+}
+
+ArrayPtr array_clone(const Array& a) noexcept {
+  return box(a.a);
+}
+
+ArrayPtr array_from_bytes(rust::Slice<const uint8_t> data, Ints shape, DtypeId dtype) {
+  auto s = to_shape(shape);
+  auto d = to_dtype(dtype);
+  size_t elems = 1;
+  for (auto dim : s) {
+    if (dim < 0) {
+      throw std::invalid_argument("[array] negative dimension " + std::to_string(dim));
+    }
+    elems *= dim;
+  }
+  if (data.size() != elems * d.size()) {
+    throw std::invalid_argument(
+        "[array] the shape needs " + std::to_string(elems * d.size()) + " bytes, got " +
+        std::to_string(data.size()));
+  }
+  auto buffer = mx::allocator::malloc(data.size());
+  if (data.size() > 0) {
+    std::memcpy(buffer.raw_ptr(), data.data(), data.size());
+  }
+  return box(mx::array(buffer, std::move(s), d));
+}
+
+DtypeId array_dtype(const Array& a) noexcept {
+  auto val = a.a.dtype().val();
+  for (size_t i = 0; i < std::size(kDtypes); ++i) {
+    if (kDtypes[i].val() == val) {
+      return static_cast<DtypeId>(i);
+    }
+  }
+  std::terminate(); // a dtype that the pinned MLX does not have
+}
+
+size_t array_ndim(const Array& a) noexcept {
+  return a.a.ndim();
+}
+
+rust::Slice<const int32_t> array_shape(const Array& a) noexcept {
+  auto& s = a.a.shape();
+  return {s.data(), s.size()};
+}
+
+size_t array_size(const Array& a) noexcept {
+  return a.a.size();
+}
+
+size_t array_nbytes(const Array& a) noexcept {
+  return a.a.nbytes();
+}
+
+bool array_is_available(const Array& a) noexcept {
+  return a.a.is_available();
+}
+
+bool array_is_row_contiguous(const Array& a) noexcept {
+  return a.a.is_available() && a.a.flags().row_contiguous;
+}
+
+rust::Slice<const uint8_t> array_bytes(const Array& a) {
+  if (!a.a.is_available()) {
+    throw std::invalid_argument("[array] the array is not evaluated");
+  }
+  if (!a.a.flags().row_contiguous) {
+    throw std::invalid_argument("[array] the array is not row contiguous");
+  }
+  if (a.a.size() == 0) {
+    return {};
+  }
+  return {a.a.data<uint8_t>(), a.a.nbytes()};
+}
+
+void array_detach(Array& a) {
+  a.a.eval();
+  a.a.detach();
+}
+
+ArrayVecPtr vec_new() noexcept {
+  return std::make_unique<ArrayVec>();
+}
+
+void vec_push(ArrayVec& v, const Array& a) noexcept {
+  v.v.push_back(a.a);
+}
+
+size_t vec_len(const ArrayVec& v) noexcept {
+  return v.v.size();
+}
+
+ArrayPtr vec_get(const ArrayVec& v, size_t i) {
+  return box(v.v.at(i));
+}
+
+std::unique_ptr<NamedArrays> named_new() noexcept {
+  return std::make_unique<NamedArrays>();
+}
+
+void named_push(NamedArrays& n, rust::Str name, const Array& a) noexcept {
+  n.v.emplace_back(std::string(name), a.a);
+}
+
+void named_push_metadata(NamedArrays& n, rust::Str key, rust::Str value) noexcept {
+  n.metadata.emplace_back(std::string(key), std::string(value));
+}
+
+size_t named_len(const NamedArrays& n) noexcept {
+  return n.v.size();
+}
+
+rust::String named_name(const NamedArrays& n, size_t i) {
+  return rust::String(n.v.at(i).first);
+}
+
+ArrayPtr named_array(const NamedArrays& n, size_t i) {
+  return box(n.v.at(i).second);
+}
+
+rust::Vec<rust::String> named_metadata(const NamedArrays& n) noexcept {
+  rust::Vec<rust::String> out;
+  for (auto& [k, v] : n.metadata) {
+    out.push_back(rust::String::lossy(k));
+    out.push_back(rust::String::lossy(v));
+  }
+  return out;
+}
+
+} // namespace zmlx_sys

@@ -1,0 +1,153 @@
+#include "zmlx-sys/src/bridge.rs.h"
+
+namespace zmlx_sys {
+
+namespace {
+std::string mode(const QuantParams& q) {
+  return std::string(q.mode);
+}
+} // namespace
+
+ArrayPtr rms_norm(const Array& x, const ArrayPtr& weight, float eps) {
+  return box(mx::fast::rms_norm(x.a, opt(weight), eps));
+}
+
+ArrayPtr layer_norm(const Array& x, const ArrayPtr& weight, const ArrayPtr& bias, float eps) {
+  return box(mx::fast::layer_norm(x.a, opt(weight), opt(bias), eps));
+}
+
+// MLX takes either a base or explicit frequencies.
+static std::optional<float> rope_base(float base, const ArrayPtr& freqs) {
+  return freqs ? std::nullopt : std::optional<float>(base);
+}
+
+ArrayPtr rope(
+    const Array& x,
+    int32_t dims,
+    bool traditional,
+    float base,
+    float scale,
+    int32_t offset,
+    const ArrayPtr& freqs) {
+  return box(
+      mx::fast::rope(
+          x.a, dims, traditional, rope_base(base, freqs), scale, offset, opt(freqs)));
+}
+
+ArrayPtr rope_dynamic(
+    const Array& x,
+    int32_t dims,
+    bool traditional,
+    float base,
+    float scale,
+    const Array& offset,
+    const ArrayPtr& freqs) {
+  return box(
+      mx::fast::rope(
+          x.a, dims, traditional, rope_base(base, freqs), scale, offset.a, opt(freqs)));
+}
+
+ArrayPtr sdpa(
+    const Array& q,
+    const Array& k,
+    const Array& v,
+    float scale,
+    rust::Str mask_mode,
+    const ArrayPtr& mask) {
+  return box(
+      mx::fast::scaled_dot_product_attention(
+          q.a, k.a, v.a, scale, std::string(mask_mode), opt(mask)));
+}
+
+ArrayVecPtr quantize(const Array& w, const QuantParams& q) {
+  return box(mx::quantize(w.a, q.group_size, q.bits, mode(q)));
+}
+
+ArrayPtr dequantize(
+    const Array& w,
+    const Array& scales,
+    const ArrayPtr& biases,
+    const QuantParams& q) {
+  return box(mx::dequantize(w.a, scales.a, opt(biases), q.group_size, q.bits, mode(q)));
+}
+
+ArrayPtr quantized_matmul(
+    const Array& x,
+    const Array& w,
+    const Array& scales,
+    const ArrayPtr& biases,
+    bool transpose,
+    const QuantParams& q) {
+  return box(
+      mx::quantized_matmul(
+          x.a, w.a, scales.a, opt(biases), transpose, q.group_size, q.bits, mode(q)));
+}
+
+ArrayPtr gather_qmm(
+    const Array& x,
+    const Array& w,
+    const Array& scales,
+    const ArrayPtr& biases,
+    const ArrayPtr& lhs_indices,
+    const ArrayPtr& rhs_indices,
+    bool transpose,
+    const QuantParams& q,
+    bool sorted_indices) {
+  return box(
+      mx::gather_qmm(
+          x.a,
+          w.a,
+          scales.a,
+          opt(biases),
+          opt(lhs_indices),
+          opt(rhs_indices),
+          transpose,
+          q.group_size,
+          q.bits,
+          mode(q),
+          sorted_indices));
+}
+
+ArrayPtr gather_mm(
+    const Array& a,
+    const Array& b,
+    const ArrayPtr& lhs_indices,
+    const ArrayPtr& rhs_indices,
+    bool sorted_indices) {
+  return box(mx::gather_mm(a.a, b.a, opt(lhs_indices), opt(rhs_indices), sorted_indices));
+}
+
+ArrayPtr random_key(uint64_t seed) {
+  return box(mx::random::key(seed));
+}
+
+void random_seed(uint64_t seed) {
+  mx::random::seed(seed);
+}
+
+ArrayPtr random_split(const Array& key, int32_t num) {
+  return box(mx::random::split(key.a, num));
+}
+
+ArrayPtr random_uniform(float low, float high, Ints shape, DtypeId dtype, const ArrayPtr& key) {
+  return box(
+      mx::random::uniform(
+          mx::array(low), mx::array(high), to_shape(shape), to_dtype(dtype), opt(key)));
+}
+
+ArrayPtr random_normal(Ints shape, DtypeId dtype, float loc, float scale, const ArrayPtr& key) {
+  return box(mx::random::normal(to_shape(shape), to_dtype(dtype), loc, scale, opt(key)));
+}
+
+ArrayPtr
+random_randint(int32_t low, int32_t high, Ints shape, DtypeId dtype, const ArrayPtr& key) {
+  return box(
+      mx::random::randint(
+          mx::array(low), mx::array(high), to_shape(shape), to_dtype(dtype), opt(key)));
+}
+
+ArrayPtr random_categorical(const Array& logits, int32_t axis, const ArrayPtr& key) {
+  return box(mx::random::categorical(logits.a, axis, opt(key)));
+}
+
+} // namespace zmlx_sys

@@ -1,0 +1,128 @@
+#include "zmlx-sys/src/bridge.rs.h"
+
+#include <unordered_map>
+
+namespace zmlx_sys {
+
+namespace {
+mx::Device device(bool gpu) {
+  return gpu ? mx::Device(mx::Device::gpu) : mx::Device(mx::Device::cpu);
+}
+
+mx::Stream stream(StreamId s) {
+  return mx::Stream(s.index, device(s.gpu));
+}
+
+StreamId id(const mx::Stream& s) {
+  return {s.index, s.device == mx::Device::gpu};
+}
+} // namespace
+
+void eval(const ArrayVec& v) {
+  mx::eval(v.v);
+}
+
+void async_eval(const ArrayVec& v) {
+  mx::async_eval(v.v);
+}
+
+void synchronize() {
+  mx::synchronize();
+}
+
+void synchronize_stream(StreamId s) {
+  mx::synchronize(stream(s));
+}
+
+bool gpu_available() noexcept {
+  return mx::is_available(mx::Device(mx::Device::gpu));
+}
+
+bool default_device_is_gpu() noexcept {
+  return mx::default_device() == mx::Device::gpu;
+}
+
+void set_default_device(bool gpu) {
+  mx::set_default_device(device(gpu));
+}
+
+rust::String device_name(bool gpu) {
+  auto& info = mx::device_info(device(gpu));
+  auto it = info.find("device_name");
+  if (it == info.end() || !std::holds_alternative<std::string>(it->second)) {
+    return {};
+  }
+  return rust::String::lossy(std::get<std::string>(it->second));
+}
+
+StreamId default_stream(bool gpu) {
+  return id(mx::default_stream(device(gpu)));
+}
+
+void set_default_stream(StreamId s) {
+  mx::set_default_stream(stream(s));
+}
+
+StreamId new_stream(bool gpu) {
+  return id(mx::new_stream(device(gpu)));
+}
+
+rust::String mlx_version() noexcept {
+  return rust::String::lossy(mx::version());
+}
+
+size_t memory_active() {
+  return mx::get_active_memory();
+}
+
+size_t memory_peak() {
+  return mx::get_peak_memory();
+}
+
+void memory_reset_peak() {
+  mx::reset_peak_memory();
+}
+
+size_t memory_cache() {
+  return mx::get_cache_memory();
+}
+
+size_t memory_set_cache_limit(size_t bytes) {
+  return mx::set_cache_limit(bytes);
+}
+
+size_t memory_set_limit(size_t bytes) {
+  return mx::set_memory_limit(bytes);
+}
+
+void memory_clear_cache() {
+  mx::clear_cache();
+}
+
+std::unique_ptr<NamedArrays> load_safetensors(rust::Str path) {
+  // Files are read by the CPU whatever the default device is.
+  auto [arrays, metadata] =
+      mx::load_safetensors(std::string(path), mx::Device(mx::Device::cpu));
+  auto out = std::make_unique<NamedArrays>();
+  for (auto& [name, array] : arrays) {
+    out->v.emplace_back(name, array);
+  }
+  for (auto& [key, value] : metadata) {
+    out->metadata.emplace_back(key, value);
+  }
+  return out;
+}
+
+void save_safetensors(rust::Str path, const NamedArrays& arrays) {
+  std::unordered_map<std::string, mx::array> map;
+  for (auto& [name, array] : arrays.v) {
+    map.insert_or_assign(name, array);
+  }
+  std::unordered_map<std::string, std::string> metadata;
+  for (auto& [key, value] : arrays.metadata) {
+    metadata.insert_or_assign(key, value);
+  }
+  mx::save_safetensors(std::string(path), std::move(map), std::move(metadata));
+}
+
+} // namespace zmlx_sys
