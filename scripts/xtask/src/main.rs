@@ -1,0 +1,59 @@
+//! `cargo xtask VERB`: checks of this repository that need more than cargo.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
+
+mod tidy;
+
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+const USAGE: &str = "\
+cargo xtask VERB
+  check  formatting, then clippy with warnings denied
+  tidy   invariants that no compiler checks: tables, patch headers, paths in documents, sizes";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let ok = match arguments.as_slice() {
+        ["check"] => check(&root),
+        ["tidy"] => tidy(&root),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The release profile throughout: one build of the dependencies serves lints, tests and binary.
+fn check(root: &Path) -> bool {
+    let clippy = "clippy --workspace --all-targets --release --locked -- -D warnings";
+    cargo(root, "fmt --all --check") && cargo(root, clippy)
+}
+
+fn cargo(root: &Path, arguments: &str) -> bool {
+    println!("cargo {arguments}");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo).args(arguments.split(' ')).current_dir(root).status();
+    status.is_ok_and(|s| s.success())
+}
+
+fn tidy(root: &Path) -> bool {
+    match tidy::run(root) {
+        Ok(report) => {
+            for problem in &report.problems {
+                println!("tidy: {problem}");
+            }
+            println!("tidy: {} files, {} problems", report.num_files, report.problems.len());
+            report.problems.is_empty()
+        }
+        Err(error) => {
+            eprintln!("tidy: {error}");
+            false
+        }
+    }
+}
