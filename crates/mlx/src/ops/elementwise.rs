@@ -134,7 +134,7 @@ pub fn softmax(a: &Array, axis: i32, precise: bool) -> Result<Array> {
     Ok(Array::wrap(ffi::softmax(a.raw(), axis, precise)?))
 }
 
-/// Running sum along `axis`, including each element itself.
-pub fn cumsum(a: &Array, axis: i32) -> Result<Array> {
-    Ok(Array::wrap(ffi::cumsum(a.raw(), axis, false, true)?))
+/// Running sum along `axis`, from the end when `reverse`, with each element itself when `inclusive`.
+pub fn cumsum(a: &Array, axis: i32, reverse: bool, inclusive: bool) -> Result<Array> {
+    Ok(Array::wrap(ffi::cumsum(a.raw(), axis, reverse, inclusive)?))
 }
