@@ -1,10 +1,28 @@
 //! Language models on MLX: configs, checkpoints, layers, models, fused patterns, generation.
 //!
 //! One model is one file in [`models`], named after `model_type` in `config.json`. Layers run the ops
-//! that mlx-lm runs, in its order, so greedy tokens agree with it; [`patch`] moves modules onto fused
+//! that mlx-lm runs, in its order, so greedy tokens agree with it; [`patch()`] moves modules onto fused
 //! primitives that give the same bits.
 #![deny(missing_docs)]
 
+pub mod cache;
+pub mod checkpoint;
+pub mod config;
 mod error;
+pub mod generate;
+pub mod inspect;
+pub mod layers;
+pub mod models;
+pub mod patch;
+pub mod patterns;
+pub mod sampler;
+pub mod validate;
+pub mod weights;
 
 pub use error::{Error, Result};
+pub use generate::{FinishReason, GenerateOptions, Generation, Token, generate};
+pub use inspect::{Inspection, inspect};
+pub use models::{LoadedModel, Model, load};
+pub use patch::{Fused, PatchOptions, PatchReport, Patterns, patch, unpatch};
+pub use sampler::Sampling;
+pub use validate::{ValidateOptions, Validation, validate};

@@ -1,0 +1,220 @@
+//! Weight files: headers checked here, tensors read by MLX when they are first needed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+use mlx::Array;
+use safetensors::tensor::Metadata;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Largest header accepted, the limit of the safetensors format's own implementation.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Bytes before the header: its length.
+const LENGTH_BYTES: u64 = 8;
+const INDEX: &str = "model.safetensors.index.json";
+
+/// One tensor as its file's header describes it.
+#[derive(Debug, Clone)]
+pub struct TensorInfo {
+    /// Type in safetensors' spelling, e.g. `BF16`.
+    pub dtype: String,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Bytes of data.
+    pub bytes: u64,
+    file: usize,
+}
+
+/// The weight files of a checkpoint, headers read and checked, no tensor data touched.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    files: Vec<PathBuf>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl Checkpoint {
+    /// Finds and checks the weight files of a folder: the shards that `model.safetensors.index.json` names, or
+    /// every `model*.safetensors`.
+    ///
+    /// # Errors
+    /// `Io`, `Json`, `Checkpoint`.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let index_path = dir.join(INDEX);
+        let index = if index_path.exists() { Some(read_index(&index_path)?) } else { None };
+        let names = match &index {
+            Some(map) => map.values().cloned().collect(),
+            None => find_files(dir)?,
+        };
+        let mut checkpoint =
+            Self { dir: dir.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
+        for name in names {
+            let path = dir.join(&name);
+            if !path.exists() {
+                let reason = format!("{name} is named here but does not exist");
+                return Err(Error::checkpoint(index_path, reason));
+            }
+            checkpoint.add_file(path)?;
+        }
+        for (tensor, file) in index.iter().flatten() {
+            let held = checkpoint.tensors.get(tensor).map(|info| &checkpoint.files[info.file]);
+            if held != Some(&dir.join(file)) {
+                let reason = format!("{file} does not hold `{tensor}`, which the index places there");
+                return Err(Error::checkpoint(index_path, reason));
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn add_file(&mut self, path: PathBuf) -> Result<()> {
+        let file = self.files.len();
+        for (name, tensor) in read_header(&path)?.tensors() {
+            let info = TensorInfo {
+                dtype: tensor.dtype.to_string(),
+                shape: tensor.shape.clone(),
+                bytes: (tensor.data_offsets.1 - tensor.data_offsets.0) as u64,
+                file,
+            };
+            if let Some(first) = self.tensors.insert(name.clone(), info) {
+                let other = self.files[first.file].display();
+                return Err(Error::checkpoint(path, format!("`{name}` is also in {other}")));
+            }
+        }
+        self.files.push(path);
+        Ok(())
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The weight files.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Every tensor by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// The file that holds a tensor; the folder for one that no file holds.
+    pub fn file_of(&self, name: &str) -> &Path {
+        self.tensors.get(name).map_or(&self.dir, |info| &self.files[info.file])
+    }
+
+    /// Bytes of tensor data in all files.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|info| info.bytes).sum()
+    }
+
+    /// Lazy arrays for every tensor: a file is read when its array is evaluated.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn arrays(&self) -> Result<HashMap<String, Array>> {
+        let mut arrays = HashMap::with_capacity(self.tensors.len());
+        for path in &self.files {
+            arrays.extend(mlx::io::load_safetensors(path)?.arrays);
+        }
+        Ok(arrays)
+    }
+}
+
+/// The index's map from tensor to file, file names checked to stay inside the folder.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let value: Value = serde_json::from_str(&text)
+        .map_err(|e| Error::Json { path: path.to_owned(), reason: e.to_string() })?;
+    let map = value
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| Error::checkpoint(path, "`weight_map` is missing or no object"))?;
+    if map.is_empty() {
+        return Err(Error::checkpoint(path, "`weight_map` is empty"));
+    }
+    map.iter()
+        .map(|(tensor, file)| match file.as_str() {
+            Some(name) if is_plain_name(name) => Ok((tensor.clone(), name.to_owned())),
+            _ => {
+                let reason =
+                    format!("`{tensor}` is placed in {file}, expected a file name in this folder");
+                Err(Error::checkpoint(path, reason))
+            }
+        })
+        .collect()
+}
+
+fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+}
+
+/// The names of `model*.safetensors` in a folder, in order.
+fn find_files(dir: &Path) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
+        let entry = entry.map_err(|e| Error::io(dir, e))?;
+        if let Ok(name) = entry.file_name().into_string()
+            && name.starts_with("model")
+            && name.ends_with(".safetensors")
+        {
+            names.insert(name);
+        }
+    }
+    if names.is_empty() {
+        return Err(Error::checkpoint(dir, "holds no model*.safetensors"));
+    }
+    Ok(names)
+}
+
+/// Reads and checks a file's header: length, JSON, dtypes, shapes against offsets, no overlap and no hole, and
+/// data that ends where the file ends.
+fn read_header(path: &Path) -> Result<Metadata> {
+    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let file_bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    if file_bytes < LENGTH_BYTES {
+        let reason = format!("has {file_bytes} bytes, too few for a safetensors file");
+        return Err(Error::checkpoint(path, reason));
+    }
+    let mut length = [0; LENGTH_BYTES as usize];
+    file.read_exact(&mut length).map_err(|e| Error::io(path, e))?;
+    let header_bytes = u64::from_le_bytes(length);
+    if header_bytes > MAX_HEADER_BYTES {
+        let reason =
+            format!("claims a header of {header_bytes} bytes, more than {MAX_HEADER_BYTES}");
+        return Err(Error::checkpoint(path, reason));
+    }
+    if header_bytes > file_bytes - LENGTH_BYTES {
+        let reason = format!("is truncated: a header of {header_bytes} bytes in {file_bytes}");
+        return Err(Error::checkpoint(path, reason));
+    }
+    let mut buffer = vec![0; (LENGTH_BYTES + header_bytes) as usize];
+    buffer[..LENGTH_BYTES as usize].copy_from_slice(&length);
+    file.read_exact(&mut buffer[LENGTH_BYTES as usize..]).map_err(|e| Error::io(path, e))?;
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&buffer)
+        .map_err(|e| Error::checkpoint(path, format!("has a bad header: {e}")))?;
+
+    let data_bytes = metadata.data_len() as u64;
+    let expected = LENGTH_BYTES + header_bytes + data_bytes;
+    if file_bytes < expected {
+        let reason = format!("is truncated: {file_bytes} bytes where its header needs {expected}");
+        return Err(Error::checkpoint(path, reason));
+    }
+    if file_bytes > expected {
+        let reason = format!("has {} bytes after its last tensor", file_bytes - expected);
+        return Err(Error::checkpoint(path, reason));
+    }
+    for (name, tensor) in metadata.tensors() {
+        if tensor.shape.iter().any(|n| i32::try_from(*n).is_err()) {
+            let reason = format!("`{name}` has shape {:?}, beyond what MLX can index", tensor.shape);
+            return Err(Error::checkpoint(path, reason));
+        }
+    }
+    Ok(metadata)
+}

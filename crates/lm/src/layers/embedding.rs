@@ -1,0 +1,60 @@
+use mlx::quantization::QuantizedWeight;
+use mlx::{Array, ops};
+
+use super::linear::quantized_linear;
+use super::{Path, Weight};
+use crate::error::Result;
+use crate::weights::Scope;
+
+/// A table of vectors, one per token.
+#[derive(Debug, Clone)]
+pub struct Embedding {
+    pub(crate) weight: Weight,
+    pub(crate) path: Path,
+}
+
+impl Embedding {
+    /// Takes `[num_embeddings, dims]` weights.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load(scope: &Scope<'_>, num_embeddings: i32, dims: i32) -> Result<Self> {
+        Ok(Self { weight: Weight::load(scope, &[num_embeddings, dims])?, path: Path::Stock })
+    }
+
+    /// - `tokens`: `[..]` u32; returns `[.., dims]`. Only the rows taken are dequantised.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn forward(&self, tokens: &Array) -> Result<Array> {
+        match &self.weight {
+            Weight::Dense(w) => Ok(ops::take(w, tokens, 0)?),
+            Weight::Quantized(q) => {
+                let rows = |all: &Array| ops::take(all, tokens, 0);
+                let taken = QuantizedWeight {
+                    w: rows(&q.w)?,
+                    scales: rows(&q.scales)?,
+                    biases: q.biases.as_ref().map(rows).transpose()?,
+                    quantization: q.quantization,
+                };
+                Ok(taken.dequantize()?)
+            }
+        }
+    }
+
+    /// The table as an output projection, for tied weights: `x · Wᵀ`.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn as_linear(&self, x: &Array) -> Result<Array> {
+        match &self.weight {
+            Weight::Dense(w) => Ok(ops::matmul(x, &ops::transpose(w, &[1, 0])?)?),
+            Weight::Quantized(q) => quantized_linear(x, q, self.path),
+        }
+    }
+
+    /// Its weight.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+}

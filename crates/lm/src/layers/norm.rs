@@ -1,0 +1,31 @@
+use mlx::{Array, fast};
+
+use crate::error::Result;
+use crate::weights::Scope;
+
+/// Root-mean-square normalisation over the last axis (arXiv:1910.07467).
+#[derive(Debug, Clone)]
+pub struct RmsNorm {
+    weight: Array,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// Takes a weight of `[dims]`.
+    ///
+    /// # Errors
+    /// `MissingWeight`, `WeightShape`, `WeightDtype`.
+    pub fn load(scope: &Scope<'_>, dims: i32, eps: f32) -> Result<Self> {
+        let weight = scope.take_float("weight", &[dims])?;
+        scope.record(dims as u64, weight.nbytes() as u64, weight.dtype().to_string(), false);
+        Ok(Self { weight, eps })
+    }
+
+    /// - `x`: `[.., dims]`; returns the same shape.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn forward(&self, x: &Array) -> Result<Array> {
+        Ok(fast::rms_norm(x, Some(&self.weight), self.eps)?)
+    }
+}

@@ -1,0 +1,146 @@
+use mlx::{Array, ops, primitives, quantization};
+
+use super::Weight;
+use crate::error::Result;
+use crate::weights::Scope;
+
+/// Routing entries (tokens × experts per token) from which rows are sorted by expert before the projections, so
+/// that a GPU reads each expert once. mlx-lm's value; results do not depend on it where kernels add in one order.
+pub const SORT_FROM_ENTRIES: usize = 64;
+
+/// One linear layer per expert.
+#[derive(Debug, Clone)]
+pub struct SwitchLinear {
+    pub(crate) weight: Weight,
+}
+
+impl SwitchLinear {
+    /// Takes `[num_experts, out_dims, in_dims]` weights.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load(scope: &Scope<'_>, num_experts: i32, in_dims: i32, out_dims: i32) -> Result<Self> {
+        Ok(Self { weight: Weight::load(scope, &[num_experts, out_dims, in_dims])? })
+    }
+
+    /// - `x`: `[.., 1, K]`, `indices`: `[..]` u32 of experts; returns `[.., 1, N]`.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn forward(&self, x: &Array, indices: &Array, sorted_indices: bool) -> Result<Array> {
+        Ok(match &self.weight {
+            Weight::Dense(w) => {
+                let wt = ops::swapaxes(w, -1, -2)?;
+                quantization::gather_mm(x, &wt, None, Some(indices), sorted_indices)?
+            }
+            Weight::Quantized(w) => {
+                quantization::gather_qmm(x, w, None, Some(indices), true, sorted_indices)?
+            }
+        })
+    }
+
+    /// Its weight.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+}
+
+/// The experts' feed-forward: `down(silu(gate(x)) * up(x))` with each token's own experts.
+#[derive(Debug, Clone)]
+pub struct SwitchGlu {
+    pub(crate) gate_proj: SwitchLinear,
+    pub(crate) up_proj: SwitchLinear,
+    pub(crate) down_proj: SwitchLinear,
+}
+
+impl SwitchGlu {
+    /// Takes the three projections of all experts.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load(
+        scope: &Scope<'_>,
+        num_experts: i32,
+        hidden_size: i32,
+        intermediate_size: i32,
+    ) -> Result<Self> {
+        let load = |name: &str, in_dims, out_dims| {
+            SwitchLinear::load(&scope.pp(name), num_experts, in_dims, out_dims)
+        };
+        Ok(Self {
+            gate_proj: load("gate_proj", hidden_size, intermediate_size)?,
+            up_proj: load("up_proj", hidden_size, intermediate_size)?,
+            down_proj: load("down_proj", intermediate_size, hidden_size)?,
+        })
+    }
+
+    /// - `x`: `[.., K]`, `indices`: `[.., top_k]` u32; returns `[.., top_k, K]`.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    /// # Source
+    /// mlx-lm `switch_layers.py` (`SwitchGLU`).
+    pub fn forward(&self, x: &Array, indices: &Array) -> Result<Array> {
+        let x = ops::expand_dims(x, &[-2, -3])?; // [.., 1, 1, K]
+        if indices.size() < SORT_FROM_ENTRIES {
+            let y = self.project(&x, indices, false)?; // [.., top_k, 1, K]
+            return Ok(ops::squeeze(&y, &[-2])?);
+        }
+        let (x, sorted, inverse) = gather_sort(&x, indices)?;
+        let y = self.project(&x, &sorted, true)?; // [entries, 1, K]
+        let y = ops::take(&y, &inverse, 0)?;
+        let shape = [&indices.shape()[..], &y.shape()[1..]].concat();
+        Ok(ops::squeeze(&ops::reshape(&y, &shape)?, &[-2])?)
+    }
+
+    fn project(&self, x: &Array, indices: &Array, sorted: bool) -> Result<Array> {
+        let up = self.up_proj.forward(x, indices, sorted)?;
+        let gate = self.gate_proj.forward(x, indices, sorted)?;
+        self.down_proj.forward(&ops::swiglu(&gate, &up)?, indices, sorted)
+    }
+
+    /// The hidden rows `silu(gate(x)) * up(x)` from one launch: `[.., top_k, 1, N]`.
+    pub(super) fn fused_hidden(
+        &self,
+        x: &Array,
+        indices: &Array,
+        precision: primitives::Precision,
+    ) -> Result<Option<Array>> {
+        let (Some(gate), Some(up)) =
+            (self.gate_proj.weight.quantized(), self.up_proj.weight.quantized())
+        else {
+            return Ok(None);
+        };
+        let x = ops::expand_dims(x, &[-2, -3])?;
+        Ok(Some(primitives::gather_qmm_swiglu(
+            &x,
+            gate,
+            up,
+            None,
+            Some(indices),
+            true,
+            false,
+            precision,
+        )?))
+    }
+
+    /// The hidden rows from stock ops, unsorted: `[.., top_k, 1, N]`.
+    pub(super) fn stock_hidden(&self, x: &Array, indices: &Array) -> Result<Array> {
+        let x = ops::expand_dims(x, &[-2, -3])?;
+        let up = self.up_proj.forward(&x, indices, false)?;
+        let gate = self.gate_proj.forward(&x, indices, false)?;
+        Ok(ops::swiglu(&gate, &up)?)
+    }
+}
+
+/// Rows repeated once per routing entry and sorted by expert, the sorted experts, and the way back.
+fn gather_sort(x: &Array, indices: &Array) -> Result<(Array, Array, Array)> {
+    let top_k = indices.dim(-1);
+    let indices = ops::flatten(indices, 0, -1)?;
+    let order = ops::argsort(&indices, -1)?;
+    let inverse = ops::argsort(&order, -1)?;
+    // [.., 1, 1, K] -> [tokens, 1, K]
+    let rows = ops::reshape(x, &[-1, 1, x.dim(-1)])?;
+    let token = ops::floor_divide(&order, &Array::scalar(top_k as u32)?)?;
+    Ok((ops::take(&rows, &token, 0)?, ops::take(&indices, &order, 0)?, inverse))
+}

@@ -1,0 +1,379 @@
+//! Qwen3-MoE (arXiv:2505.09388): grouped-query attention with normalised queries and keys, feed-forward by a
+//! mixture of experts without shared ones.
+//!
+//! Reference: mlx-lm 0.32.0, `models/qwen3_moe.py`. Like it, this file ignores `rope_scaling` and
+//! `attention_bias`.
+
+use mlx::fast::Mask;
+use mlx::{Array, fast, ops};
+
+use super::{Architecture, Model, Module};
+use crate::cache::{Cache, KvCache};
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::layers::{Embedding, Linear, MoeBlock, RmsNorm, Rope, Routing, SwitchGlu};
+use crate::weights::{Scope, Weights};
+
+/// The fields of `config.json` that shape the model.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the names are those of config.json")]
+pub struct Config {
+    pub hidden_size: i32,
+    pub num_hidden_layers: i32,
+    pub intermediate_size: i32,
+    pub num_attention_heads: i32,
+    pub num_key_value_heads: i32,
+    pub head_dim: i32,
+    pub num_experts: i32,
+    pub num_experts_per_tok: i32,
+    pub decoder_sparse_step: i32,
+    pub mlp_only_layers: Vec<i32>,
+    pub moe_intermediate_size: i32,
+    pub norm_topk_prob: bool,
+    pub rms_norm_eps: f32,
+    pub rope_theta: f32,
+    pub vocab_size: i32,
+    pub max_position_embeddings: i32,
+    pub tie_word_embeddings: bool,
+}
+
+impl Config {
+    /// Reads and checks the fields.
+    ///
+    /// # Errors
+    /// `Config` with file, field, what arrived and what is allowed.
+    pub fn read(config: &ModelConfig) -> Result<Self> {
+        let read = Self {
+            hidden_size: config.count("hidden_size", 1)?,
+            num_hidden_layers: config.count("num_hidden_layers", 1)?,
+            intermediate_size: config.count("intermediate_size", 1)?,
+            num_attention_heads: config.count("num_attention_heads", 1)?,
+            num_key_value_heads: config.count("num_key_value_heads", 1)?,
+            head_dim: match config.get("head_dim") {
+                Some(_) => config.count("head_dim", 1)?,
+                None => {
+                    config.count("hidden_size", 1)? / config.count("num_attention_heads", 1)?
+                }
+            },
+            num_experts: config.count("num_experts", 0)?,
+            num_experts_per_tok: config.count("num_experts_per_tok", 0)?,
+            decoder_sparse_step: config.count("decoder_sparse_step", 1)?,
+            mlp_only_layers: config.counts("mlp_only_layers")?,
+            moe_intermediate_size: config.count("moe_intermediate_size", 1)?,
+            norm_topk_prob: config.flag("norm_topk_prob")?,
+            rms_norm_eps: config.positive("rms_norm_eps")?,
+            rope_theta: config.positive("rope_theta")?,
+            vocab_size: config.count("vocab_size", 1)?,
+            max_position_embeddings: config.count("max_position_embeddings", 1)?,
+            tie_word_embeddings: config.flag("tie_word_embeddings")?,
+        };
+        read.check(config)?;
+        Ok(read)
+    }
+
+    fn check(&self, config: &ModelConfig) -> Result<()> {
+        let (top_k, experts) = (self.num_experts_per_tok, self.num_experts);
+        if experts > 0 && !(1..=experts).contains(&top_k) {
+            let reason = format!("is {top_k}, expected 1 to num_experts ({experts})");
+            return Err(config.error("num_experts_per_tok", reason));
+        }
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        if heads % kv_heads != 0 {
+            let reason = format!("is {kv_heads}, which does not divide num_attention_heads ({heads})");
+            return Err(config.error("num_key_value_heads", reason));
+        }
+        if self.head_dim == 0 || self.head_dim % 2 != 0 {
+            let reason = format!("is {}, expected an even number from 2", self.head_dim);
+            return Err(config.error("head_dim", reason));
+        }
+        if heads.checked_mul(self.head_dim).is_none() {
+            let reason = format!("is {heads}, too large with head_dim {}", self.head_dim);
+            return Err(config.error("num_attention_heads", reason));
+        }
+        Ok(())
+    }
+
+    fn is_moe(&self, layer: i32) -> bool {
+        self.num_experts > 0
+            && !self.mlp_only_layers.contains(&layer)
+            && (layer + 1) % self.decoder_sparse_step == 0
+    }
+}
+
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    q_norm: RmsNorm,
+    k_norm: RmsNorm,
+    rope: Rope,
+    num_heads: i32,
+    num_kv_heads: i32,
+    head_dim: i32,
+    scale: f32,
+}
+
+impl Attention {
+    fn load(config: &Config, scope: &Scope<'_>) -> Result<Self> {
+        let (dim, head_dim) = (config.hidden_size, config.head_dim);
+        let (num_heads, num_kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let linear = |name: &str, in_dims, out_dims| {
+            Linear::load(&scope.pp(name), in_dims, out_dims)
+        };
+        Ok(Self {
+            q_proj: linear("q_proj", dim, num_heads * head_dim)?,
+            k_proj: linear("k_proj", dim, num_kv_heads * head_dim)?,
+            v_proj: linear("v_proj", dim, num_kv_heads * head_dim)?,
+            o_proj: linear("o_proj", num_heads * head_dim, dim)?,
+            q_norm: RmsNorm::load(&scope.pp("q_norm"), head_dim, config.rms_norm_eps)?,
+            k_norm: RmsNorm::load(&scope.pp("k_norm"), head_dim, config.rms_norm_eps)?,
+            rope: Rope::new(head_dim, config.rope_theta),
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            // f64 as Python computes it, rounded once
+            scale: f64::from(head_dim).powf(-0.5) as f32,
+        })
+    }
+
+    fn forward(&self, x: &Array, cache: &mut KvCache) -> Result<Array> {
+        let (b, l) = (x.dim(0), x.dim(1));
+        let heads = |x: Array, n: i32| x.reshape(&[b, l, n, self.head_dim]);
+        let swap = |x: &Array| x.transpose(&[0, 2, 1, 3]);
+        let position = cache.position();
+
+        let q = heads(self.q_proj.forward(x)?, self.num_heads)?; // [B, L, H, D]
+        let k = heads(self.k_proj.forward(x)?, self.num_kv_heads)?; // [B, L, H_kv, D]
+        let v = heads(self.v_proj.forward(x)?, self.num_kv_heads)?;
+        let q = self.rope.forward(&swap(&self.q_norm.forward(&q)?)?, &position)?; // [B, H, L, D]
+        let k = self.rope.forward(&swap(&self.k_norm.forward(&k)?)?, &position)?;
+        let (k, v) = cache.update(&k, &swap(&v)?)?; // [B, H_kv, T, D]
+
+        let mask = if l == 1 { Mask::None } else { Mask::Causal };
+        let y = fast::scaled_dot_product_attention(&q, &k, &v, self.scale, mask)?; // [B, H, L, D]
+        self.o_proj.forward(&swap(&y)?.reshape(&[b, l, self.num_heads * self.head_dim])?)
+    }
+}
+
+struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+impl Mlp {
+    fn load(config: &Config, scope: &Scope<'_>) -> Result<Self> {
+        let (dim, hidden) = (config.hidden_size, config.intermediate_size);
+        Ok(Self {
+            gate_proj: Linear::load(&scope.pp("gate_proj"), dim, hidden)?,
+            up_proj: Linear::load(&scope.pp("up_proj"), dim, hidden)?,
+            down_proj: Linear::load(&scope.pp("down_proj"), hidden, dim)?,
+        })
+    }
+
+    fn forward(&self, x: &Array) -> Result<Array> {
+        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
+        self.down_proj.forward(&ops::swiglu(&gate, &up)?)
+    }
+}
+
+fn load_moe(config: &Config, scope: &Scope<'_>) -> Result<MoeBlock> {
+    let (dim, num_experts) = (config.hidden_size, config.num_experts);
+    let routing =
+        Routing { top_k: config.num_experts_per_tok, norm_topk_prob: config.norm_topk_prob };
+    Ok(MoeBlock::new(
+        Linear::load(&scope.pp("gate"), dim, num_experts)?,
+        SwitchGlu::load(&scope.pp("switch_mlp"), num_experts, dim, config.moe_intermediate_size)?,
+        routing,
+    ))
+}
+
+enum FeedForward {
+    Dense(Mlp),
+    Moe(Box<MoeBlock>),
+}
+
+impl FeedForward {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        match self {
+            Self::Dense(mlp) => mlp.forward(x),
+            Self::Moe(moe) => moe.forward(x),
+        }
+    }
+}
+
+struct DecoderLayer {
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    mlp: FeedForward,
+}
+
+impl DecoderLayer {
+    fn load(config: &Config, layer: i32, scope: &Scope<'_>) -> Result<Self> {
+        let norm = |name: &str| {
+            RmsNorm::load(&scope.pp(name), config.hidden_size, config.rms_norm_eps)
+        };
+        let mlp = scope.pp("mlp");
+        Ok(Self {
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: Attention::load(config, &scope.pp("self_attn"))?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: if config.is_moe(layer) {
+                FeedForward::Moe(Box::new(load_moe(config, &mlp)?))
+            } else {
+                FeedForward::Dense(Mlp::load(config, &mlp)?)
+            },
+        })
+    }
+
+    fn forward(&self, x: &Array, cache: &mut KvCache) -> Result<Array> {
+        let r = self.self_attn.forward(&self.input_layernorm.forward(x)?, cache)?;
+        let h = ops::add(x, &r)?;
+        let r = self.mlp.forward(&self.post_attention_layernorm.forward(&h)?)?;
+        Ok(ops::add(&h, &r)?)
+    }
+}
+
+/// The model.
+pub struct Qwen3Moe {
+    embed_tokens: Embedding,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    /// `None` when the embedding doubles as the output projection.
+    lm_head: Option<Linear>,
+    vocab_size: i32,
+}
+
+impl Model for Qwen3Moe {
+    fn forward(&self, tokens: &Array, cache: &mut Cache) -> Result<Array> {
+        let mut h = self.embed_tokens.forward(tokens)?; // [B, L, D]
+        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
+            h = layer.forward(&h, cache)?;
+        }
+        let h = self.norm.forward(&h)?;
+        match &self.lm_head {
+            Some(lm_head) => lm_head.forward(&h),
+            None => self.embed_tokens.as_linear(&h),
+        }
+    }
+
+    fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn vocab_size(&self) -> u32 {
+        self.vocab_size as u32
+    }
+
+    fn activation_dtype(&self) -> Result<mlx::Dtype> {
+        let h = self.embed_tokens.forward(&Array::from_slice(&[0_u32], &[1, 1])?)?;
+        Ok(self.norm.forward(&h)?.dtype())
+    }
+
+    fn modules(&mut self) -> Vec<(String, Module<'_>)> {
+        let mut modules = Vec::new();
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            let prefix = format!("model.layers.{i}");
+            let attn = &mut layer.self_attn;
+            for (name, linear) in [
+                ("q_proj", &mut attn.q_proj),
+                ("k_proj", &mut attn.k_proj),
+                ("v_proj", &mut attn.v_proj),
+                ("o_proj", &mut attn.o_proj),
+            ] {
+                modules.push((format!("{prefix}.self_attn.{name}"), Module::Linear(linear)));
+            }
+            match &mut layer.mlp {
+                FeedForward::Dense(mlp) => {
+                    for (name, linear) in [
+                        ("gate_proj", &mut mlp.gate_proj),
+                        ("up_proj", &mut mlp.up_proj),
+                        ("down_proj", &mut mlp.down_proj),
+                    ] {
+                        modules.push((format!("{prefix}.mlp.{name}"), Module::Linear(linear)));
+                    }
+                }
+                FeedForward::Moe(moe) => {
+                    modules.push((format!("{prefix}.mlp"), Module::Moe(moe)));
+                }
+            }
+        }
+        modules.push(match &mut self.lm_head {
+            Some(lm_head) => ("lm_head".to_owned(), Module::Linear(lm_head)),
+            None => {
+                let name = "model.embed_tokens".to_owned();
+                (name, Module::TiedEmbedding(&mut self.embed_tokens))
+            }
+        });
+        modules
+    }
+}
+
+/// Reads the configuration and takes the weights.
+///
+/// # Errors
+/// `Config`, and those of taking weights.
+pub fn load(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn Model>> {
+    let config = Config::read(config)?;
+    sanitize(&config, weights)?;
+    let root = weights.root();
+    let model = root.pp("model");
+    let (vocab_size, dim) = (config.vocab_size, config.hidden_size);
+    Ok(Box::new(Qwen3Moe {
+        embed_tokens: Embedding::load(&model.pp("embed_tokens"), vocab_size, dim)?,
+        layers: (0..config.num_hidden_layers)
+            .map(|i| DecoderLayer::load(&config, i, &model.pp("layers").pp(i)))
+            .collect::<Result<_>>()?,
+        norm: RmsNorm::load(&model.pp("norm"), dim, config.rms_norm_eps)?,
+        lm_head: if config.tie_word_embeddings {
+            None
+        } else {
+            Some(Linear::load(&root.pp("lm_head"), dim, vocab_size)?)
+        },
+        vocab_size,
+    }))
+}
+
+/// Brings Hugging Face names to this model's: drops the head of tied weights, stacks single experts.
+fn sanitize(config: &Config, weights: &Weights) -> Result<()> {
+    if config.tie_word_embeddings {
+        weights.discard("lm_head.weight");
+    }
+    const FIRST: &str = ".mlp.experts.0.up_proj.weight";
+    for name in weights.names() {
+        let Some(layer) = name.strip_suffix(FIRST).filter(|l| l.starts_with("model.layers.")) else {
+            continue;
+        };
+        for projection in ["up_proj", "down_proj", "gate_proj"] {
+            let experts: Vec<_> = (0..config.num_experts)
+                .map(|e| format!("{layer}.mlp.experts.{e}.{projection}.weight"))
+                .collect();
+            weights.stack(&experts, &format!("{layer}.mlp.switch_mlp.{projection}.weight"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the configuration and describes the model.
+///
+/// # Errors
+/// `Config`.
+pub fn describe(config: &ModelConfig) -> Result<Architecture> {
+    let config = Config::read(config)?;
+    Ok(Architecture {
+        num_layers: config.num_hidden_layers as usize,
+        num_moe_layers: (0..config.num_hidden_layers).filter(|i| config.is_moe(*i)).count(),
+        num_experts: config.num_experts,
+        top_k: config.num_experts_per_tok,
+        hidden_size: config.hidden_size,
+        moe_intermediate_size: config.moe_intermediate_size,
+        num_heads: config.num_attention_heads,
+        num_kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        vocab_size: config.vocab_size,
+        max_position_embeddings: config.max_position_embeddings,
+        tie_word_embeddings: config.tie_word_embeddings,
+    })
+}

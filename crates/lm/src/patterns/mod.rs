@@ -1,0 +1,83 @@
+//! Patterns: each rewrites one kind of module onto a fused primitive, one file and one row each.
+
+mod moe_combine;
+mod moe_mlp;
+mod moe_router;
+mod quantized_linear;
+
+use mlx::primitives::{Precision, Primitive};
+use mlx::quantization::QuantizedWeight;
+use mlx::{Device, Dtype, primitives};
+
+use crate::layers::{Path, Weight};
+use crate::models::Module;
+
+/// A row of [`PATTERNS`].
+pub struct Pattern {
+    /// The name users write.
+    pub name: &'static str,
+    /// Whether the pattern is about modules of this kind at all. Others are not reported.
+    pub targets: fn(&Module<'_>) -> bool,
+    /// Why this module cannot be fused, if it cannot.
+    pub check: fn(&Module<'_>, &Context) -> Result<(), String>,
+    /// Puts the module on a path. Called only where `targets` holds.
+    pub set: fn(&mut Module<'_>, Path),
+}
+
+/// What patterns decide by, apart from the module.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// Where the model runs.
+    pub device: Device,
+    /// Type of the activations.
+    pub dtype: Dtype,
+    /// Same bits as stock, or free order of additions.
+    pub precision: Precision,
+}
+
+/// Every pattern there is.
+pub const PATTERNS: &[Pattern] = &[
+    moe_mlp::PATTERN,
+    moe_combine::PATTERN,
+    moe_router::PATTERN,
+    quantized_linear::PATTERN,
+];
+
+/// The patterns that `auto` stands for.
+struct Preset {
+    model_type: &'static str,
+    device: Device,
+    patterns: &'static [&'static str],
+}
+
+const PRESETS: &[Preset] = &[
+    Preset { model_type: "qwen3_moe", device: Device::Cpu, patterns: &["moe_mlp"] },
+    Preset { model_type: "qwen3_moe", device: Device::Gpu, patterns: &["moe_mlp"] },
+];
+
+/// The names of [`PATTERNS`].
+pub fn names() -> Vec<&'static str> {
+    PATTERNS.iter().map(|pattern| pattern.name).collect()
+}
+
+/// The patterns that are on by default for a family on a device.
+pub fn preset(model_type: &str, device: Device) -> &'static [&'static str] {
+    PRESETS
+        .iter()
+        .find(|preset| preset.model_type == model_type && preset.device == device)
+        .map_or(&[], |preset| preset.patterns)
+}
+
+/// A weight in packed form, or the reason why a fused path has no use for it.
+fn require_quantized<'a>(name: &str, weight: &'a Weight) -> Result<&'a QuantizedWeight, String> {
+    weight.quantized().ok_or_else(|| format!("{name} is dense"))
+}
+
+/// Whether a primitive runs fused on the context's device with these weights.
+fn require_support(
+    primitive: Primitive,
+    context: &Context,
+    weight: &QuantizedWeight,
+) -> Result<(), String> {
+    primitives::supports(primitive, context.device, context.dtype, weight.quantization, true)
+}
