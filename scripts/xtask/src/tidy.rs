@@ -326,8 +326,11 @@ mod tests {
 
     #[test]
     fn module_without_row_is_reported() {
-        let files =
-            [("src/cli/mod.rs", "mod a;\npub(crate) mod b;\n"), ("src/cli/a.rs", ""), ("src/cli/b.rs", "")];
+        let files = [
+            ("src/cli/mod.rs", "mod a;\npub(crate) mod b;\n"),
+            ("src/cli/a.rs", ""),
+            ("src/cli/b.rs", ""),
+        ];
         assert!(found(module_tables, &files).is_empty());
         let files = [("src/cli/mod.rs", "mod a;\n"), ("src/cli/a.rs", ""), ("src/cli/b.rs", "")];
         assert_eq!(found(module_tables, &files), ["src/cli/b.rs: no row in src/cli/mod.rs"]);
@@ -352,7 +355,8 @@ mod tests {
 
     #[test]
     fn documented_path_that_is_missing_is_reported() {
-        let good = "`src/main.rs:12` [x](../src/main.rs#top) `src/<name>.rs` `a/b`\n```\n`src/no`\n```\n";
+        let good =
+            "`src/main.rs:12` [x](../src/main.rs#top) `src/<name>.rs` `a/b`\n```\n`src/no`\n```\n";
         let files = [("docs/a.md", good), ("src/main.rs", "")];
         assert!(found(documented_paths, &files).is_empty());
         let files = [("docs/a.md", "`src/gone.rs` [x](gone.md)\n"), ("src/main.rs", "")];

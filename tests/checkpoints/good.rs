@@ -1,0 +1,84 @@
+//! Checkpoints that load, and forms of one that say the same.
+
+use serde_json::{Value, json};
+
+use super::{Tiny, config, generate, summary};
+
+fn ids(folder: &Tiny, more: &[&str]) -> Value {
+    summary(&generate(folder.path(), more))["token_ids"].clone()
+}
+
+#[test]
+fn tiny_checkpoint_says_the_same_patched_and_unpatched() {
+    let tiny = Tiny::new();
+    let patched = summary(&generate(tiny.path(), &["--patch", "auto"]));
+    let unpatched = summary(&generate(tiny.path(), &["--patch", "off"]));
+    assert_eq!(patched["token_ids"].as_array().unwrap().len(), 8);
+    assert_eq!(patched["token_ids"], unpatched["token_ids"]);
+    assert_eq!(unpatched["patched_modules"], 0);
+    assert_eq!(patched["patched_modules"].as_u64().unwrap() > 0, fused_is_built());
+}
+
+fn fused_is_built() -> bool {
+    !mlx::build_info().primitives.is_empty()
+}
+
+#[test]
+fn shards_say_what_one_file_says() {
+    let one = Tiny::new();
+    let sharded = Tiny::new();
+    sharded.shard(3);
+    assert_eq!(ids(&one, &[]), ids(&sharded, &[]));
+}
+
+#[test]
+fn number_of_threads_does_not_change_tokens() {
+    let tiny = Tiny::new();
+    let one = ids(&tiny, &["--threads", "1"]);
+    assert_eq!(one, ids(&tiny, &["--threads", "2"]));
+    assert_eq!(one, ids(&tiny, &["--threads", "5"]));
+}
+
+#[test]
+fn quantization_inferred_from_shapes_says_the_same() {
+    // Checkpoints name their quantisation once or per layer; both readings have to agree.
+    let tiny = Tiny::new();
+    let expected = ids(&tiny, &[]);
+    let mut spelled = config();
+    for layer in 0..2 {
+        let path = format!("model.layers.{layer}.mlp.gate");
+        spelled["quantization"][path] = json!({ "group_size": 64, "bits": 4 });
+    }
+    tiny.write_config(&spelled);
+    assert_eq!(expected, ids(&tiny, &[]));
+    let mut modeless = config();
+    modeless["quantization"] = json!({ "group_size": 64, "bits": 4 });
+    modeless["quantization_config"] = modeless["quantization"].clone();
+    tiny.write_config(&modeless);
+    assert_eq!(expected, ids(&tiny, &[]));
+}
+
+#[test]
+fn unknown_keys_and_spare_files_do_not_matter() {
+    let tiny = Tiny::new();
+    let expected = ids(&tiny, &[]);
+    let mut more = config();
+    more["transformers_version"] = json!("9.9");
+    more["something_new"] = json!({ "a": [1, 2] });
+    tiny.write_config(&more);
+    std::fs::write(tiny.file("README.md"), "# a card").unwrap();
+    std::fs::write(tiny.file("tokenizer.model"), [0u8; 16]).unwrap();
+    assert_eq!(expected, ids(&tiny, &[]));
+}
+
+#[test]
+fn validate_finds_the_tiny_checkpoint_identical() {
+    let tiny = Tiny::new();
+    let folder = tiny.path().to_str().unwrap();
+    let arguments =
+        ["validate", folder, "--prompt-tokens", "1,5,9", "--max-tokens", "12", "--json"];
+    let value = summary(&super::zmlx(&arguments));
+    assert_eq!(value["identical"], true);
+    assert!(value["tokens_compared"].as_u64().unwrap() >= 12, "{value}");
+    assert_eq!(value["first_divergence"], Value::Null);
+}

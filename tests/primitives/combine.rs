@@ -1,0 +1,134 @@
+//! `gather_qmm_combine` against `gather_qmm`, squeeze, the scores and a sum.
+
+use mlx::primitives::{Precision, Primitive, gather_qmm_combine};
+use mlx::quantization::{Quantization, QuantizedWeight, gather_qmm};
+use mlx::{Array, Dtype, ops};
+
+use super::fused;
+use crate::support::bits::{assert_lively, assert_same_bits};
+use crate::support::data::{self, DTYPES, Rng, quantizations};
+use crate::support::on_each_device;
+
+pub(super) fn stock(x: &Array, down: &QuantizedWeight, indices: &Array, scores: &Array) -> Array {
+    let y = gather_qmm(x, down, None, Some(indices), true, false).unwrap();
+    let y = ops::squeeze(&y, &[-2]).unwrap();
+    let weighted = ops::multiply(&y, &ops::expand_dims(scores, &[-1]).unwrap()).unwrap();
+    ops::sum(&weighted, &[-2], false).unwrap().astype(y.dtype()).unwrap()
+}
+
+#[track_caller]
+fn check(x: &Array, down: &QuantizedWeight, indices: &Array, scores: &Array, what: &str) {
+    let expected = stock(x, down, indices, scores);
+    assert_lively(&expected, what);
+    let got = gather_qmm_combine(x, down, indices, scores, Precision::Exact).unwrap();
+    assert_same_bits(&got, &expected, what);
+}
+
+/// Positive and summing to one, as a router's.
+pub(super) fn scores(rng: &mut Rng, shape: &[i32], dtype: Dtype) -> Array {
+    ops::softmax(&rng.array(shape, dtype, 1.0), -1, true).unwrap()
+}
+
+fn product(dtype: Dtype) {
+    let mut rng = Rng::new(11);
+    for (i, q) in quantizations().into_iter().enumerate() {
+        if !fused(Primitive::GatherQmmCombine, dtype, q, true) {
+            continue;
+        }
+        for (batch, top_k) in [(vec![1, 1], 1), (vec![1, 1], 3), (vec![1, 4], 5), (vec![2, 3], 8)] {
+            let k = q.group_size * [1, 2, 3][(i + top_k as usize) % 3];
+            let n = [1, 9, 32, 45][(i + batch.len() + top_k as usize) % 4];
+            let tokens: i32 = batch.iter().product();
+            let down = rng.experts([8, n, k], q, dtype, true);
+            let mut shape = batch.clone();
+            shape.push(top_k);
+            let indices = data::array(&rng.routing(tokens, top_k, 8), &shape);
+            let scores = scores(&mut rng, &shape, dtype);
+            shape.extend([1, k]);
+            let x = rng.array(&shape, dtype, 1.0);
+            let what = format!("{dtype} {q} tokens {batch:?} top {top_k} N {n} K {k}");
+            check(&x, &down, &indices, &scores, &what);
+        }
+    }
+}
+
+on_each_device! {
+    fn every_quantization_in_f32_has_the_stock_bits() { product(Dtype::F32) }
+}
+on_each_device! {
+    fn every_quantization_in_f16_has_the_stock_bits() { product(Dtype::F16) }
+}
+on_each_device! {
+    fn every_quantization_in_bf16_has_the_stock_bits() { product(Dtype::Bf16) }
+}
+
+on_each_device! {
+    fn prefill_split_over_threads_has_the_stock_bits() {
+        let mut rng = Rng::new(12);
+        let q = Quantization::affine(64, 4);
+        let down = rng.experts([16, 136, 128], q, Dtype::Bf16, true);
+        let indices = data::array(&rng.routing(40, 4, 16), &[1, 40, 4]);
+        let scores = scores(&mut rng, &[1, 40, 4], Dtype::Bf16);
+        let x = rng.array(&[1, 40, 4, 1, 128], Dtype::Bf16, 1.0);
+        check(&x, &down, &indices, &scores, "40 tokens");
+    }
+}
+
+on_each_device! {
+    fn scores_of_another_dtype_have_the_stock_bits() {
+        let mut rng = Rng::new(13);
+        for x_dtype in DTYPES {
+            for score_dtype in DTYPES {
+                let q = Quantization::affine(32, 4);
+                let down = rng.experts([6, 21, 64], q, x_dtype, true);
+                let indices = data::array(&rng.routing(2, 4, 6), &[2, 4]);
+                let scores = scores(&mut rng, &[2, 4], score_dtype);
+                let x = rng.array(&[2, 4, 1, 64], x_dtype, 1.0);
+                check(&x, &down, &indices, &scores, &format!("x {x_dtype}, scores {score_dtype}"));
+            }
+        }
+    }
+}
+
+on_each_device! {
+    fn strided_operands_have_the_stock_bits() {
+        let mut rng = Rng::new(14);
+        let q = Quantization::affine(32, 4);
+        let down = rng.experts([6, 21, 64], q, Dtype::Bf16, true);
+        let indices = data::array(&rng.routing(3, 4, 6), &[3, 4]);
+        let scores = scores(&mut rng, &[3, 4], Dtype::Bf16);
+        let x = rng.array(&[3, 4, 1, 64], Dtype::Bf16, 1.0);
+        check(&data::strided(&x), &down, &indices, &scores, "x");
+        check(&data::row_strided(&x), &down, &indices, &scores, "rows of x");
+        check(&x, &down, &data::strided(&indices), &scores, "indices");
+        check(&x, &down, &indices, &data::column_major(&scores), "scores");
+        let mut view = down.clone();
+        view.w = data::row_strided(&down.w);
+        view.biases = down.biases.as_ref().map(data::column_major);
+        check(&x, &view, &indices, &scores, "weights");
+    }
+}
+
+on_each_device! {
+    fn repeated_experts_have_the_stock_bits() {
+        let mut rng = Rng::new(15);
+        let down = rng.experts([3, 10, 64], Quantization::affine(64, 6), Dtype::F32, true);
+        let scores = scores(&mut rng, &[2, 4], Dtype::F32);
+        let x = rng.array(&[2, 4, 1, 64], Dtype::F32, 1.0);
+        check(&x, &down, &data::array(&[2u32; 8], &[2, 4]), &scores, "one expert");
+    }
+}
+
+on_each_device! {
+    fn empty_input_gives_empty_output() {
+        let mut rng = Rng::new(16);
+        let down = rng.experts([3, 10, 64], Quantization::affine(64, 4), Dtype::F32, true);
+        let empty = |shape: &[i32], dtype| ops::zeros(shape, dtype).unwrap();
+        let x = empty(&[0, 2, 1, 64], Dtype::F32);
+        let indices = empty(&[0, 2], Dtype::U32);
+        let scores = empty(&[0, 2], Dtype::F32);
+        let got = gather_qmm_combine(&x, &down, &indices, &scores, Precision::Exact).unwrap();
+        got.eval().unwrap();
+        assert_eq!(got.shape(), [0, 10]);
+    }
+}

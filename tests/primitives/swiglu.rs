@@ -1,0 +1,276 @@
+//! `gather_qmm_swiglu` against `gather_qmm` twice, `silu` and a product.
+
+use mlx::primitives::{Precision, Primitive, gather_qmm_swiglu};
+use mlx::quantization::{Quantization, QuantizedWeight, gather_qmm};
+use mlx::{Array, Dtype, ops};
+
+use super::fused;
+use crate::support::bits::{assert_lively, assert_same_bits};
+use crate::support::data::{self, DTYPES, Rng, quantizations};
+use crate::support::on_each_device;
+
+/// One call's arguments.
+pub(super) struct Call {
+    pub(super) x: Array,
+    pub(super) gate: QuantizedWeight,
+    pub(super) up: QuantizedWeight,
+    pub(super) lhs: Option<Array>,
+    pub(super) rhs: Option<Array>,
+    pub(super) transpose: bool,
+    pub(super) sorted: bool,
+}
+
+impl Call {
+    pub(super) fn fused(&self, precision: Precision) -> mlx::Result<Array> {
+        let (lhs, rhs) = (self.lhs.as_ref(), self.rhs.as_ref());
+        let Call { x, gate, up, transpose, sorted, .. } = self;
+        gather_qmm_swiglu(x, gate, up, lhs, rhs, *transpose, *sorted, precision)
+    }
+
+    pub(super) fn stock(&self) -> Array {
+        let project = |w| {
+            let (lhs, rhs) = (self.lhs.as_ref(), self.rhs.as_ref());
+            gather_qmm(&self.x, w, lhs, rhs, self.transpose, self.sorted).unwrap()
+        };
+        ops::swiglu(&project(&self.gate), &project(&self.up)).unwrap()
+    }
+
+    #[track_caller]
+    pub(super) fn check(&self, what: impl std::fmt::Display) {
+        let expected = self.stock();
+        assert_lively(&expected, &what);
+        assert_same_bits(&self.fused(Precision::Exact).unwrap(), &expected, what);
+    }
+}
+
+/// How tokens reach the experts.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Layout {
+    /// One token, its experts: `x [1, 1, 1, 1, K]`, `rhs [1, 1, k]`.
+    Decode { top_k: i32 },
+    /// Tokens beside each other: `x [1, L, 1, 1, K]`, `rhs [1, L, k]`.
+    Tokens { tokens: i32, top_k: i32 },
+    /// As mlx-lm sorts them: `x [L·k, 1, K]`, ascending `rhs [L·k]`.
+    Sorted { rows: i32 },
+    /// Several rows for each expert: `x [B, M, K]`, `rhs [B]`.
+    Rows { batch: i32, m: i32 },
+    /// Both sides picked: `x [4, M, K]`, `lhs [2, 3]`, `rhs [3]`, broadcast.
+    Both { m: i32 },
+}
+
+/// A call in `layout` with experts `[experts, n, k]`.
+pub(super) fn call(
+    rng: &mut Rng,
+    layout: Layout,
+    [experts, n, k]: [i32; 3],
+    quantization: Quantization,
+    dtype: Dtype,
+    transpose: bool,
+) -> Call {
+    let gate = rng.experts([experts, n, k], quantization, dtype, transpose);
+    let up = rng.experts([experts, n, k], quantization, dtype, transpose);
+    let mut sorted = false;
+    let (x_shape, lhs, rhs) = match layout {
+        Layout::Decode { top_k } => {
+            let rhs = rng.routing(1, top_k, experts);
+            (vec![1, 1, 1, 1, k], None, data::array(&rhs, &[1, 1, top_k]))
+        }
+        Layout::Tokens { tokens, top_k } => {
+            let rhs = rng.routing(tokens, top_k, experts);
+            (vec![1, tokens, 1, 1, k], None, data::array(&rhs, &[1, tokens, top_k]))
+        }
+        Layout::Sorted { rows } => {
+            sorted = true;
+            let mut rhs: Vec<u32> = (0..rows).map(|_| rng.below(experts) as u32).collect();
+            rhs.sort_unstable();
+            (vec![rows, 1, k], None, data::array(&rhs, &[rows]))
+        }
+        Layout::Rows { batch, m } => (vec![batch, m, k], None, rng.indices(&[batch], experts)),
+        Layout::Both { m } => {
+            (vec![4, m, k], Some(rng.indices(&[2, 3], 4)), rng.indices(&[3], experts))
+        }
+    };
+    let x = rng.array(&x_shape, dtype, 1.0);
+    Call { x, gate, up, lhs, rhs: Some(rhs), transpose, sorted }
+}
+
+const LAYOUTS: [Layout; 7] = [
+    Layout::Decode { top_k: 1 },
+    Layout::Decode { top_k: 3 },
+    Layout::Tokens { tokens: 3, top_k: 2 },
+    Layout::Sorted { rows: 19 },
+    Layout::Rows { batch: 2, m: 2 },
+    Layout::Rows { batch: 3, m: 5 },
+    Layout::Both { m: 3 },
+];
+
+fn product(dtype: Dtype) {
+    let mut rng = Rng::new(1);
+    for q in quantizations() {
+        for transpose in [true, false] {
+            if !fused(Primitive::GatherQmmSwiglu, dtype, q, transpose) {
+                continue;
+            }
+            for (i, layout) in LAYOUTS.into_iter().enumerate() {
+                // The quantised axis comes in whole groups; the other one is anything.
+                let whole = q.group_size * [1, 3, 2][i % 3];
+                let ragged = [1, 7, 16, 33, 8, 40, 67][(i + q.bits as usize) % 7];
+                let (n, k) = if transpose { (ragged, whole) } else { (whole, ragged) };
+                let what = format!("{dtype} {q} transpose {transpose} {layout:?} N {n} K {k}");
+                call(&mut rng, layout, [5, n, k], q, dtype, transpose).check(what);
+            }
+        }
+    }
+}
+
+on_each_device! {
+    fn every_quantization_and_layout_in_f32_has_the_stock_bits() { product(Dtype::F32) }
+}
+on_each_device! {
+    fn every_quantization_and_layout_in_f16_has_the_stock_bits() { product(Dtype::F16) }
+}
+on_each_device! {
+    fn every_quantization_and_layout_in_bf16_has_the_stock_bits() { product(Dtype::Bf16) }
+}
+
+on_each_device! {
+    fn rows_split_over_threads_have_the_stock_bits() {
+        let mut rng = Rng::new(2);
+        let q = Quantization::affine(64, 4);
+        for layout in [Layout::Decode { top_k: 8 }, Layout::Sorted { rows: 70 }] {
+            let shape = [16, 200, 256];
+            call(&mut rng, layout, shape, q, Dtype::Bf16, true).check(format!("{layout:?}"));
+        }
+    }
+}
+
+on_each_device! {
+    fn strided_operands_have_the_stock_bits() {
+        let mut rng = Rng::new(3);
+        for dtype in DTYPES {
+            for transpose in [true, false] {
+                let q = Quantization::affine(32, 4);
+                let layout = Layout::Rows { batch: 4, m: 3 };
+                let plain = call(&mut rng, layout, [6, 32, 64], q, dtype, transpose);
+                for which in 0..6 {
+                    let mut c = Call {
+                        x: plain.x.clone(),
+                        gate: plain.gate.clone(),
+                        up: plain.up.clone(),
+                        rhs: plain.rhs.clone(),
+                        ..plain
+                    };
+                    match which {
+                        0 => c.x = data::strided(&c.x),
+                        1 => c.x = data::column_major(&c.x),
+                        2 => c.x = data::row_strided(&c.x),
+                        3 => {
+                            c.gate.w = data::row_strided(&c.gate.w);
+                            c.up.scales = data::row_strided(&c.up.scales);
+                        }
+                        4 => {
+                            c.up.w = data::column_major(&c.up.w);
+                            c.gate.biases = c.gate.biases.as_ref().map(data::strided);
+                        }
+                        _ => c.rhs = c.rhs.as_ref().map(data::strided),
+                    }
+                    c.check(format!("{dtype} transpose {transpose} view {which}"));
+                }
+            }
+        }
+    }
+}
+
+on_each_device! {
+    fn broadcast_operands_have_the_stock_bits() {
+        let mut rng = Rng::new(4);
+        let q = Quantization::affine(32, 8);
+        let mut c = call(&mut rng, Layout::Rows { batch: 4, m: 2 }, [3, 24, 64], q, Dtype::Bf16, true);
+        // One row of x for all, one index for all, one expert's weights for all.
+        c.x = ops::broadcast_to(&rng.array(&[1, 2, 64], Dtype::Bf16, 1.0), &[4, 2, 64]).unwrap();
+        c.check("broadcast x");
+        c.rhs = Some(ops::broadcast_to(&data::array(&[2u32], &[1]), &[4]).unwrap());
+        c.check("broadcast indices");
+        let one = rng.experts([1, 24, 64], q, Dtype::Bf16, true);
+        let many = |a: &Array| {
+            ops::broadcast_to(a, &[3, a.dim(1), a.dim(2)]).unwrap()
+        };
+        c.gate.w = many(&one.w);
+        c.gate.scales = many(&one.scales);
+        c.gate.biases = one.biases.as_ref().map(many);
+        c.check("broadcast weights");
+    }
+}
+
+on_each_device! {
+    fn absent_indices_mean_all_in_order() {
+        let mut rng = Rng::new(5);
+        let q = Quantization::affine(64, 4);
+        let layout = Layout::Rows { batch: 5, m: 2 };
+        let mut c = call(&mut rng, layout, [5, 12, 64], q, Dtype::F32, true);
+        c.rhs = None;
+        c.check("no indices");
+        c.lhs = Some(rng.indices(&[5], 5));
+        c.check("left indices alone");
+    }
+}
+
+on_each_device! {
+    fn repeated_experts_and_wide_batches_have_the_stock_bits() {
+        let mut rng = Rng::new(6);
+        let q = Quantization::affine(32, 5);
+        let mut c = call(&mut rng, Layout::Rows { batch: 9, m: 1 }, [2, 10, 96], q, Dtype::F16, true);
+        c.rhs = Some(data::array(&[1u32; 9], &[9]));
+        c.check("one expert for all");
+        c.sorted = true;
+        c.check("one expert for all, sorted");
+        c.rhs = Some(data::array(&[0u32, 1, 0, 1, 1, 0, 0, 0, 1], &[9]));
+        c.sorted = false;
+        c.check("two experts in turn");
+    }
+}
+
+on_each_device! {
+    fn promise_of_order_that_is_not_kept_has_the_stock_bits() {
+        // Stock MLX on the CPU takes `sorted` as a hint; so must we.
+        if mlx::default_device() != mlx::Device::Cpu { return; }
+        let mut rng = Rng::new(7);
+        let q = Quantization::affine(64, 4);
+        let mut c = call(&mut rng, Layout::Rows { batch: 20, m: 1 }, [4, 16, 64], q, Dtype::Bf16, true);
+        c.sorted = true;
+        c.check("unsorted indices called sorted");
+    }
+}
+
+on_each_device! {
+    fn empty_input_gives_empty_output() {
+        let mut rng = Rng::new(8);
+        let q = Quantization::affine(32, 4);
+        let plain = call(&mut rng, Layout::Rows { batch: 2, m: 1 }, [2, 8, 32], q, Dtype::F32, true);
+        let no_rows = ops::zeros(&[0, 1, 32], Dtype::F32).unwrap();
+        let no_m = ops::zeros(&[2, 0, 32], Dtype::F32).unwrap();
+        let none = Some(data::array::<u32>(&[], &[0]));
+        for (x, rhs, shape) in [
+            (no_rows, none.clone(), vec![0, 1, 8]),
+            (no_m, plain.rhs.clone(), vec![2, 0, 8]),
+        ] {
+            let (gate, up) = (plain.gate.clone(), plain.up.clone());
+            let c = Call { x, gate, up, rhs, ..plain };
+            let got = c.fused(Precision::Exact).unwrap();
+            got.eval().unwrap();
+            assert_eq!(got.shape(), shape);
+        }
+    }
+}
+
+on_each_device! {
+    fn mixed_dtypes_promote_as_stock() {
+        let mut rng = Rng::new(9);
+        let q = Quantization::affine(32, 4);
+        for (x, w) in [(Dtype::F32, Dtype::Bf16), (Dtype::Bf16, Dtype::F32), (Dtype::F16, Dtype::Bf16)] {
+            let mut c = call(&mut rng, Layout::Decode { top_k: 2 }, [3, 9, 64], q, w, true);
+            c.x = c.x.astype(x).unwrap();
+            c.check(format!("x {x}, scales {w}"));
+        }
+    }
+}
