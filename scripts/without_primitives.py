@@ -33,7 +33,7 @@ def main(full, plain):
     assert without["patched_modules"] == 0, f"{without['patched_modules']} modules patched"
     assert without["token_ids"] == with_primitives["token_ids"], "the tokens differ"
 
-    validate = ["validate", MODEL, *prompt, "--max-tokens", "16", "--json"]
+    validate = ["validate", MODEL, "--prompt-tokens", "1,5,9", "--max-tokens", "16", "--json"]
     answer = summary(run(plain, *validate))
     assert answer["identical"] is True and answer["patched_modules"] == 0, answer
     assert answer["fallbacks"], "no fallback is reported"
