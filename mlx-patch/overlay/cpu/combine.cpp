@@ -1,0 +1,62 @@
+// The weighted sum over a token's experts, rounded as the stock ops multiply, sum(-2) and astype do: every product and
+// every partial sum in their common type, in the order of k, starting from zero.
+
+#include "cpu/operands.h"
+#include "mlx/types/half_types.h"
+
+namespace zmlx::cpu {
+
+namespace {
+
+using mlx::core::bfloat16_t;
+using mlx::core::float16_t;
+
+// A: the type in which stock multiplies and sums, the wider of T and S.
+template <typename T, typename S, typename A>
+void weighted_sum(const T* rows, const S* scores, int64_t top_k, int64_t n, T* y) {
+  for (int64_t i = 0; i < n; i++) {
+    A sum = static_cast<A>(rows[i]) * static_cast<A>(scores[0]);
+    // A sum over one element is a no-op in MLX; over several it starts from zero (which turns -0 into 0).
+    if (top_k > 1) {
+      sum = static_cast<A>(0.0f) + sum;
+    }
+    for (int64_t k = 1; k < top_k; k++) {
+      A product = static_cast<A>(rows[k * n + i]) * static_cast<A>(scores[k]);
+      sum = sum + product;
+    }
+    y[i] = static_cast<T>(sum);
+  }
+}
+
+template <typename T>
+void by_score(const void* rows, DType score_dtype, const void* scores, int64_t top_k, int64_t n, void* y) {
+  auto r = static_cast<const T*>(rows);
+  auto out = static_cast<T*>(y);
+  if (score_dtype == DType::F32) {
+    weighted_sum<T, float, float>(r, static_cast<const float*>(scores), top_k, n, out);
+  } else {
+    weighted_sum<T, T, T>(r, static_cast<const T*>(scores), top_k, n, out);
+  }
+}
+
+} // namespace
+
+void weighted_sum(
+    DType dtype,
+    const void* rows,
+    DType score_dtype,
+    const void* scores,
+    int64_t top_k,
+    int64_t n,
+    void* y) {
+  switch (dtype) {
+    case DType::F32:
+      return by_score<float>(rows, score_dtype, scores, top_k, n, y);
+    case DType::F16:
+      return by_score<float16_t>(rows, score_dtype, scores, top_k, n, y);
+    case DType::BF16:
+      return by_score<bfloat16_t>(rows, score_dtype, scores, top_k, n, y);
+  }
+}
+
+} // namespace zmlx::cpu

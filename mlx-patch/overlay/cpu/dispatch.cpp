@@ -1,0 +1,67 @@
+// Which instruction set the kernels use: the best that both the build and the machine have.
+
+#include <atomic>
+#include <cstring>
+
+#include "cpu/qmm.h"
+
+namespace zmlx::cpu {
+
+namespace {
+
+const Kernels* usable(const char* isa) {
+  if (!std::strcmp(isa, "scalar")) {
+    return scalar_kernels();
+  }
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!std::strcmp(isa, "avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    return avx512_kernels();
+  }
+  if (!std::strcmp(isa, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    return avx2_kernels();
+  }
+#elif defined(__aarch64__)
+  if (!std::strcmp(isa, "neon")) {
+    return neon_kernels();
+  }
+#endif
+  return nullptr;
+}
+
+const Kernels* best() {
+  for (const char* isa : {"avx512", "avx2", "neon"}) {
+    if (const Kernels* k = usable(isa)) {
+      return k;
+    }
+  }
+  return scalar_kernels();
+}
+
+std::atomic<const Kernels*>& current() {
+  static std::atomic<const Kernels*> k{best()};
+  return k;
+}
+
+} // namespace
+
+const Kernels& kernels() {
+  return *current().load(std::memory_order_relaxed);
+}
+
+bool set_isa(const char* isa) {
+  const Kernels* k = usable(isa);
+  if (k) {
+    current() = k;
+  }
+  return k != nullptr;
+}
+
+const char* isa() {
+  return kernels().isa;
+}
+
+} // namespace zmlx::cpu

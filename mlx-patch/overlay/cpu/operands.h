@@ -1,0 +1,109 @@
+// From MLX arrays to the raw pointers that the kernels take. Used inside a dispatched CPU task only, where the data of
+// every input exists.
+
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "cpu/qmm.h"
+#include "mlx/array.h"
+#include "zmlx/quant_params.h"
+
+namespace zmlx::cpu {
+
+DType dtype_of(mlx::core::Dtype t);
+
+// The inner blocks (rows or matrices) of an array: any strides over the outer axes; contiguous inside, copied if the
+// array is not. `at` numbers them in row-major order over the outer axes.
+class StridedBlocks {
+ public:
+  StridedBlocks(const mlx::core::array& a, int inner_axes);
+  StridedBlocks(StridedBlocks&&) = default;
+
+  const uint8_t* at(int64_t i) const;
+  int64_t size() const {
+    return size_;
+  }
+  int64_t row_bytes() const {
+    return row_bytes_;
+  }
+
+ private:
+  std::vector<uint8_t> copy_;
+  const uint8_t* data_{nullptr};
+  mlx::core::Shape shape_; // outer axes
+  mlx::core::Strides strides_; // in bytes
+  bool dense_{true};
+  int64_t size_;
+  int64_t row_bytes_;
+  int64_t block_bytes_;
+};
+
+inline StridedBlocks rows_of(const mlx::core::array& a) {
+  return StridedBlocks(a, 1);
+}
+inline StridedBlocks matrices_of(const mlx::core::array& a) {
+  return StridedBlocks(a, 2);
+}
+
+// Any array as dense bytes in row-major order.
+std::vector<uint8_t> read_dense(const mlx::core::array& a);
+std::vector<uint32_t> read_indices(const mlx::core::array& a);
+
+// The quantized matrices of one projection.
+class QuantStack {
+ public:
+  QuantStack(
+      const mlx::core::array& w,
+      const mlx::core::array& scales,
+      const mlx::core::array* biases,
+      const QuantParams& params,
+      DType dtype);
+
+  QuantView at(int64_t i) const;
+  int64_t size() const {
+    return w_.size();
+  }
+
+ private:
+  StridedBlocks w_;
+  StridedBlocks scales_;
+  std::optional<StridedBlocks> biases_;
+  QuantView view_;
+};
+
+// One row of x, the matrix it goes through, and where its result goes.
+struct Route {
+  const uint8_t* x;
+  int64_t matrix;
+  int64_t out; // row of the output
+};
+
+// Routes in the order of their matrices, cut into runs of at most kMaxRows that share one: a weight block is then
+// unpacked once for all rows of a run. Reordering changes no result, every row has its own place.
+struct Run {
+  int64_t matrix;
+  int64_t begin;
+  int64_t end;
+};
+std::vector<Run> group_routes(std::vector<Route>& routes);
+
+// Throws std::out_of_range naming `op` when an index is not below `size`.
+void check_indices(const char* op, const std::vector<uint32_t>& indices, int64_t size, const char* what);
+
+// y[i] = silu(gate[i]) * up[i] as the stock ops round it: sigmoid, multiply, multiply. y may be gate or up.
+void swiglu(DType dtype, const void* gate, const void* up, void* y, int64_t n);
+
+// y[i] = sum over k of rows[k][i] * scores[k], rounded as the stock ops multiply, sum and astype round. rows [top_k, n].
+void weighted_sum(
+    DType dtype,
+    const void* rows,
+    DType score_dtype,
+    const void* scores,
+    int64_t top_k,
+    int64_t n,
+    void* y);
+
+} // namespace zmlx::cpu

@@ -1,0 +1,109 @@
+// CPU backend of GatherQMMCombine.
+//
+// Idea:    a task owns a column block for a chunk of tokens: it runs the rows of every expert through that block into
+//          scratch, then weights and sums them in the order of k. The product [.., k, N] never reaches memory.
+// Layout:  down [E, N, K * bits / 32] packed; block kernels of cpu/qmm.h.
+// Tasks:   (chunk of tokens, column block of 128), handed out dynamically.
+// Bound:   decode: top_k * N * K * (bits / 8 + 2 * sizeof(T) / group_size) bytes a token.
+// Limits:  none beyond MLX's own.
+
+#include "cpu/operands.h"
+#include "cpu/thread_pool.h"
+#include "gather_qmm_combine/gather_qmm_combine.h"
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+
+namespace zmlx {
+
+using mlx::core::array;
+
+namespace {
+
+// Tokens that one task takes together; bounds the scratch to kTokens * top_k * 128 values.
+constexpr int64_t kTokens = 512;
+
+void run(const std::vector<array>& in, array& out, const QuantParams& params, Precision precision) {
+  using P = GatherQMMCombine;
+  namespace c = zmlx::cpu;
+  auto dtype = c::dtype_of(out.dtype());
+  int64_t item = c::size_of(dtype);
+  c::QuantStack down(in[P::kW], in[P::kScales], params.affine() ? &in[P::kBiases] : nullptr, params, dtype);
+  auto x = c::matrices_of(in[P::kX]);
+  auto indices = c::read_indices(in[P::kRhsIndices]);
+  c::check_indices("gather_qmm_combine", indices, down.size(), "rhs_indices");
+  auto score_dtype = c::dtype_of(in[P::kScores].dtype());
+  auto scores = c::read_dense(in[P::kScores]);
+
+  int64_t top_k = in[P::kRhsIndices].shape(-1);
+  int64_t tokens = indices.size() / top_k;
+  int64_t K = in[P::kX].shape(-1);
+  int64_t N = out.shape(-1);
+  int64_t chunks = (tokens + kTokens - 1) / kTokens;
+  // Each chunk's routes in the order of the experts; `out` is the row of the chunk's scratch.
+  std::vector<std::vector<c::Route>> routes(chunks);
+  std::vector<std::vector<c::Run>> runs(chunks);
+  for (int64_t chunk = 0; chunk < chunks; chunk++) {
+    int64_t first = chunk * kTokens * top_k;
+    int64_t last = std::min<int64_t>(first + kTokens * top_k, indices.size());
+    for (int64_t i = first; i < last; i++) {
+      routes[chunk].push_back({x.at(i), indices[i], i - first});
+    }
+    runs[chunk] = c::group_routes(routes[chunk]);
+  }
+  auto kernel = precision == Precision::Exact ? c::kernels().exact : c::kernels().fast;
+  auto y = out.data<uint8_t>();
+  int64_t blocks = (N + c::kColumnBlock - 1) / c::kColumnBlock;
+
+  c::parallel_for(chunks * blocks, indices.size() * N * K, [&](int64_t task) {
+    int64_t chunk = task / blocks;
+    int64_t n0 = task % blocks * c::kColumnBlock;
+    int64_t n1 = std::min(n0 + c::kColumnBlock, N);
+    int64_t width = n1 - n0;
+    int64_t rows = routes[chunk].size();
+    auto products = static_cast<uint8_t*>(c::thread_scratch(c::Scratch::Driver, rows * width * item));
+    const void* xs[c::kMaxRows];
+    void* ys[c::kMaxRows];
+    for (const auto& run : runs[chunk]) {
+      int m = run.end - run.begin;
+      for (int i = 0; i < m; i++) {
+        const auto& route = routes[chunk][run.begin + i];
+        xs[i] = route.x;
+        ys[i] = products + route.out * width * item;
+      }
+      kernel(down.at(run.matrix), n0, n1, m, xs, ys);
+    }
+    for (int64_t t = 0; t < rows / top_k; t++) {
+      int64_t token = chunk * kTokens + t;
+      c::weighted_sum(
+          dtype,
+          products + t * top_k * width * item,
+          score_dtype,
+          scores.data() + token * top_k * c::size_of(score_dtype),
+          top_k,
+          width,
+          y + (token * N + n0) * item);
+    }
+  });
+}
+
+} // namespace
+
+void GatherQMMCombine::eval_cpu(const std::vector<array>& inputs, array& out) {
+  out.set_data(mlx::core::allocator::malloc(out.nbytes()));
+  if (out.size() == 0) {
+    return;
+  }
+  auto& encoder = mlx::core::cpu::get_command_encoder(stream());
+  std::vector<array> in;
+  for (auto& a : inputs) {
+    encoder.set_input_array(a);
+    in.push_back(array::unsafe_weak_copy(a));
+  }
+  encoder.set_output_array(out);
+  encoder.dispatch([in = std::move(in),
+                    out = array::unsafe_weak_copy(out),
+                    params = params_,
+                    precision = precision_]() mutable { run(in, out, params, precision); });
+}
+
+} // namespace zmlx

@@ -1,0 +1,44 @@
+// GatherQMMCombine: the down projection of each routed expert and their weighted sum, one launch.
+
+#pragma once
+
+#include <tuple>
+
+#include "mlx/primitives.h"
+#include "zmlx/quant_params.h"
+
+namespace zmlx {
+
+class GatherQMMCombine : public mlx::core::UnaryPrimitive {
+ public:
+  // Inputs by name. The biases come last because only affine mode has them.
+  //   kX [.., k, 1, K]   kRhsIndices, kScores [.., k]   ->   [.., N]
+  enum Input { kX, kRhsIndices, kScores, kW, kScales, kBiases };
+
+  GatherQMMCombine(
+      mlx::core::Stream stream,
+      int group_size,
+      int bits,
+      QuantizationMode mode,
+      Precision precision)
+      : UnaryPrimitive(stream), params_{group_size, bits, mode, true}, precision_(precision) {}
+
+  void eval_cpu(const std::vector<array>& inputs, array& out) override;
+  void eval_gpu(const std::vector<array>& inputs, array& out) override;
+
+  DEFINE_VMAP()
+  DEFINE_GRADS()
+  DEFINE_NAME(GatherQMMCombine)
+  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
+
+  auto state() const {
+    return std::make_tuple(params_.group_size, params_.bits, params_.mode, precision_);
+  }
+
+ private:
+  QuantParams params_;
+  Precision precision_;
+};
+
+} // namespace zmlx

@@ -1,0 +1,158 @@
+#include "gather_qmm_combine/gather_qmm_combine.h"
+
+#include <sstream>
+
+#include "mlx/ops.h"
+#include "zmlx/fallback.h"
+
+namespace zmlx {
+
+using namespace mlx::core;
+
+namespace {
+
+constexpr const char* kName = "gather_qmm_combine";
+
+[[noreturn]] void bad_shape(const char* what, const array& got, const array& x) {
+  std::ostringstream msg;
+  msg << "[" << kName << "] " << what << " should have the shape of x without its last two axes but received "
+      << got.shape() << " for x with shape " << x.shape() << ".";
+  throw std::invalid_argument(msg.str());
+}
+
+} // namespace
+
+array gather_qmm_combine(
+    const array& x,
+    const QuantizedWeight& down,
+    const array& rhs_indices,
+    const array& scores,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    Precision precision,
+    StreamOrDevice s_) {
+  auto s = to_stream(s_);
+  auto params = quant_params(kName, group_size, bits, mode, true);
+  if (x.ndim() < 3 || x.shape(-2) != 1) {
+    std::ostringstream msg;
+    msg << "[" << kName << "] x should have shape (..., top_k, 1, K) but received " << x.shape() << ".";
+    throw std::invalid_argument(msg.str());
+  }
+  auto [inner, outer] = check_weight(kName, "down", x, down, params);
+  auto dtype = compute_dtype(kName, x, down, params);
+  Shape routed(x.shape().begin(), x.shape().end() - 2);
+  if (rhs_indices.shape() != routed) {
+    bad_shape("rhs_indices", rhs_indices, x);
+  }
+  if (scores.shape() != routed) {
+    bad_shape("scores", scores, x);
+  }
+  if (scores.dtype() != dtype && scores.dtype() != float32) {
+    std::ostringstream msg;
+    msg << "[" << kName << "] scores should be float32 or " << dtype << ", the type of the product, but received "
+        << scores.dtype() << ".";
+    throw std::invalid_argument(msg.str());
+  }
+  require_kernel(kName, s, dtype, params);
+
+  auto w = cast_weight(down, dtype, params, s);
+  std::vector<array> inputs = {
+      astype(x, dtype, s), indices_or_default(kName, rhs_indices, x, s), scores, w.w, w.scales};
+  if (params.affine()) {
+    inputs.push_back(*w.biases);
+  }
+  Shape shape(routed.begin(), routed.end() - 1);
+  shape.push_back(outer);
+  return array(
+      std::move(shape),
+      dtype,
+      std::make_shared<GatherQMMCombine>(s, params.group_size, params.bits, params.mode, precision),
+      std::move(inputs));
+}
+
+namespace {
+
+// y [.., k, 1, N] -> the weighted sum over k, [.., N], rounded as mlx-lm's MoE blocks do.
+array combine(const array& y_, const array& scores, Stream s) {
+  auto y = squeeze(y_, -2, s);
+  auto weighted = multiply(y, expand_dims(scores, -1, s), s);
+  return astype(sum(weighted, -2, false, s), y.dtype(), s);
+}
+
+std::optional<array> biases_of(const std::vector<array>& in, const QuantParams& p) {
+  return p.affine() ? std::optional<array>(in[GatherQMMCombine::kBiases]) : std::nullopt;
+}
+
+// The definition: what the primitive computes, in stock ops. It has a vjp with respect to x and scores.
+Fallback stock(const QuantParams& p, Stream s) {
+  return [=](const std::vector<array>& in) {
+    using P = GatherQMMCombine;
+    auto y = gather_qmm(
+        in[P::kX],
+        in[P::kW],
+        in[P::kScales],
+        biases_of(in, p),
+        std::nullopt,
+        in[P::kRhsIndices],
+        true,
+        p.group_size,
+        p.bits,
+        mode_name(p.mode),
+        false,
+        s);
+    return std::vector<array>{combine(y, in[P::kScores], s)};
+  };
+}
+
+// The same on dequantized weights: every transformation works.
+Fallback dequantized(const QuantParams& p, Stream s) {
+  return [=](const std::vector<array>& in) {
+    using P = GatherQMMCombine;
+    auto lhs = indices_or_default(kName, std::nullopt, in[P::kX], s);
+    auto y = gather_dequantized(
+        in[P::kX], {in[P::kW], in[P::kScales], biases_of(in, p)}, lhs, in[P::kRhsIndices], p, s);
+    return std::vector<array>{combine(y, in[P::kScores], s)};
+  };
+}
+
+} // namespace
+
+std::pair<std::vector<array>, std::vector<int>> GatherQMMCombine::vmap(
+    const std::vector<array>& inputs,
+    const std::vector<int>& axes) {
+  return fallback_vmap(dequantized(params_, stream()), inputs, axes);
+}
+
+std::vector<array> GatherQMMCombine::jvp(
+    const std::vector<array>& primals,
+    const std::vector<array>& tangents,
+    const std::vector<int>& argnums) {
+  return fallback_jvp(dequantized(params_, stream()), primals, tangents, argnums);
+}
+
+std::vector<array> GatherQMMCombine::vjp(
+    const std::vector<array>& primals,
+    const std::vector<array>& cotangents,
+    const std::vector<int>& argnums,
+    const std::vector<array>&) {
+  bool stock_has_it = true;
+  for (int i : argnums) {
+    stock_has_it = stock_has_it && (i == kX || i == kScores);
+  }
+  return fallback_vjp(
+      stock_has_it ? stock(params_, stream()) : dequantized(params_, stream()), primals, cotangents, argnums);
+}
+
+bool GatherQMMCombine::is_equivalent(const Primitive& other) const {
+  return state() == static_cast<const GatherQMMCombine&>(other).state();
+}
+
+std::vector<Shape> GatherQMMCombine::output_shapes(const std::vector<array>& inputs) {
+  const auto& routed = inputs[kRhsIndices].shape();
+  Shape shape(routed.begin(), routed.end() - 1);
+  shape.push_back(inputs[kW].shape(-2));
+  return {shape};
+}
+
+} // namespace zmlx

@@ -1,0 +1,55 @@
+// GatherQMMSwiGLU: silu(x @ gate[rhs]) * (x @ up[rhs]) over routed experts, one launch.
+
+#pragma once
+
+#include <tuple>
+
+#include "mlx/primitives.h"
+#include "zmlx/quant_params.h"
+
+namespace zmlx {
+
+class GatherQMMSwiGLU : public mlx::core::UnaryPrimitive {
+ public:
+  // Inputs by name. The biases come last because only affine mode has them.
+  enum Input { kX, kLhsIndices, kRhsIndices, kGateW, kGateScales, kUpW, kUpScales, kGateBiases, kUpBiases };
+
+  GatherQMMSwiGLU(
+      mlx::core::Stream stream,
+      int group_size,
+      int bits,
+      QuantizationMode mode,
+      bool transpose,
+      bool sorted_indices,
+      Precision precision)
+      : UnaryPrimitive(stream),
+        params_{group_size, bits, mode, transpose},
+        sorted_indices_(sorted_indices),
+        precision_(precision) {}
+
+  void eval_cpu(const std::vector<array>& inputs, array& out) override;
+  void eval_gpu(const std::vector<array>& inputs, array& out) override;
+
+  DEFINE_VMAP()
+  DEFINE_GRADS()
+  DEFINE_NAME(GatherQMMSwiGLU)
+  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
+
+  auto state() const {
+    return std::make_tuple(
+        params_.group_size,
+        params_.bits,
+        params_.mode,
+        params_.transpose,
+        sorted_indices_,
+        precision_);
+  }
+
+ private:
+  QuantParams params_;
+  bool sorted_indices_;
+  Precision precision_;
+};
+
+} // namespace zmlx

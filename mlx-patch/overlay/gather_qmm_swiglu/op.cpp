@@ -1,0 +1,149 @@
+#include "gather_qmm_swiglu/gather_qmm_swiglu.h"
+
+#include <sstream>
+
+#include "mlx/ops.h"
+#include "zmlx/fallback.h"
+
+namespace zmlx {
+
+using namespace mlx::core;
+
+namespace {
+
+constexpr const char* kName = "gather_qmm_swiglu";
+
+array silu_multiply(const array& gate, const array& up, Stream s) {
+  return multiply(multiply(gate, sigmoid(gate, s), s), up, s);
+}
+
+} // namespace
+
+array gather_qmm_swiglu(
+    const array& x,
+    const QuantizedWeight& gate,
+    const QuantizedWeight& up,
+    std::optional<array> lhs_indices,
+    std::optional<array> rhs_indices,
+    bool transpose,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    bool sorted_indices,
+    Precision precision,
+    StreamOrDevice s_) {
+  auto s = to_stream(s_);
+  auto params = quant_params(kName, group_size, bits, mode, transpose);
+  auto [inner, outer] = check_weight(kName, "gate", x, gate, params);
+  check_weight(kName, "up", x, up, params);
+  if (gate.w.shape() != up.w.shape()) {
+    std::ostringstream msg;
+    msg << "[" << kName << "] gate and up should have the same shape but received " << gate.w.shape() << " and "
+        << up.w.shape() << ".";
+    throw std::invalid_argument(msg.str());
+  }
+  auto dtype = compute_dtype(kName, x, gate, params);
+  auto up_dtype = compute_dtype(kName, x, up, params);
+  if (dtype != up_dtype) {
+    std::ostringstream msg;
+    msg << "[" << kName << "] gate and up should promote to one type but give " << dtype << " and " << up_dtype
+        << ".";
+    throw std::invalid_argument(msg.str());
+  }
+  require_kernel(kName, s, dtype, params);
+
+  bool sorted = sorted_indices && (!lhs_indices || !rhs_indices);
+  auto lhs = indices_or_default(kName, lhs_indices, x, s);
+  auto rhs = indices_or_default(kName, rhs_indices, gate.w, s);
+  auto indices = broadcast_arrays({lhs, rhs}, s);
+
+  auto shape = indices[0].shape();
+  shape.push_back(x.shape(-2));
+  shape.push_back(outer);
+  auto g = cast_weight(gate, dtype, params, s);
+  auto u = cast_weight(up, dtype, params, s);
+  std::vector<array> inputs = {
+      astype(x, dtype, s), indices[0], indices[1], g.w, g.scales, u.w, u.scales};
+  if (params.affine()) {
+    inputs.push_back(*g.biases);
+    inputs.push_back(*u.biases);
+  }
+  return array(
+      std::move(shape),
+      dtype,
+      std::make_shared<GatherQMMSwiGLU>(
+          s, params.group_size, params.bits, params.mode, transpose, sorted, precision),
+      std::move(inputs));
+}
+
+namespace {
+
+using Projection = std::function<array(const array& x, const QuantizedWeight& w, const array& lhs, const array& rhs)>;
+
+std::vector<array> compose(const std::vector<array>& in, bool affine, Stream s, const Projection& project) {
+  using P = GatherQMMSwiGLU;
+  auto biases = [&](int i) { return affine ? std::optional<array>(in[i]) : std::nullopt; };
+  auto gate = project(
+      in[P::kX], {in[P::kGateW], in[P::kGateScales], biases(P::kGateBiases)}, in[P::kLhsIndices], in[P::kRhsIndices]);
+  auto up = project(
+      in[P::kX], {in[P::kUpW], in[P::kUpScales], biases(P::kUpBiases)}, in[P::kLhsIndices], in[P::kRhsIndices]);
+  return {silu_multiply(gate, up, s)};
+}
+
+// The definition: what the primitive computes, in stock ops. It has a vjp with respect to x.
+Fallback stock(const QuantParams& p, bool sorted, Stream s) {
+  return [=](const std::vector<array>& inputs) {
+    return compose(inputs, p.affine(), s, [=](auto& x, auto& w, auto& lhs, auto& rhs) {
+      return gather_qmm(
+          x, w.w, w.scales, w.biases, lhs, rhs, p.transpose, p.group_size, p.bits, mode_name(p.mode), sorted, s);
+    });
+  };
+}
+
+// The same on dequantized weights: every transformation works.
+Fallback dequantized(const QuantParams& p, Stream s) {
+  return [=](const std::vector<array>& inputs) {
+    return compose(inputs, p.affine(), s, [=](auto& x, auto& w, auto& lhs, auto& rhs) {
+      return gather_dequantized(x, w, lhs, rhs, p, s);
+    });
+  };
+}
+
+} // namespace
+
+std::pair<std::vector<array>, std::vector<int>> GatherQMMSwiGLU::vmap(
+    const std::vector<array>& inputs,
+    const std::vector<int>& axes) {
+  return fallback_vmap(dequantized(params_, stream()), inputs, axes);
+}
+
+std::vector<array> GatherQMMSwiGLU::jvp(
+    const std::vector<array>& primals,
+    const std::vector<array>& tangents,
+    const std::vector<int>& argnums) {
+  return fallback_jvp(dequantized(params_, stream()), primals, tangents, argnums);
+}
+
+std::vector<array> GatherQMMSwiGLU::vjp(
+    const std::vector<array>& primals,
+    const std::vector<array>& cotangents,
+    const std::vector<int>& argnums,
+    const std::vector<array>&) {
+  bool only_x = argnums.size() == 1 && argnums[0] == kX;
+  auto f = only_x ? stock(params_, sorted_indices_, stream()) : dequantized(params_, stream());
+  return fallback_vjp(f, primals, cotangents, argnums);
+}
+
+bool GatherQMMSwiGLU::is_equivalent(const Primitive& other) const {
+  return state() == static_cast<const GatherQMMSwiGLU&>(other).state();
+}
+
+std::vector<Shape> GatherQMMSwiGLU::output_shapes(const std::vector<array>& inputs) {
+  auto shape = inputs[kLhsIndices].shape();
+  shape.push_back(inputs[kX].shape(-2));
+  shape.push_back(
+      params_.transpose ? inputs[kGateW].shape(-2) : inputs[kGateScales].shape(-1) * params_.group_size);
+  return {shape};
+}
+
+} // namespace zmlx

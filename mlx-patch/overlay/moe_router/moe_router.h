@@ -1,0 +1,42 @@
+// MoERouter: scores of all experts, the top_k of them in argpartition's order, and their (normalised) weights.
+
+#pragma once
+
+#include <tuple>
+
+#include "mlx/primitives.h"
+#include "zmlx/primitives.h"
+
+namespace zmlx {
+
+enum class RouterScoring { Softmax, Sigmoid };
+
+class MoERouter : public mlx::core::Primitive {
+ public:
+  // Input: logits [.., E]. Outputs: indices [.., top_k] u32, scores [.., top_k] in the type of the logits.
+  enum Input { kLogits };
+  enum Output { kIndices, kScores };
+
+  MoERouter(mlx::core::Stream stream, int top_k, bool normalize, RouterScoring scoring)
+      : Primitive(stream), top_k_(top_k), normalize_(normalize), scoring_(scoring) {}
+
+  void eval_cpu(const std::vector<array>& inputs, std::vector<array>& outputs) override;
+  void eval_gpu(const std::vector<array>& inputs, std::vector<array>& outputs) override;
+
+  DEFINE_VMAP()
+  DEFINE_GRADS()
+  DEFINE_NAME(MoERouter)
+  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
+
+  auto state() const {
+    return std::make_tuple(top_k_, normalize_, scoring_);
+  }
+
+ private:
+  int top_k_;
+  bool normalize_;
+  RouterScoring scoring_;
+};
+
+} // namespace zmlx

@@ -1,0 +1,110 @@
+#include <sstream>
+
+#include "mlx/ops.h"
+#include "moe_router/moe_router.h"
+#include "zmlx/fallback.h"
+#include "zmlx/quant_params.h"
+
+namespace zmlx {
+
+using namespace mlx::core;
+
+std::pair<array, array> moe_router(
+    const array& logits,
+    int top_k,
+    bool normalize,
+    const std::string& scoring,
+    StreamOrDevice s_) {
+  auto s = to_stream(s_);
+  auto fail = [](auto&&... args) {
+    std::ostringstream msg;
+    msg << "[moe_router] ";
+    (msg << ... << args);
+    throw std::invalid_argument(msg.str());
+  };
+  if (logits.dtype() != float32 && logits.dtype() != float16 && logits.dtype() != bfloat16) {
+    fail("logits should be float32, float16 or bfloat16 but received ", logits.dtype(), ".");
+  }
+  if (logits.ndim() < 1) {
+    fail("logits should have at least one dimension but received shape ", logits.shape(), ".");
+  }
+  if (top_k < 1 || top_k > logits.shape(-1)) {
+    fail("top_k should be between 1 and the number of experts, ", logits.shape(-1), ", but received ", top_k, ".");
+  }
+  if (scoring != "softmax" && scoring != "sigmoid") {
+    fail("scoring should be 'softmax' or 'sigmoid' but received '", scoring, "'.");
+  }
+  auto [fused, reason] = supports("moe_router", s.device, logits.dtype(), 0, 0, "", true);
+  if (!fused) {
+    fail(reason, ".");
+  }
+  auto shape = logits.shape();
+  shape.back() = top_k;
+  auto kind = scoring == "softmax" ? RouterScoring::Softmax : RouterScoring::Sigmoid;
+  auto outputs = array::make_arrays(
+      {shape, shape},
+      {uint32, logits.dtype()},
+      std::make_shared<MoERouter>(s, top_k, normalize, kind),
+      {logits});
+  return {outputs[MoERouter::kIndices], outputs[MoERouter::kScores]};
+}
+
+namespace {
+
+// The definition, in stock ops, as mlx-lm's MoE blocks have it.
+Fallback stock(int top_k, bool normalize, RouterScoring scoring, Stream s) {
+  return [=](const std::vector<array>& inputs) {
+    const auto& logits = inputs[MoERouter::kLogits];
+    auto gates = scoring == RouterScoring::Softmax ? softmax(logits, -1, true, s) : sigmoid(logits, s);
+    auto order = argpartition(gates, -top_k, -1, s);
+    auto start = Shape(order.ndim(), 0);
+    auto stop = order.shape();
+    start.back() = stop.back() - top_k;
+    auto indices = stop_gradient(slice(order, start, stop, s), s);
+    auto scores = take_along_axis(gates, indices, -1, s);
+    if (normalize) {
+      scores = divide(scores, sum(scores, -1, true, s), s);
+    }
+    return std::vector<array>{indices, scores};
+  };
+}
+
+} // namespace
+
+std::pair<std::vector<array>, std::vector<int>> MoERouter::vmap(
+    const std::vector<array>& inputs,
+    const std::vector<int>& axes) {
+  return fallback_vmap(stock(top_k_, normalize_, scoring_, stream()), inputs, axes);
+}
+
+std::vector<array> MoERouter::jvp(
+    const std::vector<array>& primals,
+    const std::vector<array>& tangents,
+    const std::vector<int>& argnums) {
+  return fallback_jvp(stock(top_k_, normalize_, scoring_, stream()), primals, tangents, argnums);
+}
+
+std::vector<array> MoERouter::vjp(
+    const std::vector<array>& primals,
+    const std::vector<array>& cotangents,
+    const std::vector<int>& argnums,
+    const std::vector<array>&) {
+  // Indices have no gradient: only the cotangent of the scores goes through.
+  auto f = stock(top_k_, normalize_, scoring_, stream());
+  auto scores_only = [f](const std::vector<array>& in) {
+    return std::vector<array>{f(in)[MoERouter::kScores]};
+  };
+  return fallback_vjp(scores_only, primals, {cotangents[kScores]}, argnums);
+}
+
+bool MoERouter::is_equivalent(const Primitive& other) const {
+  return state() == static_cast<const MoERouter&>(other).state();
+}
+
+std::vector<Shape> MoERouter::output_shapes(const std::vector<array>& inputs) {
+  auto shape = inputs[kLogits].shape();
+  shape.back() = top_k_;
+  return {shape, shape};
+}
+
+} // namespace zmlx

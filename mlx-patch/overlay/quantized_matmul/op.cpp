@@ -1,0 +1,148 @@
+#include "quantized_matmul/quantized_matmul.h"
+
+#include <sstream>
+
+#include "mlx/ops.h"
+#include "zmlx/fallback.h"
+
+namespace zmlx {
+
+using namespace mlx::core;
+
+namespace {
+
+constexpr const char* kName = "quantized_matmul";
+
+// `a` with its leading axes broadcast to `batch`.
+array broadcast_batch(const array& a, const Shape& batch, Stream s) {
+  auto shape = batch;
+  shape.push_back(a.shape(-2));
+  shape.push_back(a.shape(-1));
+  return broadcast_to(a, shape, s);
+}
+
+Shape leading(const array& a) {
+  return Shape(a.shape().begin(), a.shape().end() - 2);
+}
+
+} // namespace
+
+array quantized_matmul(
+    const array& x_,
+    const QuantizedWeight& weight_,
+    bool transpose,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    Precision precision,
+    StreamOrDevice s_) {
+  auto s = to_stream(s_);
+  auto params = quant_params(kName, group_size, bits, mode, transpose);
+  auto [inner, outer] = check_weight(kName, "weight", x_, weight_, params);
+  auto dtype = compute_dtype(kName, x_, weight_, params);
+  require_kernel(kName, s, dtype, params);
+
+  auto x = astype(x_, dtype, s);
+  auto weight = cast_weight(weight_, dtype, params, s);
+  if (x.ndim() > 2 && weight.w.ndim() > 2) {
+    auto batch = broadcast_shapes(leading(x), leading(weight.w));
+    x = broadcast_batch(x, batch, s);
+    weight.w = broadcast_batch(weight.w, batch, s);
+    weight.scales = broadcast_batch(weight.scales, batch, s);
+    if (weight.biases) {
+      weight.biases = broadcast_batch(*weight.biases, batch, s);
+    }
+  }
+  auto shape = x.shape();
+  shape.back() = outer;
+  std::vector<array> inputs = {x, weight.w, weight.scales};
+  if (params.affine()) {
+    inputs.push_back(*weight.biases);
+  }
+  return array(
+      std::move(shape),
+      dtype,
+      std::make_shared<QuantizedMatmulRows>(
+          s, params.group_size, params.bits, params.mode, transpose, precision),
+      std::move(inputs));
+}
+
+namespace {
+
+std::optional<array> biases_of(const std::vector<array>& in, const QuantParams& p) {
+  return p.affine() ? std::optional<array>(in[QuantizedMatmulRows::kBiases]) : std::nullopt;
+}
+
+// The definition: what the primitive computes, in a stock op. It has a vjp.
+Fallback stock(const QuantParams& p, Stream s) {
+  return [=](const std::vector<array>& in) {
+    using P = QuantizedMatmulRows;
+    return std::vector<array>{mlx::core::quantized_matmul(
+        in[P::kX],
+        in[P::kW],
+        in[P::kScales],
+        biases_of(in, p),
+        p.transpose,
+        p.group_size,
+        p.bits,
+        mode_name(p.mode),
+        s)};
+  };
+}
+
+// The same on dequantized weights: every transformation works.
+Fallback dequantized(const QuantParams& p, Stream s) {
+  return [=](const std::vector<array>& in) {
+    using P = QuantizedMatmulRows;
+    auto dtype = p.affine() ? std::nullopt : std::optional<Dtype>(in[P::kX].dtype());
+    auto w = dequantize(
+        in[P::kW],
+        in[P::kScales],
+        biases_of(in, p),
+        p.group_size,
+        p.bits,
+        mode_name(p.mode),
+        std::nullopt,
+        dtype,
+        s);
+    return std::vector<array>{matmul(in[P::kX], p.transpose ? swapaxes(w, -1, -2, s) : w, s)};
+  };
+}
+
+} // namespace
+
+std::pair<std::vector<array>, std::vector<int>> QuantizedMatmulRows::vmap(
+    const std::vector<array>& inputs,
+    const std::vector<int>& axes) {
+  return fallback_vmap(dequantized(params_, stream()), inputs, axes);
+}
+
+std::vector<array> QuantizedMatmulRows::jvp(
+    const std::vector<array>& primals,
+    const std::vector<array>& tangents,
+    const std::vector<int>& argnums) {
+  return fallback_jvp(dequantized(params_, stream()), primals, tangents, argnums);
+}
+
+std::vector<array> QuantizedMatmulRows::vjp(
+    const std::vector<array>& primals,
+    const std::vector<array>& cotangents,
+    const std::vector<int>& argnums,
+    const std::vector<array>&) {
+  bool only_x = argnums.size() == 1 && argnums[0] == kX;
+  return fallback_vjp(
+      only_x ? stock(params_, stream()) : dequantized(params_, stream()), primals, cotangents, argnums);
+}
+
+bool QuantizedMatmulRows::is_equivalent(const Primitive& other) const {
+  return state() == static_cast<const QuantizedMatmulRows&>(other).state();
+}
+
+std::vector<Shape> QuantizedMatmulRows::output_shapes(const std::vector<array>& inputs) {
+  auto shape = inputs[kX].shape();
+  shape.back() =
+      params_.transpose ? inputs[kW].shape(-2) : inputs[kScales].shape(-1) * params_.group_size;
+  return {shape};
+}
+
+} // namespace zmlx

@@ -1,0 +1,46 @@
+// QuantizedMatmulRows: x @ w for one quantized matrix or a batch of them, parallel over columns and rows. The stock
+// primitive of this name is QuantizedMatmul.
+
+#pragma once
+
+#include <tuple>
+
+#include "mlx/primitives.h"
+#include "zmlx/quant_params.h"
+
+namespace zmlx {
+
+class QuantizedMatmulRows : public mlx::core::UnaryPrimitive {
+ public:
+  // Inputs by name. The biases come last because only affine mode has them.
+  enum Input { kX, kW, kScales, kBiases };
+
+  QuantizedMatmulRows(
+      mlx::core::Stream stream,
+      int group_size,
+      int bits,
+      QuantizationMode mode,
+      bool transpose,
+      Precision precision)
+      : UnaryPrimitive(stream), params_{group_size, bits, mode, transpose}, precision_(precision) {}
+
+  void eval_cpu(const std::vector<array>& inputs, array& out) override;
+  void eval_gpu(const std::vector<array>& inputs, array& out) override;
+
+  DEFINE_VMAP()
+  DEFINE_GRADS()
+  DEFINE_NAME(QuantizedMatmulRows)
+  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
+
+  auto state() const {
+    return std::make_tuple(
+        params_.group_size, params_.bits, params_.mode, params_.transpose, precision_);
+  }
+
+ private:
+  QuantParams params_;
+  Precision precision_;
+};
+
+} // namespace zmlx

@@ -1,0 +1,392 @@
+// Bit for bit against stock MLX, in one process: the whole product of dtypes, modes, bits, group sizes, layouts, row
+// counts and ragged sizes; extreme values; strided and broadcast inputs; routing and combine. Developer's program; the
+// kept suite is the workspace's integration test.
+//
+//   equivalence [--isa NAME] [--threads N] [--seed S] [--quick]
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <random>
+#include <sstream>
+
+#include "mlx/mlx.h"
+#include "zmlx/primitives.h"
+
+namespace mx = mlx::core;
+using mx::array;
+
+namespace {
+
+std::mt19937_64 rng(1);
+int64_t compared = 0;
+int cases = 0;
+int failures = 0;
+
+double uniform(double lo, double hi) {
+  return std::uniform_real_distribution<double>(lo, hi)(rng);
+}
+
+enum class Values { Normal, Tiny, Extreme };
+
+float draw(Values v) {
+  switch (v) {
+    case Values::Normal:
+      return std::normal_distribution<float>(0.0f, 1.0f)(rng);
+    case Values::Tiny: // denormals of every type among them
+      return std::ldexp(uniform(-1, 1), static_cast<int>(uniform(-149, 4)));
+    case Values::Extreme: {
+      int pick = rng() % 40;
+      if (pick == 0) {
+        return INFINITY;
+      } else if (pick == 1) {
+        return -INFINITY;
+      } else if (pick == 2) {
+        return NAN;
+      } else if (pick == 3) {
+        return -NAN;
+      } else if (pick == 4) {
+        return -0.0f;
+      } else if (pick < 10) {
+        return std::ldexp(uniform(-1, 1), static_cast<int>(uniform(-149, 128)));
+      }
+      return std::normal_distribution<float>(0.0f, 1.0f)(rng);
+    }
+  }
+  return 0;
+}
+
+array random_array(mx::Shape shape, mx::Dtype dtype, Values v, double scale = 1) {
+  int64_t n = 1;
+  for (int d : shape) {
+    n *= d;
+  }
+  std::vector<float> data(n);
+  for (auto& x : data) {
+    x = draw(v) * scale;
+  }
+  auto a = mx::astype(array(data.data(), shape, mx::float32), dtype);
+  mx::eval(a);
+  return a;
+}
+
+array random_u32(mx::Shape shape, uint64_t below = 0) {
+  int64_t n = 1;
+  for (int d : shape) {
+    n *= d;
+  }
+  std::vector<uint32_t> data(n);
+  for (auto& x : data) {
+    x = below ? rng() % below : rng();
+  }
+  return array(data.data(), shape, mx::uint32);
+}
+
+struct Config {
+  mx::Dtype dtype;
+  std::string mode;
+  int bits;
+  int group;
+  bool transpose;
+};
+
+std::string describe(const Config& c) {
+  std::ostringstream s;
+  s << c.dtype << " " << c.mode << " b" << c.bits << " g" << c.group << (c.transpose ? " t" : " n");
+  return s.str();
+}
+
+zmlx::QuantizedWeight random_weight(const Config& c, mx::Shape batch, int N, int K, Values v) {
+  auto w_shape = batch;
+  auto s_shape = batch;
+  int rows = c.transpose ? N : K;
+  int cols = c.transpose ? K : N;
+  w_shape.push_back(rows);
+  w_shape.push_back(cols * c.bits / 32);
+  s_shape.push_back(rows);
+  s_shape.push_back(cols / c.group);
+  auto w = random_u32(w_shape);
+  if (c.mode == "affine") {
+    double scale = v == Values::Normal ? 0.02 : 1;
+    return {w, random_array(s_shape, c.dtype, v, scale), random_array(s_shape, c.dtype, v, scale * 4)};
+  }
+  int64_t n = 1;
+  for (int d : s_shape) {
+    n *= d;
+  }
+  std::vector<uint8_t> s(n);
+  for (auto& x : s) {
+    if (v == Values::Normal) {
+      x = c.mode == "nvfp4" ? 0x20 + rng() % 32 : 118 + rng() % 8;
+    } else {
+      x = rng();
+    }
+  }
+  return {w, array(s.data(), s_shape, mx::uint8), std::nullopt};
+}
+
+// True when a and b have the same shape, dtype and bits.
+bool same(const std::string& what, array a, array b) {
+  cases++;
+  mx::eval(a, b);
+  if (a.shape() != b.shape() || a.dtype() != b.dtype()) {
+    std::cout << "DIFFERS " << what << ": " << a.dtype() << a.shape() << " vs " << b.dtype() << b.shape() << "\n";
+    failures++;
+    return false;
+  }
+  a = mx::contiguous(a);
+  b = mx::contiguous(b);
+  mx::eval(a, b);
+  auto pa = a.data<uint8_t>();
+  auto pb = b.data<uint8_t>();
+  int64_t item = a.itemsize();
+  int64_t wrong = 0;
+  int64_t first = -1;
+  for (int64_t i = 0; i < a.size(); i++) {
+    if (std::memcmp(pa + i * item, pb + i * item, item)) {
+      wrong++;
+      first = first < 0 ? i : first;
+    }
+  }
+  compared += a.size();
+  if (wrong) {
+    failures++;
+    if (failures < 40) {
+      uint32_t x = 0, y = 0;
+      std::memcpy(&x, pa + first * item, item);
+      std::memcpy(&y, pb + first * item, item);
+      std::printf(
+          "DIFFERS %s: %lld of %lld, first at %lld: %08x, expected %08x\n",
+          what.c_str(),
+          (long long)wrong,
+          (long long)a.size(),
+          (long long)first,
+          x,
+          y);
+    }
+  }
+  return wrong == 0;
+}
+
+array stock_swiglu(
+    const Config& c,
+    const array& x,
+    const zmlx::QuantizedWeight& g,
+    const zmlx::QuantizedWeight& u,
+    std::optional<array> lhs,
+    std::optional<array> rhs) {
+  auto gate = mx::gather_qmm(x, g.w, g.scales, g.biases, lhs, rhs, c.transpose, c.group, c.bits, c.mode);
+  auto up = mx::gather_qmm(x, u.w, u.scales, u.biases, lhs, rhs, c.transpose, c.group, c.bits, c.mode);
+  return gate * mx::sigmoid(gate) * up;
+}
+
+void check_swiglu(const Config& c, Values v, int M, int N, int K, int experts, int tokens, int top_k) {
+  std::ostringstream what;
+  what << "swiglu " << describe(c) << " v" << int(v) << " M" << M << " N" << N << " K" << K << " E" << experts << " T"
+       << tokens << " k" << top_k;
+  auto x = random_array({tokens, 1, M, K}, c.dtype, v);
+  auto g = random_weight(c, {experts}, N, K, v);
+  auto u = random_weight(c, {experts}, N, K, v);
+  auto rhs = random_u32({tokens, top_k}, experts);
+  auto lhs = std::optional<array>();
+  same(
+      what.str(),
+      zmlx::gather_qmm_swiglu(
+          x, g, u, lhs, rhs, c.transpose, c.group, c.bits, c.mode, false, zmlx::Precision::Exact),
+      stock_swiglu(c, x, g, u, lhs, rhs));
+}
+
+void check_qmm(const Config& c, Values v, mx::Shape x_shape, mx::Shape batch, int N) {
+  std::ostringstream what;
+  int K = x_shape.back();
+  what << "qmm " << describe(c) << " v" << int(v) << " x" << array(0).shape() << x_shape << " N" << N;
+  auto x = random_array(x_shape, c.dtype, v);
+  auto w = random_weight(c, batch, N, K, v);
+  same(
+      what.str(),
+      zmlx::quantized_matmul(x, w, c.transpose, c.group, c.bits, c.mode, zmlx::Precision::Exact),
+      mx::quantized_matmul(x, w.w, w.scales, w.biases, c.transpose, c.group, c.bits, c.mode));
+}
+
+void check_combine(const Config& c, Values v, int N, int K, int experts, int tokens, int top_k, bool f32_scores) {
+  std::ostringstream what;
+  what << "combine " << describe(c) << " v" << int(v) << " N" << N << " K" << K << " T" << tokens << " k" << top_k
+       << (f32_scores ? " f32 scores" : "");
+  auto x = random_array({1, tokens, top_k, 1, K}, c.dtype, v);
+  auto w = random_weight(c, {experts}, N, K, v);
+  auto rhs = random_u32({1, tokens, top_k}, experts);
+  auto scores = random_array({1, tokens, top_k}, f32_scores ? mx::float32 : c.dtype, v, 0.3);
+  auto y = mx::gather_qmm(x, w.w, w.scales, w.biases, std::nullopt, rhs, true, c.group, c.bits, c.mode);
+  y = mx::squeeze(y, -2);
+  auto expected = mx::astype(mx::sum(y * mx::expand_dims(scores, -1), -2), y.dtype());
+  same(
+      what.str(),
+      zmlx::gather_qmm_combine(x, w, rhs, scores, c.group, c.bits, c.mode, zmlx::Precision::Exact),
+      expected);
+}
+
+void check_router(mx::Dtype dtype, int tokens, int experts, int top_k, bool normalize, bool softmax, int kind) {
+  std::ostringstream what;
+  what << "router " << dtype << " T" << tokens << " E" << experts << " k" << top_k << " kind " << kind << " "
+       << normalize << softmax;
+  auto logits = random_array({1, tokens, experts}, dtype, kind == 2 ? Values::Extreme : Values::Normal, 2);
+  if (kind == 1) { // many ties
+    logits = mx::astype(mx::round(logits), dtype);
+  }
+  auto gates = softmax ? mx::softmax(logits, -1, true) : mx::sigmoid(logits);
+  auto order = mx::argpartition(gates, -top_k, -1);
+  auto inds = mx::slice(order, {0, 0, experts - top_k}, {1, tokens, experts});
+  auto scores = mx::take_along_axis(gates, inds, -1);
+  if (normalize) {
+    scores = scores / mx::sum(scores, -1, true);
+  }
+  auto [i, s] = zmlx::moe_router(logits, top_k, normalize, softmax ? "softmax" : "sigmoid");
+  same(what.str() + " indices", i, inds);
+  same(what.str() + " scores", s, scores);
+}
+
+void check_layouts(const Config& c) {
+  int N = 96 * (c.group == 128 && !c.transpose ? 4 : c.transpose ? 1 : 2);
+  if (!c.transpose) {
+    N = N / 128 * 128;
+  }
+  int K = 256;
+  auto E = c.transpose;
+  (void)E;
+  std::string name = describe(c) + " layout ";
+  auto exact = zmlx::Precision::Exact;
+  auto run = [&](const std::string& what,
+                 const array& x,
+                 const zmlx::QuantizedWeight& g,
+                 const zmlx::QuantizedWeight& u,
+                 std::optional<array> lhs,
+                 std::optional<array> rhs) {
+    same(
+        name + what,
+        zmlx::gather_qmm_swiglu(x, g, u, lhs, rhs, c.transpose, c.group, c.bits, c.mode, false, exact),
+        stock_swiglu(c, x, g, u, lhs, rhs));
+  };
+  auto g = random_weight(c, {4}, N, K, Values::Normal);
+  auto u = random_weight(c, {4}, N, K, Values::Normal);
+  auto idx = random_u32({3, 2}, 4);
+  auto strided = [&](array a) { // same values, reversed outer storage and padded rows
+    auto padded = mx::concatenate({a, a}, -1);
+    mx::eval(padded);
+    auto start = mx::Shape(a.ndim(), 0);
+    return mx::slice(padded, start, a.shape());
+  };
+  auto x = random_array({3, 1, 2, K}, c.dtype, Values::Normal);
+  run("plain", x, g, u, std::nullopt, idx);
+  run("padded x", strided(x), g, u, std::nullopt, idx);
+  run("transposed x", mx::transpose(random_array({3, 1, K, 2}, c.dtype, Values::Normal), {0, 1, 3, 2}), g, u, std::nullopt, idx);
+  run("broadcast x", mx::broadcast_to(random_array({1, 1, 1, K}, c.dtype, Values::Normal), {3, 1, 2, K}), g, u, std::nullopt, idx);
+  auto pad_w = [&](const zmlx::QuantizedWeight& w) {
+    return zmlx::QuantizedWeight{
+        strided(w.w), strided(w.scales), w.biases ? std::optional<array>(strided(*w.biases)) : std::nullopt};
+  };
+  run("padded w", x, pad_w(g), pad_w(u), std::nullopt, idx);
+  auto lhs = random_u32({3, 2}, 3);
+  run("lhs and rhs", x, g, u, lhs, idx);
+  run("strided indices", x, g, u, mx::transpose(random_u32({2, 3}, 3), {1, 0}), idx);
+  run("lhs only", random_array({5, 2, K}, c.dtype, Values::Normal), g, u, random_u32({4}, 5), std::nullopt);
+  run("broadcast indices", x, g, u, random_u32({3, 1}, 3), random_u32({1, 2}, 4));
+  run("scalar index", random_array({2, K}, c.dtype, Values::Normal), g, u, std::nullopt, random_u32({}, 4));
+  run("no rows", random_array({3, 1, 1, K}, c.dtype, Values::Normal), g, u, random_u32({0}, 3), random_u32({0}, 4));
+  auto x3 = random_array({4, 3, K}, c.dtype, Values::Normal);
+  run("no indices", x3, g, u, std::nullopt, std::nullopt);
+  // batch axes
+  auto g2 = random_weight(c, {2, 3}, N, K, Values::Normal);
+  auto u2 = random_weight(c, {2, 3}, N, K, Values::Normal);
+  run("two batch axes", x, g2, u2, std::nullopt, random_u32({3, 2}, 6));
+  auto q = [&](const std::string& what, const array& a, const zmlx::QuantizedWeight& w) {
+    same(
+        name + "qmm " + what,
+        zmlx::quantized_matmul(a, w, c.transpose, c.group, c.bits, c.mode, exact),
+        mx::quantized_matmul(a, w.w, w.scales, w.biases, c.transpose, c.group, c.bits, c.mode));
+  };
+  q("batch", x3, g);
+  q("broadcast batch", random_array({2, 1, 2, K}, c.dtype, Values::Normal), g2);
+  q("one matrix of many", random_array({2, K}, c.dtype, Values::Normal), g);
+  auto flat = random_weight(c, {}, N, K, Values::Normal);
+  q("vector", random_array({K}, c.dtype, Values::Normal), flat);
+  q("padded x", strided(x), flat);
+  q("padded w", x, pad_w(flat));
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+  bool quick = false;
+  for (int i = 1; i < argc; i++) {
+    std::string a = argv[i];
+    if (a == "--isa") {
+      if (!zmlx::set_cpu_isa(argv[++i])) {
+        std::printf("no %s here\n", argv[i]);
+        return 2;
+      }
+    } else if (a == "--threads") {
+      zmlx::set_num_threads(std::atoi(argv[++i]));
+    } else if (a == "--seed") {
+      rng.seed(std::atoll(argv[++i]));
+    } else if (a == "--quick") {
+      quick = true;
+    }
+  }
+  std::printf("isa %s, %d threads\n", zmlx::cpu_isa().c_str(), zmlx::num_threads());
+  std::vector<Config> configs;
+  for (auto dtype : {mx::bfloat16, mx::float16, mx::float32}) {
+    for (bool transpose : {true, false}) {
+      for (int bits : {2, 3, 4, 5, 6, 8}) {
+        for (int group : {32, 64, 128}) {
+          configs.push_back({dtype, "affine", bits, group, transpose});
+        }
+      }
+      configs.push_back({dtype, "mxfp4", 4, 32, transpose});
+      configs.push_back({dtype, "mxfp8", 8, 32, transpose});
+      configs.push_back({dtype, "nvfp4", 4, 16, transpose});
+    }
+  }
+  for (auto& c : configs) {
+    for (auto v : {Values::Normal, Values::Tiny, Values::Extreme}) {
+      if (quick && v != Values::Normal) {
+        continue;
+      }
+      for (int M : {1, 3}) {
+        for (int big : {0, 1}) {
+          int N = c.transpose ? (big ? 300 : 37) : c.group * (big ? 5 : 1);
+          int K = c.transpose ? c.group * (big ? 9 : 1) : (big ? 77 : 5);
+          check_swiglu(c, v, M, N, K, 4, big ? 5 : 1, 3);
+        }
+      }
+      check_qmm(c, v, {1, c.transpose ? 3 * c.group : 50}, {}, c.transpose ? 129 : c.group * 3);
+      check_qmm(c, v, {70, c.transpose ? 3 * c.group : 50}, {}, c.transpose ? 129 : c.group * 3);
+      if (c.transpose) {
+        check_combine(c, v, 130, 2 * c.group, 5, 1, 4, false);
+        check_combine(c, v, 33, c.group, 5, 3, 2, true);
+        check_combine(c, v, 64, c.group, 3, 2, 1, false);
+      }
+    }
+    check_layouts(c);
+    if (failures >= 40) {
+      break;
+    }
+  }
+  for (auto dtype : {mx::bfloat16, mx::float16, mx::float32}) {
+    for (int experts : {1, 4, 8, 32, 60, 64, 128, 256}) {
+      for (int top_k : {1, 2, 4, 6, 8, 128}) {
+        if (top_k > experts) {
+          continue;
+        }
+        for (int kind : {0, 1, 2}) {
+          for (int flags = 0; flags < 4; flags++) {
+            check_router(dtype, 9, experts, top_k, flags & 1, flags & 2, kind);
+          }
+        }
+      }
+    }
+  }
+  std::printf("%d cases, %lld values compared, %d differ\n", cases, (long long)compared, failures);
+  return failures ? 1 : 0;
+}

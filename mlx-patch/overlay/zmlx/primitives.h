@@ -1,0 +1,111 @@
+// zmlx: the primitives this fork adds to MLX, and what a caller may ask about them.
+//
+// Every op below is a plain function that validates, promotes dtypes, infers the output shape and returns a lazy
+// array, exactly like MLX's own ops. Exact (the default) gives the bits that the stock op sequence gives on the same
+// device; Fast accumulates in f32 in any order.
+
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "mlx/array.h"
+#include "mlx/device.h"
+#include "mlx/utils.h"
+
+namespace zmlx {
+
+using mlx::core::array;
+using mlx::core::StreamOrDevice;
+
+enum class Precision : uint8_t { Exact = 0, Fast = 1 };
+
+// A quantized matrix as `mlx::core::quantize` returns it; `biases` for mode "affine" only.
+//   transpose:      w [.., N, K * bits / 32] u32, scales (and biases) [.., N, K / group_size]
+//   not transposed: w [.., K, N * bits / 32] u32, scales (and biases) [.., K, N / group_size]
+struct QuantizedWeight {
+  array w;
+  array scales;
+  std::optional<array> biases;
+};
+
+// silu(x @ gate[rhs]) * (x @ up[rhs]), one launch. Same conventions and defaults as mlx::core::gather_qmm:
+//   x [.., M, K]; lhs_indices, rhs_indices broadcast against each other -> [.., M, N]
+array gather_qmm_swiglu(
+    const array& x,
+    const QuantizedWeight& gate,
+    const QuantizedWeight& up,
+    std::optional<array> lhs_indices,
+    std::optional<array> rhs_indices,
+    bool transpose,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    bool sorted_indices,
+    Precision precision,
+    StreamOrDevice s = {});
+
+// y[.., N] = sum_k scores[.., k] * (x[.., k, 1, K] @ down[rhs_indices[.., k]]^T), in the dtype of the product.
+// Rounds as stock: gather_qmm, squeeze, multiply by scores[.., None], sum(-2), astype.
+array gather_qmm_combine(
+    const array& x,
+    const QuantizedWeight& down,
+    const array& rhs_indices,
+    const array& scores,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    Precision precision,
+    StreamOrDevice s = {});
+
+// Routing on gate logits [.., E] -> {indices [.., top_k] u32, scores [.., top_k]}.
+// scoring "softmax" (precise) or "sigmoid"; the selection, its order and the bits are those of
+// argpartition(scores, -top_k)[-top_k:], take_along_axis, and scores / sum(scores) if `normalize`.
+std::pair<array, array> moe_router(
+    const array& logits,
+    int top_k,
+    bool normalize,
+    const std::string& scoring,
+    StreamOrDevice s = {});
+
+// x @ w, as mlx::core::quantized_matmul.
+array quantized_matmul(
+    const array& x,
+    const QuantizedWeight& w,
+    bool transpose,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    Precision precision,
+    StreamOrDevice s = {});
+
+// Whether `primitive` runs fused on `device` with these parameters. `reason` is empty only when it does.
+struct Support {
+  bool fused;
+  std::string reason;
+};
+Support supports(
+    const std::string& primitive,
+    mlx::core::Device device,
+    mlx::core::Dtype dtype,
+    int bits,
+    int group_size,
+    const std::string& mode,
+    bool transpose);
+
+// Names of the primitives compiled in.
+std::vector<std::string> primitives();
+
+// The one thread pool behind every CPU kernel here. 0 means all cores. Results never depend on it.
+void set_num_threads(int n);
+int num_threads();
+
+// The instruction set that runtime dispatch picked: "avx512", "avx2", "neon" or "scalar".
+std::string cpu_isa();
+// Forces one (tests, benchmarks). False, and no change, where the machine or the build lacks it.
+bool set_cpu_isa(const std::string& isa);
+
+} // namespace zmlx

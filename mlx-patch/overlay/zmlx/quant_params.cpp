@@ -1,0 +1,282 @@
+#include "zmlx/quant_params.h"
+
+#include <numeric>
+#include <sstream>
+#include <stdexcept>
+
+#include "mlx/ops.h"
+
+namespace zmlx {
+
+using namespace mlx::core;
+
+namespace {
+
+template <typename... Args>
+[[noreturn]] void fail(std::string_view tag, const Args&... args) {
+  std::ostringstream msg;
+  msg << "[" << tag << "] ";
+  (msg << ... << args);
+  throw std::invalid_argument(msg.str());
+}
+
+QuantizationMode parse_mode(std::string_view tag, const std::string& mode) {
+  if (mode == "affine") {
+    return QuantizationMode::Affine;
+  } else if (mode == "mxfp4") {
+    return QuantizationMode::Mxfp4;
+  } else if (mode == "mxfp8") {
+    return QuantizationMode::Mxfp8;
+  } else if (mode == "nvfp4") {
+    return QuantizationMode::Nvfp4;
+  }
+  fail(tag, "Invalid quantization mode '", mode, "'. Known modes are affine, mxfp4, mxfp8 and nvfp4.");
+}
+
+} // namespace
+
+const char* mode_name(QuantizationMode mode) {
+  switch (mode) {
+    case QuantizationMode::Affine:
+      return "affine";
+    case QuantizationMode::Mxfp4:
+      return "mxfp4";
+    case QuantizationMode::Mxfp8:
+      return "mxfp8";
+    case QuantizationMode::Nvfp4:
+      return "nvfp4";
+  }
+  return "unknown";
+}
+
+QuantParams quant_params(
+    std::string_view tag,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    bool transpose) {
+  auto m = parse_mode(tag, mode);
+  if (m == QuantizationMode::Affine) {
+    int b = bits.value_or(4);
+    int g = group_size.value_or(64);
+    if (b < 2 || b > 8 || b == 7) {
+      fail(tag, "Quantization bits must be 2, 3, 4, 5, 6 or 8 but received ", b, ".");
+    }
+    if (g != 32 && g != 64 && g != 128) {
+      fail(tag, "Quantization group size must be 32, 64 or 128 but received ", g, ".");
+    }
+    return {g, b, m, transpose};
+  }
+  int want_bits = m == QuantizationMode::Mxfp8 ? 8 : 4;
+  int want_group = m == QuantizationMode::Nvfp4 ? 16 : 32;
+  int b = bits.value_or(want_bits);
+  int g = group_size.value_or(want_group);
+  if (b != want_bits || g != want_group) {
+    fail(
+        tag,
+        "Quantization mode '",
+        mode,
+        "' has ",
+        want_bits,
+        " bits and group size ",
+        want_group,
+        " but received bits=",
+        b,
+        " and group_size=",
+        g,
+        ".");
+  }
+  return {g, b, m, transpose};
+}
+
+std::pair<int, int> check_weight(
+    std::string_view tag,
+    std::string_view what,
+    const array& x,
+    const QuantizedWeight& weight,
+    const QuantParams& p) {
+  const auto& [w, scales, biases] = weight;
+  if (w.dtype() != uint32) {
+    fail(tag, "The ", what, " matrix should be uint32 but received ", w.dtype(), ".");
+  }
+  if (w.ndim() < 2 || scales.ndim() != w.ndim()) {
+    fail(
+        tag,
+        "The ",
+        what,
+        " matrix and its scales need the same number of dimensions, at least two, but received shapes ",
+        w.shape(),
+        " and ",
+        scales.shape(),
+        ".");
+  }
+  if (p.affine()) {
+    if (!biases) {
+      fail(tag, "Biases must be provided for affine quantization (", what, ").");
+    }
+    if (scales.shape() != biases->shape()) {
+      fail(
+          tag,
+          "Scales and biases of ",
+          what,
+          " should have the same shape. Received scales with shape ",
+          scales.shape(),
+          " and biases with ",
+          biases->shape(),
+          ".");
+    }
+    auto dtype = result_type(scales, *biases);
+    if (!issubdtype(dtype, floating)) {
+      fail(
+          tag,
+          "Only real floating types are supported but scales.dtype() == ",
+          scales.dtype(),
+          " and biases.dtype() == ",
+          biases->dtype(),
+          " (",
+          what,
+          ").");
+    }
+  } else {
+    if (biases) {
+      fail(tag, "Biases must be null for quantization mode '", mode_name(p.mode), "' (", what, ").");
+    }
+    if (scales.dtype() != uint8) {
+      fail(tag, "Scale type must be uint8 but received type ", scales.dtype(), " (", what, ").");
+    }
+  }
+  if (!std::equal(w.shape().begin(), w.shape().end() - 1, scales.shape().begin())) {
+    fail(
+        tag,
+        "The ",
+        what,
+        " matrix and its scales should have the same shape up to the last axis. Received ",
+        w.shape(),
+        " and ",
+        scales.shape(),
+        ".");
+  }
+  if (static_cast<int64_t>(w.shape(-1)) * 32 / p.bits != static_cast<int64_t>(scales.shape(-1)) * p.group_size) {
+    fail(
+        tag,
+        "The shapes of the ",
+        what,
+        " matrix and its scales are incompatible based on bits and group_size. w.shape() == ",
+        w.shape(),
+        " and scales.shape() == ",
+        scales.shape(),
+        " with group_size=",
+        p.group_size,
+        " and bits=",
+        p.bits,
+        ".");
+  }
+  int packed = scales.shape(-1) * p.group_size;
+  int inner = p.transpose ? packed : w.shape(-2);
+  int outer = p.transpose ? w.shape(-2) : packed;
+  if (x.ndim() < 1 || x.shape(-1) != inner) {
+    fail(
+        tag,
+        "Last dimension of first input with shape ",
+        x.shape(),
+        " does not match the expanded quantized ",
+        what,
+        " matrix (",
+        inner,
+        ", ",
+        outer,
+        ") computed from shape ",
+        w.shape(),
+        " with group_size=",
+        p.group_size,
+        ", bits=",
+        p.bits,
+        " and transpose=",
+        p.transpose ? "true" : "false",
+        ".");
+  }
+  return {inner, outer};
+}
+
+Dtype compute_dtype(
+    std::string_view tag,
+    const array& x,
+    const QuantizedWeight& weight,
+    const QuantParams& p) {
+  auto dtype = x.dtype();
+  if (p.affine()) {
+    dtype = promote_types(dtype, result_type(weight.scales, *weight.biases));
+  }
+  if (dtype != float32 && dtype != float16 && dtype != bfloat16) {
+    fail(
+        tag,
+        "Only float32, float16 and bfloat16 are supported but x.dtype() == ",
+        x.dtype(),
+        ", computed in ",
+        dtype,
+        ".");
+  }
+  return dtype;
+}
+
+QuantizedWeight
+cast_weight(const QuantizedWeight& weight, Dtype dtype, const QuantParams& p, StreamOrDevice s) {
+  if (!p.affine()) {
+    return weight;
+  }
+  return {weight.w, astype(weight.scales, dtype, s), astype(*weight.biases, dtype, s)};
+}
+
+array indices_or_default(
+    std::string_view tag,
+    const std::optional<array>& indices,
+    const array& a,
+    StreamOrDevice s) {
+  if (a.ndim() < 2) {
+    fail(tag, "Input must have at least two dimensions but got input with shape ", a.shape(), ".");
+  }
+  if (indices) {
+    if (!issubdtype(indices->dtype(), integer)) {
+      fail(tag, "Got indices with invalid dtype ", indices->dtype(), ". Indices must be integral.");
+    }
+    return astype(*indices, uint32, s);
+  }
+  Shape shape(a.shape().begin(), a.shape().end() - 2);
+  int64_t total = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>{});
+  if (total > std::numeric_limits<int>::max()) {
+    fail(tag, "The batch of an input with shape ", a.shape(), " is too large to index.");
+  }
+  return reshape(arange(static_cast<int>(total), uint32, s), std::move(shape), s);
+}
+
+array gather_dequantized(
+    const array& x,
+    const QuantizedWeight& weight,
+    const array& lhs_indices,
+    const array& rhs_indices,
+    const QuantParams& p,
+    StreamOrDevice s) {
+  auto dtype = p.affine() ? std::nullopt : std::optional<Dtype>(x.dtype());
+  auto w = dequantize(
+      weight.w, weight.scales, weight.biases, p.group_size, p.bits, mode_name(p.mode), std::nullopt, dtype, s);
+  if (p.transpose) {
+    w = swapaxes(w, -1, -2, s);
+  }
+  auto rows = x.ndim() > 2 ? flatten(x, 0, -3, s) : expand_dims(x, 0, s);
+  auto matrices = w.ndim() > 2 ? flatten(w, 0, -3, s) : expand_dims(w, 0, s);
+  return matmul(take(rows, lhs_indices, 0, s), take(matrices, rhs_indices, 0, s), s);
+}
+
+void require_kernel(const char* primitive, Stream stream, Dtype dtype, const QuantParams& p) {
+  auto [fused, reason] =
+      supports(primitive, stream.device, dtype, p.bits, p.group_size, mode_name(p.mode), p.transpose);
+  if (!fused) {
+    fail(primitive, reason, ".");
+  }
+}
+
+void throw_no_gpu_kernel(const char* primitive) {
+  throw std::runtime_error(std::string("[") + primitive + "] no GPU kernel is compiled into this build.");
+}
+
+} // namespace zmlx
