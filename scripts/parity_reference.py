@@ -398,11 +398,12 @@ def run_folder(args, folder, comparison):
     """A checkpoint that exists already; with a tokenizer, text prompts too."""
     vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
     rng = random.Random(5)
-    prompts = [[1, 5, 9]] + [random_prompt(rng, n, vocab_size) for n in (1, 17, 60)]
-    figures = compare_ids(args, folder, prompts, 64, comparison)
+    longer = [random_prompt(rng, n, vocab_size) for n in (1, 17, 60)]
+    distinct, margins, modules = compare_ids(args, folder, [[1, 5, 9]], 64, comparison)
+    more = compare_ids(args, folder, longer, 24, comparison)
     if (folder / "tokenizer.json").exists():
-        compare_text(args, folder, 64, comparison)
-    return figures
+        compare_text(args, folder, 32, comparison)
+    return max(distinct, more[0]), margins + more[1], modules | more[2]
 
 
 def report(name, started, figures):
