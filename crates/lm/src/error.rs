@@ -120,6 +120,31 @@ pub enum Error {
         reason: String,
     },
 
+    /// What the user called a model leads to no folder.
+    #[error("{model}: {reason}")]
+    Hub {
+        /// The folder or repo id.
+        model: String,
+        /// What was tried, and what to do.
+        reason: String,
+    },
+
+    /// The tokenizer cannot be read or used.
+    #[error("{}: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// A chat template is malformed, or refuses the conversation.
+    #[error("chat template: {reason}")]
+    Template {
+        /// What is wrong, and where.
+        reason: String,
+    },
+
     /// An argument of a call cannot be used.
     #[error("{name} is {got}: {reason}")]
     Argument {

@@ -6,23 +6,30 @@
 #![deny(missing_docs)]
 
 pub mod cache;
+pub mod chat;
 pub mod checkpoint;
 pub mod config;
+pub mod detokenizer;
 mod error;
 pub mod generate;
+pub mod hub;
 pub mod inspect;
 pub mod layers;
 pub mod models;
 pub mod patch;
 pub mod patterns;
 pub mod sampler;
+pub mod tokenizer;
 pub mod validate;
 pub mod weights;
 
+pub use chat::{ChatOptions, ChatTemplate};
+pub use detokenizer::Detokenizer;
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generation, Token, generate};
 pub use inspect::{Inspection, inspect};
 pub use models::{LoadedModel, Model, load};
 pub use patch::{Fused, PatchOptions, PatchReport, Patterns, patch, unpatch};
 pub use sampler::Sampling;
+pub use tokenizer::Tokenizer;
 pub use validate::{ValidateOptions, Validation, validate};
