@@ -1,0 +1,307 @@
+//! What the environment says about a build.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use zmlx_patch::{
+    Error as PatchError,
+    locate::Places,
+    native::{Cuda, Native},
+    overlay::Target,
+    patches::Patch,
+    prerequisites::{Machine, Plan, unfit},
+};
+
+use crate::{Result, objects::Compilation};
+
+/// Variables that change what a compiler does without being arguments.
+const COMPILER_VARIABLES: &[&str] = &[
+    "CFLAGS",
+    "CXXFLAGS",
+    "CPPFLAGS",
+    "LDFLAGS",
+    "CPATH",
+    "CPLUS_INCLUDE_PATH",
+    "LIBRARY_PATH",
+    "CMAKE_PREFIX_PATH",
+    "LAPACK_ROOT",
+    "BLAS_HOME",
+    "MACOSX_DEPLOYMENT_TARGET",
+    "SDKROOT",
+];
+
+/// Folders in which Homebrew installs.
+const HOMEBREW: &[&str] = &["/opt/homebrew", "/usr/local", "/home/linuxbrew/.linuxbrew"];
+
+/// Settings of this build.
+pub struct Environment {
+    pub manifest_dir: PathBuf,
+    pub out_dir: PathBuf,
+    pub os: String,
+    pub arch: String,
+    target: String,
+    pub jobs: usize,
+    pub custom_primitive: bool,
+    pub cuda: Option<Cuda>,
+    pub prebuilt_dir: Option<PathBuf>,
+    source_dir: Option<PathBuf>,
+    pub allow_unverified: bool,
+    offline: bool,
+    cargo: PathBuf,
+    pub cache_root: PathBuf,
+    cc: PathBuf,
+    pub cxx: PathBuf,
+    machine: Machine,
+    compiler_variables: Vec<(String, String)>,
+}
+
+impl Environment {
+    /// Reads every variable that has a say, and asks cargo to run again when one changes.
+    pub fn read() -> Result<Environment> {
+        let out_dir = PathBuf::from(from_cargo("OUT_DIR")?);
+        let os = from_cargo("CARGO_CFG_TARGET_OS")?;
+        let target = from_cargo("TARGET")?;
+        let host = from_cargo("HOST")?;
+        if target != host {
+            let text = format!("MLX is built on the machine it runs on, not on {host} for {target}");
+            return Err(text.into());
+        }
+        let cuda = has_feature("CUDA").then(|| Cuda {
+            nvcc: variable("CUDACXX").map(PathBuf::from),
+            architectures: variable("MLX_CUDA_ARCHITECTURES"),
+            sources: variable("ZMLX_CUDA_SOURCES").map(PathBuf::from),
+        });
+        let path = env::var_os("PATH").unwrap_or_default();
+        let mut machine =
+            Machine { path: env::split_paths(&path).collect(), ..Machine::default() };
+        for name in ["CUDA_HOME", "CUDA_PATH"] {
+            if let (Some(home), Some(_)) = (variable(name), &cuda) {
+                let home = PathBuf::from(home);
+                machine.path.push(home.join("bin"));
+                machine.include.push(home.join("include"));
+                machine.library.extend([home.join("lib64"), home.join("lib")]);
+            }
+        }
+        let cc = compiler(&machine, "CC", &["cc", "gcc", "clang"])?;
+        let cxx = compiler(&machine, "CXX", &["c++", "g++", "clang++"])?;
+        add_search_folders(&mut machine, &cxx, &os);
+
+        let compiler_variables = COMPILER_VARIABLES
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), variable(name)?)))
+            .collect();
+        Ok(Environment {
+            manifest_dir: from_cargo("CARGO_MANIFEST_DIR")?.into(),
+            os,
+            arch: from_cargo("CARGO_CFG_TARGET_ARCH")?,
+            target,
+            jobs: from_cargo("NUM_JOBS")?.parse().unwrap_or(1),
+            custom_primitive: has_feature("CUSTOM_PRIMITIVE"),
+            cuda,
+            prebuilt_dir: folder("MLX_PREBUILT_DIR")?,
+            source_dir: folder("MLX_SOURCE_DIR")?,
+            allow_unverified: variable("ZMLX_ALLOW_UNVERIFIED_MLX").is_some_and(|v| v != "0"),
+            offline: variable("CARGO_NET_OFFLINE").is_some_and(|v| v == "true"),
+            cargo: from_cargo("CARGO")?.into(),
+            cache_root: cache_root(&out_dir)?,
+            out_dir,
+            cc,
+            cxx,
+            machine,
+            compiler_variables,
+        })
+    }
+
+    /// Runs this script again when the file, or a file in the folder, changes.
+    pub fn watch(&self, path: &Path) {
+        println!("cargo:rerun-if-changed={}", path.display());
+    }
+
+    /// What a build from source takes.
+    pub fn plan(&self) -> Plan {
+        Plan { source: true, accelerate: self.os == "macos", cuda: self.cuda.is_some() }
+    }
+
+    /// Stops with a list when the machine lacks something that `plan` takes.
+    pub fn require(&self, plan: Plan) -> Result<()> {
+        let mut missing = self.machine.missing(plan);
+        if !speaks_cxx20(&self.cxx) {
+            let found = format!("{} does not know C++20", self.cxx.display());
+            missing.extend(unfit("a C++ compiler", &found));
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(PatchError::Prerequisites { missing }.into())
+    }
+
+    /// The build of MLX from source.
+    pub fn native(&self, patches: Vec<Patch>, fork: &Path) -> Native {
+        Native {
+            places: Places {
+                source_dir: self.source_dir.clone(),
+                allow_unverified: self.allow_unverified,
+                offline: self.offline,
+                cargo: self.cargo.clone(),
+                manifest: fork.join("Cargo.toml"),
+            },
+            patches,
+            machine: self.machine.clone(),
+            cc: self.cc.clone(),
+            cxx: self.cxx.clone(),
+            target: self.target.clone(),
+            accelerate: self.os == "macos",
+            metal: self.os == "macos" && self.arch == "aarch64",
+            cuda: self.cuda.clone(),
+            environment: self.compiler_variables.clone(),
+            jobs: self.jobs,
+        }
+    }
+
+    /// What all our C++ is compiled with.
+    pub fn configure(&self, build: &mut cc::Build) {
+        build.compiler(&self.cxx).cpp(true).std("c++20").debug(false).pic(true);
+    }
+
+    /// Whom the overlay is compiled for.
+    pub fn overlay_target(&self, backends: &[String]) -> Target {
+        Target { arch: self.arch.clone(), os: self.os.clone(), backends: backends.to_vec() }
+    }
+
+    /// How nvcc compiles a file of the overlay.
+    pub fn cuda_compilation(
+        &self,
+        source: PathBuf,
+        overlay: &Path,
+        include: &Path,
+        flags: &[String],
+    ) -> Result<Compilation> {
+        let cuda = self.cuda.as_ref().ok_or("a .cu file without the `cuda` feature")?;
+        let nvcc = cuda.nvcc.clone().or_else(|| self.machine.program(&["nvcc"]));
+        let nvcc = nvcc.ok_or("nvcc is not on the path")?;
+        let architectures = cuda.architectures.as_deref().unwrap_or("native");
+        let mut arguments: Vec<String> = ["-std=c++20", "-O3", "-Xcompiler=-fPIC", "--fmad=true"]
+            .map(str::to_owned)
+            .into();
+        arguments.extend(["--extended-lambda".to_owned(), "--expt-relaxed-constexpr".to_owned()]);
+        match architectures {
+            "native" => arguments.push("-arch=native".to_owned()),
+            list => arguments.extend(list.split(';').map(|a| {
+                let a = a.trim_end_matches("-real").trim_end_matches("-virtual");
+                format!("-gencode=arch=compute_{a},code=sm_{a}")
+            })),
+        }
+        for folder in [overlay, include, &include.join("cccl")] {
+            arguments.push(format!("-I{}", folder.display()));
+        }
+        arguments.extend(flags.iter().cloned());
+        Ok(Compilation::by(nvcc, arguments, source))
+    }
+}
+
+/// A variable that changes the build, unless it is empty.
+fn variable(name: &str) -> Option<String> {
+    println!("cargo:rerun-if-env-changed={name}");
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// A variable that cargo sets.
+fn from_cargo(name: &str) -> Result<String> {
+    env::var(name).map_err(|e| format!("{name}: {e}; this is to be run by cargo").into())
+}
+
+fn has_feature(name: &str) -> bool {
+    env::var_os(format!("CARGO_FEATURE_{name}")).is_some()
+}
+
+fn folder(name: &str) -> Result<Option<PathBuf>> {
+    let Some(value) = variable(name) else { return Ok(None) };
+    let path = PathBuf::from(&value);
+    match path.canonicalize() {
+        Ok(full) if path.is_absolute() && full.is_dir() => Ok(Some(path)),
+        Ok(_) => Err(format!("{name}={value} has to be the absolute path of a folder").into()),
+        Err(error) => Err(format!("{name}={value}: {error}").into()),
+    }
+}
+
+/// `ZMLX_CACHE_DIR`, or `zmlx` in the user's cache; `off` means in the target folder.
+fn cache_root(out_dir: &Path) -> Result<PathBuf> {
+    let user_cache = variable("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+    let home = variable("HOME").or_else(|| variable("USERPROFILE"));
+    match variable("ZMLX_CACHE_DIR") {
+        Some(value) if value == "off" => Ok(out_dir.to_owned()),
+        Some(value) if Path::new(&value).is_absolute() => Ok(value.into()),
+        Some(value) => Err(format!("ZMLX_CACHE_DIR={value} is neither absolute nor `off`").into()),
+        None => {
+            let user_cache = user_cache.or_else(|| Some(Path::new(&home?).join(".cache")));
+            Ok(user_cache.map_or_else(|| out_dir.to_owned(), |cache| cache.join("zmlx")))
+        }
+    }
+}
+
+fn compiler(machine: &Machine, name: &str, usual: &[&str]) -> Result<PathBuf> {
+    let Some(value) = variable(name) else {
+        // the overlay's own check reports a compiler that is not there
+        return Ok(machine.program(usual).unwrap_or_else(|| usual[0].into()));
+    };
+    if Path::new(&value).is_absolute() && Path::new(&value).is_file() {
+        return Ok(value.into());
+    }
+    machine.program(&[&value]).ok_or_else(|| {
+        format!("{name}={value} is not on the path; {name} has to name one program").into()
+    })
+}
+
+/// Adds the folders in which the compiler and Homebrew look.
+fn add_search_folders(machine: &mut Machine, cxx: &Path, os: &str) {
+    for name in ["CPATH", "CPLUS_INCLUDE_PATH"] {
+        machine.include.extend(env::split_paths(&env::var_os(name).unwrap_or_default()));
+    }
+    machine.library.extend(env::split_paths(&env::var_os("LIBRARY_PATH").unwrap_or_default()));
+
+    let asked = |arguments: &[&str]| {
+        let output = Command::new(cxx).env("LC_ALL", "C").args(arguments).output();
+        output.map(|o| {
+            let both = [o.stdout, o.stderr].concat();
+            String::from_utf8_lossy(&both).into_owned()
+        })
+    };
+    if let Ok(text) = asked(&["-E", "-v", "-x", "c++", "/dev/null"]) {
+        let folders = text.lines().skip_while(|l| !l.starts_with("#include <...>"));
+        let folders = folders.skip(1).take_while(|l| l.starts_with(' '));
+        machine.include.extend(folders.map(|l| PathBuf::from(l.trim())));
+    }
+    if let Ok(text) = asked(&["-print-search-dirs"]) {
+        let line = text.lines().find_map(|l| l.strip_prefix("libraries: ="));
+        machine.library.extend(env::split_paths(line.unwrap_or_default()));
+    }
+    let prefixes = env::var("CMAKE_PREFIX_PATH").unwrap_or_default();
+    let prefixes = prefixes.split([';', ':']).filter(|p| !p.is_empty()).map(PathBuf::from);
+    let homebrew = HOMEBREW.iter().map(PathBuf::from);
+    for prefix in prefixes.chain(homebrew) {
+        machine.include.push(prefix.join("include"));
+        machine.include.push(prefix.join("opt/openblas/include"));
+        machine.library.push(prefix.join("lib"));
+        machine.library.push(prefix.join("opt/openblas/lib"));
+    }
+    if os == "linux" {
+        machine.library.extend(["/usr/lib", "/usr/lib64", "/usr/local/lib"].map(PathBuf::from));
+    }
+}
+
+fn speaks_cxx20(cxx: &Path) -> bool {
+    let source = "concept.cc";
+    let out_dir = env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_default();
+    let path = out_dir.join(source);
+    let text = "#include <bit>\n#include <span>\ntemplate <typename T> concept C = requires(T t) \
+                { t + t; };\nstatic_assert(C<int> && std::popcount(3u) == 2);\n";
+    std::fs::write(&path, text).is_ok()
+        && Command::new(cxx)
+            .args(["-std=c++20", "-fsyntax-only"])
+            .arg(path)
+            .output()
+            .is_ok_and(|output| output.status.success())
+}
