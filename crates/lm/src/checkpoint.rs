@@ -63,7 +63,8 @@ impl Checkpoint {
         for (tensor, file) in index.iter().flatten() {
             let held = checkpoint.tensors.get(tensor).map(|info| &checkpoint.files[info.file]);
             if held != Some(&dir.join(file)) {
-                let reason = format!("{file} does not hold `{tensor}`, which the index places there");
+                let reason =
+                    format!("{file} does not hold `{tensor}`, which the index places there");
                 return Err(Error::checkpoint(index_path, reason));
             }
         }
@@ -212,7 +213,8 @@ fn read_header(path: &Path) -> Result<Metadata> {
     }
     for (name, tensor) in metadata.tensors() {
         if tensor.shape.iter().any(|n| i32::try_from(*n).is_err()) {
-            let reason = format!("`{name}` has shape {:?}, beyond what MLX can index", tensor.shape);
+            let reason =
+                format!("`{name}` has shape {:?}, beyond what MLX can index", tensor.shape);
             return Err(Error::checkpoint(path, reason));
         }
     }

@@ -32,8 +32,7 @@ impl ModelConfig {
         let fields = read_object(&path)?;
         let generation = dir.join("generation_config.json");
         // mlx-lm skips a generation config that does not parse; an unreadable one is an error here too.
-        let generation =
-            if generation.exists() { read_object(&generation).ok() } else { None };
+        let generation = if generation.exists() { read_object(&generation).ok() } else { None };
         Self::from_fields(path, fields, generation.as_ref())
     }
 
@@ -104,13 +103,9 @@ impl ModelConfig {
     /// `Config` when it is missing, no whole number, or out of range.
     pub fn count(&self, field: &str, at_least: i32) -> Result<i32> {
         let value = self.require(field)?;
-        value
-            .as_i64()
-            .and_then(|n| i32::try_from(n).ok())
-            .filter(|n| *n >= at_least)
-            .ok_or_else(|| {
-                self.error(field, format!("is {value}, expected a whole number from {at_least}"))
-            })
+        value.as_i64().and_then(|n| i32::try_from(n).ok()).filter(|n| *n >= at_least).ok_or_else(
+            || self.error(field, format!("is {value}, expected a whole number from {at_least}")),
+        )
     }
 
     /// A finite number above zero.
@@ -214,9 +209,7 @@ impl QuantizationConfig {
             let setting = match value {
                 Value::Bool(true) => Some(default),
                 Value::Bool(false) => None,
-                Value::Object(own) => {
-                    Some(parse_setting(config, &format!("{field}.{path}"), own)?)
-                }
+                Value::Object(own) => Some(parse_setting(config, &format!("{field}.{path}"), own)?),
                 // group_size, bits, mode and what other tools leave beside them
                 _ => continue,
             };
@@ -241,12 +234,10 @@ fn parse_setting(
     let number = |key: &str, default: i32| -> Result<i32> {
         match map.get(key).filter(|v| !v.is_null()) {
             None => Ok(default),
-            Some(value) => {
-                value.as_i64().and_then(|n| i32::try_from(n).ok()).ok_or_else(|| {
-                    let reason = format!("is {value}, expected a whole number");
-                    config.error(&format!("{field}.{key}"), reason)
-                })
-            }
+            Some(value) => value.as_i64().and_then(|n| i32::try_from(n).ok()).ok_or_else(|| {
+                let reason = format!("is {value}, expected a whole number");
+                config.error(&format!("{field}.{key}"), reason)
+            }),
         }
     };
     let setting = Quantization {
@@ -260,9 +251,7 @@ fn parse_setting(
     let reason = format!(
         "asks for {} bits in groups of {} ({}); MLX has affine with 2, 3, 4, 5, 6 or 8 bits in groups of 32, \
          64 or 128, mxfp4 with 4 bits in 32, mxfp8 with 8 in 32, nvfp4 with 4 in 16",
-        setting.bits,
-        setting.group_size,
-        setting.mode,
+        setting.bits, setting.group_size, setting.mode,
     );
     Err(config.error(field, reason))
 }

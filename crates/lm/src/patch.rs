@@ -178,11 +178,7 @@ pub fn unpatch(model: &mut dyn Model) {
     }
 }
 
-fn choose(
-    model_type: &str,
-    device: Device,
-    patterns: &Patterns,
-) -> Result<Vec<&'static Pattern>> {
+fn choose(model_type: &str, device: Device, patterns: &Patterns) -> Result<Vec<&'static Pattern>> {
     let wanted: Vec<&str> = match patterns {
         Patterns::Auto => patterns::preset(model_type, device).to_vec(),
         Patterns::Off => Vec::new(),

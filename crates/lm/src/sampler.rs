@@ -96,7 +96,7 @@ fn drop_where(unwanted: &Array, logprobs: &Array) -> Result<Array> {
 
 fn keep_top_p(logprobs: &Array, top_p: f32) -> Result<Array> {
     let sorted = ops::sort(logprobs, -1)?;
-    let probs = ops::exp(&sorted.astype(mlx::Dtype::Float32)?)?;
+    let probs = ops::exp(&sorted.astype(mlx::Dtype::F32)?)?;
     let mass_above = ops::cumsum(&probs, -1, true, false)?;
     let first = |x: &Array| ops::slice_axis(x, -1, 0, 1);
     let total = ops::add(&first(&mass_above)?, &first(&probs)?)?;

@@ -195,7 +195,7 @@ fn margin(model: &dyn Model, prompt: &[u32], prefix: &[u32], a: u32, b: u32) -> 
         logits.eval()?;
         logits = next_logits(model, &Array::from_slice(&[*token], &[1])?, &mut cache)?;
     }
-    let logits = logits.astype(Dtype::Float32)?.to_vec::<f32>()?;
+    let logits = logits.astype(Dtype::F32)?.to_vec::<f32>()?;
     let logit = |token: u32| logits.get(token as usize).copied().unwrap_or(f32::NAN);
     Ok(logit(a) - logit(b))
 }

@@ -87,8 +87,7 @@ impl Weights {
     /// # Errors
     /// `MissingWeight`; `Mlx` when the shapes differ.
     pub fn stack(&self, sources: &[String], name: &str) -> Result<()> {
-        let parts =
-            sources.iter().map(|source| self.remove(source)).collect::<Result<Vec<_>>>()?;
+        let parts = sources.iter().map(|source| self.remove(source)).collect::<Result<Vec<_>>>()?;
         let stacked = mlx::ops::stack(&parts, 0)?;
         self.left.borrow_mut().insert(name.to_owned(), stacked);
         Ok(())
@@ -209,7 +208,7 @@ impl Scope<'_> {
         let last = |array: &Array| array.shape().last().copied().unwrap_or(1).max(1);
         let group_size = in_dims / last(scales);
         let bits = (i64::from(last(weight)) * 32 / i64::from(in_dims)) as i32;
-        let mode = if scales.dtype() != mlx::Dtype::Uint8 {
+        let mode = if scales.dtype() != mlx::Dtype::U8 {
             Mode::Affine
         } else if (bits, group_size) == (4, 16) {
             Mode::Nvfp4

@@ -72,13 +72,9 @@ impl MoeBlock {
             None => mlp.stock_hidden(x, indices)?,
         }; // [B, L, top_k, 1, N]
         match (self.plan.combine, mlp.down_proj.weight.quantized()) {
-            (Path::Fused(precision), Some(down)) => Ok(primitives::gather_qmm_combine(
-                &hidden,
-                down,
-                indices,
-                scores,
-                precision,
-            )?),
+            (Path::Fused(precision), Some(down)) => {
+                Ok(primitives::gather_qmm_combine(&hidden, down, indices, scores, precision)?)
+            }
             _ => {
                 let y = mlp.down_proj.forward(&hidden, indices, false)?;
                 combine(&ops::squeeze(&y, &[-2])?, scores)

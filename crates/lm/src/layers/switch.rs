@@ -6,7 +6,7 @@ use crate::weights::Scope;
 
 /// Routing entries (tokens × experts per token) from which rows are sorted by expert before the projections, so
 /// that a GPU reads each expert once. mlx-lm's value; results do not depend on it where kernels add in one order.
-pub const SORT_FROM_ENTRIES: usize = 64;
+const SORT_FROM_ENTRIES: usize = 64;
 
 /// One linear layer per expert.
 #[derive(Debug, Clone)]

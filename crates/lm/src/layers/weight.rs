@@ -39,12 +39,14 @@ impl Weight {
         if in_dims % group_size != 0 || i64::from(in_dims) * i64::from(bits) % 32 != 0 {
             return Err(Error::checkpoint(
                 scope.path(),
-                format!("{in_dims} inputs do not divide into groups of {group_size} at {bits} bits"),
+                format!(
+                    "{in_dims} inputs do not divide into groups of {group_size} at {bits} bits"
+                ),
             ));
         }
         let packed = (i64::from(in_dims) * i64::from(bits) / 32) as i32;
         let w = scope.take("weight", &[rows, &[packed]].concat())?;
-        if w.dtype() != Dtype::Uint32 {
+        if w.dtype() != Dtype::U32 {
             return Err(scope.dtype_error("weight", "uint32", &w));
         }
         let groups = [rows, &[in_dims / group_size]].concat();
@@ -52,7 +54,7 @@ impl Weight {
             (scope.take_float("scales", &groups)?, Some(scope.take_float("biases", &groups)?))
         } else {
             let scales = scope.take("scales", &groups)?;
-            if scales.dtype() != Dtype::Uint8 {
+            if scales.dtype() != Dtype::U8 {
                 return Err(scope.dtype_error("scales", "uint8", &scales));
             }
             (scales, None)

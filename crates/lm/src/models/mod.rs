@@ -58,11 +58,8 @@ pub struct ModelRow {
 }
 
 /// Every model there is.
-pub const MODELS: &[ModelRow] = &[ModelRow {
-    model_type: "qwen3_moe",
-    load: qwen3_moe::load,
-    describe: qwen3_moe::describe,
-}];
+pub const MODELS: &[ModelRow] =
+    &[ModelRow { model_type: "qwen3_moe", load: qwen3_moe::load, describe: qwen3_moe::describe }];
 
 /// What a configuration says about a model, for people.
 #[derive(Debug, Clone)]

@@ -51,9 +51,7 @@ impl Config {
             num_key_value_heads: config.count("num_key_value_heads", 1)?,
             head_dim: match config.get("head_dim") {
                 Some(_) => config.count("head_dim", 1)?,
-                None => {
-                    config.count("hidden_size", 1)? / config.count("num_attention_heads", 1)?
-                }
+                None => config.count("hidden_size", 1)? / config.count("num_attention_heads", 1)?,
             },
             num_experts: config.count("num_experts", 0)?,
             num_experts_per_tok: config.count("num_experts_per_tok", 0)?,
@@ -79,7 +77,8 @@ impl Config {
         }
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
         if heads % kv_heads != 0 {
-            let reason = format!("is {kv_heads}, which does not divide num_attention_heads ({heads})");
+            let reason =
+                format!("is {kv_heads}, which does not divide num_attention_heads ({heads})");
             return Err(config.error("num_key_value_heads", reason));
         }
         if self.head_dim == 0 || self.head_dim % 2 != 0 {
@@ -118,9 +117,8 @@ impl Attention {
     fn load(config: &Config, scope: &Scope<'_>) -> Result<Self> {
         let (dim, head_dim) = (config.hidden_size, config.head_dim);
         let (num_heads, num_kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let linear = |name: &str, in_dims, out_dims| {
-            Linear::load(&scope.pp(name), in_dims, out_dims)
-        };
+        let linear =
+            |name: &str, in_dims, out_dims| Linear::load(&scope.pp(name), in_dims, out_dims);
         Ok(Self {
             q_proj: linear("q_proj", dim, num_heads * head_dim)?,
             k_proj: linear("k_proj", dim, num_kv_heads * head_dim)?,
@@ -212,9 +210,8 @@ struct DecoderLayer {
 
 impl DecoderLayer {
     fn load(config: &Config, layer: i32, scope: &Scope<'_>) -> Result<Self> {
-        let norm = |name: &str| {
-            RmsNorm::load(&scope.pp(name), config.hidden_size, config.rms_norm_eps)
-        };
+        let norm =
+            |name: &str| RmsNorm::load(&scope.pp(name), config.hidden_size, config.rms_norm_eps);
         let mlp = scope.pp("mlp");
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
@@ -343,7 +340,8 @@ fn sanitize(config: &Config, weights: &Weights) -> Result<()> {
     }
     const FIRST: &str = ".mlp.experts.0.up_proj.weight";
     for name in weights.names() {
-        let Some(layer) = name.strip_suffix(FIRST).filter(|l| l.starts_with("model.layers.")) else {
+        let Some(layer) = name.strip_suffix(FIRST).filter(|l| l.starts_with("model.layers."))
+        else {
             continue;
         };
         for projection in ["up_proj", "down_proj", "gate_proj"] {

@@ -36,12 +36,8 @@ pub struct Context {
 }
 
 /// Every pattern there is.
-pub const PATTERNS: &[Pattern] = &[
-    moe_mlp::PATTERN,
-    moe_combine::PATTERN,
-    moe_router::PATTERN,
-    quantized_linear::PATTERN,
-];
+pub const PATTERNS: &[Pattern] =
+    &[moe_mlp::PATTERN, moe_combine::PATTERN, moe_router::PATTERN, quantized_linear::PATTERN];
 
 /// The patterns that `auto` stands for.
 struct Preset {
