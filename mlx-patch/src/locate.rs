@@ -37,13 +37,7 @@ pub struct Places {
 ///
 /// # Errors
 /// For `source_dir` those of [`verify`]; otherwise `NoSource`, with what became of each.
-pub fn locate(
-    places: &Places,
-    git: &Path,
-    pin: &Pin,
-    to: &Path,
-    warn: Warn<'_>,
-) -> Result<String> {
+pub fn locate(places: &Places, git: &Path, pin: &Pin, to: &Path, warn: Warn<'_>) -> Result<String> {
     if let Some(dir) = &places.source_dir {
         match verify(dir, pin) {
             Ok(()) => {}

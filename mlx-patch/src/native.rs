@@ -103,9 +103,8 @@ impl Native {
     /// fails, with the end of what they printed.
     pub fn build(&self, pin: &Pin, cache: &Cache, warn: Warn<'_>) -> Result<Built> {
         let key = self.key(pin)?;
-        let prefix = cache.entry(&pin.version, &key, |work, prefix| {
-            self.compile(pin, work, prefix, warn)
-        })?;
+        let prefix = cache
+            .entry(&pin.version, &key, |work, prefix| self.compile(pin, work, prefix, warn))?;
         let libraries = libraries(&prefix)?;
         Ok(Built { prefix, libraries })
     }
@@ -148,8 +147,7 @@ impl Native {
 
     /// Finds the tools, or says everything that is missing.
     fn tools(&self) -> Result<Tools> {
-        let plan =
-            Plan { source: true, accelerate: self.accelerate, cuda: self.cuda.is_some() };
+        let plan = Plan { source: true, accelerate: self.accelerate, cuda: self.cuda.is_some() };
         let machine = &self.machine;
         let mut missing = machine.missing(plan);
         let cmake = machine.program(&["cmake"]);
@@ -411,11 +409,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let pin = Pin::current();
         // any program that answers `--version` will do
-        let native = Native {
-            cc: "cargo".into(),
-            cxx: "cargo".into(),
-            ..Native::default()
-        };
+        let native = Native { cc: "cargo".into(), cxx: "cargo".into(), ..Native::default() };
         let patch = Patch {
             name: "0001-a.patch".to_owned(),
             path: dir.path().into(),

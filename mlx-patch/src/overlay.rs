@@ -93,8 +93,7 @@ impl Overlay {
             let line = line.replace(['[', ']'], " ");
             let mut words = line.split_whitespace();
             let Some(path) = words.next() else { continue };
-            let mut source =
-                Source { path: path.into(), flags: Vec::new(), condition: Vec::new() };
+            let mut source = Source { path: path.into(), flags: Vec::new(), condition: Vec::new() };
             let mut key = "";
             for word in words {
                 let (new_key, values) = match word.split_once(':') {

@@ -130,10 +130,7 @@ mod tests {
     #[test]
     fn pin_with_bad_id_names_line_and_value() {
         let error = Pin::parse("version 1.0.0\ntree mlx e73b\n").expect_err("short id");
-        assert_eq!(
-            error.to_string(),
-            "MLX_PIN line 2: `e73b` is not a git id of 40 hex digits"
-        );
+        assert_eq!(error.to_string(), "MLX_PIN line 2: `e73b` is not a git id of 40 hex digits");
     }
 
     #[test]
@@ -144,9 +141,7 @@ mod tests {
 
     #[test]
     fn pin_without_headers_says_so() {
-        let text = format!(
-            "version 1\ncommit {ID}\nrepository u\npackage p 1 f\ntree mlx {ID}\n"
-        );
+        let text = format!("version 1\ncommit {ID}\nrepository u\npackage p 1 f\ntree mlx {ID}\n");
         let error = Pin::parse(&text).expect_err("no headers");
         assert_eq!(error.to_string(), "MLX_PIN line 5: `headers` is missing");
     }

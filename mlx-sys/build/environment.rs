@@ -37,36 +37,37 @@ const COMPILER_VARIABLES: &[&str] = &[
 const HOMEBREW: &[&str] = &["/opt/homebrew", "/usr/local", "/home/linuxbrew/.linuxbrew"];
 
 /// Settings of this build.
-pub struct Environment {
-    pub manifest_dir: PathBuf,
-    pub out_dir: PathBuf,
-    pub os: String,
-    pub arch: String,
+pub(crate) struct Environment {
+    pub(crate) manifest_dir: PathBuf,
+    pub(crate) out_dir: PathBuf,
+    pub(crate) os: String,
+    pub(crate) arch: String,
     target: String,
-    pub jobs: usize,
-    pub custom_primitive: bool,
-    pub cuda: Option<Cuda>,
-    pub prebuilt_dir: Option<PathBuf>,
+    pub(crate) jobs: usize,
+    pub(crate) custom_primitive: bool,
+    pub(crate) cuda: Option<Cuda>,
+    pub(crate) prebuilt_dir: Option<PathBuf>,
     source_dir: Option<PathBuf>,
-    pub allow_unverified: bool,
+    pub(crate) allow_unverified: bool,
     offline: bool,
     cargo: PathBuf,
-    pub cache_root: PathBuf,
+    pub(crate) cache_root: PathBuf,
     cc: PathBuf,
-    pub cxx: PathBuf,
+    pub(crate) cxx: PathBuf,
     machine: Machine,
     compiler_variables: Vec<(String, String)>,
 }
 
 impl Environment {
     /// Reads every variable that has a say, and asks cargo to run again when one changes.
-    pub fn read() -> Result<Environment> {
+    pub(crate) fn read() -> Result<Environment> {
         let out_dir = PathBuf::from(from_cargo("OUT_DIR")?);
         let os = from_cargo("CARGO_CFG_TARGET_OS")?;
         let target = from_cargo("TARGET")?;
         let host = from_cargo("HOST")?;
         if target != host {
-            let text = format!("MLX is built on the machine it runs on, not on {host} for {target}");
+            let text =
+                format!("MLX is built on the machine it runs on, not on {host} for {target}");
             return Err(text.into());
         }
         let cuda = has_feature("CUDA").then(|| Cuda {
@@ -75,8 +76,7 @@ impl Environment {
             sources: variable("ZMLX_CUDA_SOURCES").map(PathBuf::from),
         });
         let path = env::var_os("PATH").unwrap_or_default();
-        let mut machine =
-            Machine { path: env::split_paths(&path).collect(), ..Machine::default() };
+        let mut machine = Machine { path: env::split_paths(&path).collect(), ..Machine::default() };
         for name in ["CUDA_HOME", "CUDA_PATH"] {
             if let (Some(home), Some(_)) = (variable(name), &cuda) {
                 let home = PathBuf::from(home);
@@ -116,17 +116,17 @@ impl Environment {
     }
 
     /// Runs this script again when the file, or a file in the folder, changes.
-    pub fn watch(&self, path: &Path) {
+    pub(crate) fn watch(&self, path: &Path) {
         println!("cargo:rerun-if-changed={}", path.display());
     }
 
     /// What a build from source takes.
-    pub fn plan(&self) -> Plan {
+    pub(crate) fn plan(&self) -> Plan {
         Plan { source: true, accelerate: self.os == "macos", cuda: self.cuda.is_some() }
     }
 
     /// Stops with a list when the machine lacks something that `plan` takes.
-    pub fn require(&self, plan: Plan) -> Result<()> {
+    pub(crate) fn require(&self, plan: Plan) -> Result<()> {
         let mut missing = self.machine.missing(plan);
         if !speaks_cxx20(&self.cxx) {
             let found = format!("{} does not know C++20", self.cxx.display());
@@ -139,7 +139,7 @@ impl Environment {
     }
 
     /// The build of MLX from source.
-    pub fn native(&self, patches: Vec<Patch>, fork: &Path) -> Native {
+    pub(crate) fn native(&self, patches: Vec<Patch>, fork: &Path) -> Native {
         Native {
             places: Places {
                 source_dir: self.source_dir.clone(),
@@ -162,17 +162,17 @@ impl Environment {
     }
 
     /// What all our C++ is compiled with.
-    pub fn configure(&self, build: &mut cc::Build) {
+    pub(crate) fn configure(&self, build: &mut cc::Build) {
         build.compiler(&self.cxx).cpp(true).std("c++20").debug(false).pic(true);
     }
 
     /// Whom the overlay is compiled for.
-    pub fn overlay_target(&self, backends: &[String]) -> Target {
+    pub(crate) fn overlay_target(&self, backends: &[String]) -> Target {
         Target { arch: self.arch.clone(), os: self.os.clone(), backends: backends.to_vec() }
     }
 
     /// How nvcc compiles a file of the overlay.
-    pub fn cuda_compilation(
+    pub(crate) fn cuda_compilation(
         &self,
         source: PathBuf,
         overlay: &Path,
@@ -183,9 +183,8 @@ impl Environment {
         let nvcc = cuda.nvcc.clone().or_else(|| self.machine.program(&["nvcc"]));
         let nvcc = nvcc.ok_or("nvcc is not on the path")?;
         let architectures = cuda.architectures.as_deref().unwrap_or("native");
-        let mut arguments: Vec<String> = ["-std=c++20", "-O3", "-Xcompiler=-fPIC", "--fmad=true"]
-            .map(str::to_owned)
-            .into();
+        let mut arguments: Vec<String> =
+            ["-std=c++20", "-O3", "-Xcompiler=-fPIC", "--fmad=true"].map(str::to_owned).into();
         arguments.extend(["--extended-lambda".to_owned(), "--expt-relaxed-constexpr".to_owned()]);
         match architectures {
             "native" => arguments.push("-arch=native".to_owned()),

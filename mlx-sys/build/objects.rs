@@ -17,7 +17,7 @@ use zmlx_patch::ObjectId;
 use crate::Result;
 
 /// How one file is compiled.
-pub struct Compilation {
+pub(crate) struct Compilation {
     program: PathBuf,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
@@ -26,18 +26,18 @@ pub struct Compilation {
 
 impl Compilation {
     /// With the compiler and flags of `build`.
-    pub fn with(build: &cc::Build, source: PathBuf) -> Compilation {
+    pub(crate) fn with(build: &cc::Build, source: PathBuf) -> Compilation {
         let tool = build.get_compiler();
         Compilation {
             program: tool.path().to_owned(),
             arguments: tool.args().to_vec(),
-            environment: tool.env().to_vec(),
+            environment: tool.get_envs().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
             source,
         }
     }
 
     /// With another program.
-    pub fn by(program: PathBuf, arguments: Vec<String>, source: PathBuf) -> Compilation {
+    pub(crate) fn by(program: PathBuf, arguments: Vec<String>, source: PathBuf) -> Compilation {
         let arguments = arguments.into_iter().map(OsString::from).collect();
         Compilation { program, arguments, environment: Vec::new(), source }
     }
@@ -50,23 +50,23 @@ impl Compilation {
 }
 
 /// Files that make up one static library.
-pub struct Objects {
+pub(crate) struct Objects {
     folder: PathBuf,
     jobs: usize,
     compilations: Vec<Compilation>,
 }
 
 impl Objects {
-    pub fn new(folder: &Path, jobs: usize) -> Objects {
+    pub(crate) fn new(folder: &Path, jobs: usize) -> Objects {
         Objects { folder: folder.to_owned(), jobs: jobs.max(1), compilations: Vec::new() }
     }
 
-    pub fn add(&mut self, compilation: Compilation) {
+    pub(crate) fn add(&mut self, compilation: Compilation) {
         self.compilations.push(compilation);
     }
 
     /// Compiles what has changed and asks cargo to link the library; no files, no library.
-    pub fn archive(self, name: &str, cxx: &Path) -> Result<()> {
+    pub(crate) fn archive(self, name: &str, cxx: &Path) -> Result<()> {
         if self.compilations.is_empty() {
             return Ok(());
         }
@@ -124,11 +124,14 @@ impl Objects {
             let source = compilation.source.display();
             return Err(format!("cannot compile {source} ({}):\n{said}", output.status).into());
         }
-        for line in said.lines().filter(|l| l.contains("warning:")) {
+        let ours = read_dependencies(&dependencies)?;
+        // what compilers say about their own headers is not for us to mend
+        let of_ours = |l: &&str| ours.iter().any(|f| l.starts_with(&*f.to_string_lossy()));
+        for line in said.lines().filter(|l| l.contains("warning:")).filter(of_ours) {
             println!("cargo:warning={line}");
         }
         let mut text = compilation.id().to_string();
-        for path in read_dependencies(&dependencies)? {
+        for path in ours {
             text += &format!("\n{} {}", zmlx_patch::object_id::blob_id(&path)?, path.display());
         }
         fs::write(record, text)?;
