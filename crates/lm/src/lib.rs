@@ -19,6 +19,7 @@ pub mod models;
 pub mod patch;
 pub mod patterns;
 pub mod sampler;
+pub mod synth;
 pub mod tokenizer;
 pub mod validate;
 pub mod weights;

@@ -1,0 +1,18 @@
+use std::ops::ControlFlow;
+
+use zmlx::lm::{self, GenerateOptions, PatchOptions, Tokenizer};
+
+fn main() -> lm::Result<()> {
+    let folder = std::path::Path::new("models/demo");
+    let mut loaded = lm::load(folder)?;
+    let tokenizer = Tokenizer::load(folder)?;
+    let model_type = loaded.config.model_type.clone();
+    let report = lm::patch(loaded.model.as_mut(), &model_type, &PatchOptions::default())?;
+    let prompt = tokenizer.encode_prompt("The shell reads commands from")?;
+    let options = GenerateOptions { max_tokens: 64, ..GenerateOptions::default() };
+    let keep_going = &mut |_| ControlFlow::Continue(());
+    let generation = lm::generate(loaded.model.as_ref(), &prompt, &options, keep_going)?;
+    println!("{}", tokenizer.decode(&generation.token_ids)?);
+    println!("{} fused modules", report.patched_modules());
+    Ok(())
+}

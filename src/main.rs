@@ -1,0 +1,3 @@
+//! `zmlx`, the command line.
+
+fn main() {}
