@@ -51,13 +51,13 @@ fn main() -> ExitCode {
 
 fn build() -> Result<()> {
     let environment = Environment::read()?;
-    let fork = environment.manifest_dir.join("../mlx-patch").canonicalize()?;
+    let fork = Path::new(zmlx_patch::ROOT);
     environment.watch(&fork.join("MLX_PIN"));
     environment.watch(&fork.join("patches"));
 
     let mlx = match &environment.prebuilt_dir {
         Some(dir) => use_prebuilt(&environment, dir)?,
-        None => build_from_source(&environment, &fork)?,
+        None => build_from_source(&environment, fork)?,
     };
     let overlay_root = fork.join("overlay");
     let overlay = match environment.custom_primitive {
@@ -104,7 +104,7 @@ fn build_from_source(environment: &Environment, fork: &Path) -> Result<Mlx> {
     environment.require(Plan { source: false, ..environment.plan() })?;
     let patches = patches::list(&fork.join("patches"))?;
     let names = patches.iter().map(|p| p.name.trim_end_matches(".patch").to_owned()).collect();
-    let native = environment.native(patches, fork);
+    let native = environment.native(patches);
     let cache = Cache::new(environment.cache_root.join("mlx"));
     let mut warn = |text: &str| println!("cargo:warning={}", text.replace('\n', " "));
     let built = native.build(pin, &cache, &mut warn)?;

@@ -201,4 +201,43 @@ mod tests {
         });
         assert_eq!(builds.load(Ordering::SeqCst), 1);
     }
+
+    const CHILD: &str = "ZMLX_PATCH_TEST_CACHE";
+
+    /// Not a test: the process that `killed_build_is_taken_over` starts and kills.
+    #[test]
+    fn build_that_is_going_to_be_killed() {
+        let Ok(root) = std::env::var(CHILD) else { return };
+        let _ = Cache::new(root).entry("1.0", &key("a"), |work, prefix| {
+            install(prefix)?;
+            fs::write(work.join("started"), "").map_err(Error::io("write", work))?;
+            loop {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        });
+    }
+
+    #[test]
+    fn killed_build_is_taken_over() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut child = std::process::Command::new(std::env::current_exe().expect("exe"))
+            .args(["--exact", "cache::tests::build_that_is_going_to_be_killed"])
+            .env(CHILD, dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("child");
+        let started = dir.path().join(format!("1.0-{}.tmp/work/started", key("a").id()));
+        while !started.exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+
+        let entry = Cache::new(dir.path()).entry("1.0", &key("a"), |work, prefix| {
+            assert_eq!(fs::read_dir(work).expect("work").count(), 0);
+            install(prefix)
+        });
+        assert!(entry.expect("taken over").join("lib/libmlx.a").exists());
+        assert!(!started.exists());
+    }
 }

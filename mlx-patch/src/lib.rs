@@ -27,5 +27,8 @@ pub use object_id::ObjectId;
 pub use pin::{ObjectKind, PackageCopy, Pin, PinnedObject};
 pub use verify::verify;
 
+/// The folder of this package, with `overlay/` and `patches/`, on the machine that compiled it.
+pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
 /// Receives what the user should read although the build goes on.
 pub type Warn<'a> = &'a mut dyn FnMut(&str);

@@ -10,8 +10,8 @@ use std::{
 
 use crate::{Error, Pin, Result, Warn, patches::isolated_git, verify, verify::copy_pinned};
 
-/// How long a git host has to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(6);
+/// How long a git host has to answer before it gives way.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(6);
 /// How long the fetch may take once it has answered.
 const FETCH_WITHIN: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(50);
@@ -25,6 +25,8 @@ pub struct Places {
     pub allow_unverified: bool,
     /// Stay off the network.
     pub offline: bool,
+    /// How long the git host has to answer, usually [`ANSWER_WITHIN`].
+    pub answer_within: Duration,
     /// The cargo program.
     pub cargo: PathBuf,
     /// The manifest of this package, whose lock file names the copy on crates.io.
@@ -116,8 +118,8 @@ fn from_git(
         run_within(command, within)
     };
     let url = pin.repository.as_str();
-    git(&["ls-remote", "--exit-code", url, "HEAD"], ANSWER_WITHIN)?;
-    git(&["init", "--quiet"], ANSWER_WITHIN)?;
+    git(&["ls-remote", "--exit-code", url, "HEAD"], places.answer_within)?;
+    git(&["init", "--quiet"], FETCH_WITHIN)?;
     git(&["fetch", "--quiet", "--depth=1", "--no-tags", url, &pin.commit], FETCH_WITHIN)?;
     git(&["checkout", "--quiet", "--detach", "FETCH_HEAD"], FETCH_WITHIN)?;
     verify(&clone, pin)?;

@@ -53,6 +53,9 @@ pub fn copy_pinned(root: &Path, to: &Path, pin: &Pin) -> Result<()> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
+    if from.is_symlink() {
+        return copy_link(from, to);
+    }
     if !from.is_dir() {
         fs::copy(from, to).map_err(Error::io("copy", from))?;
         return Ok(());
@@ -64,6 +67,18 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
             copy(&from.join(&name), &to.join(&name))?;
         }
     }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn copy_link(from: &Path, to: &Path) -> Result<()> {
+    let target = fs::read_link(from).map_err(Error::io("read", from))?;
+    std::os::unix::fs::symlink(target, to).map_err(Error::io("create", to))
+}
+
+#[cfg(not(unix))]
+fn copy_link(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).map_err(Error::io("copy", from))?;
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use zmlx_patch::{
     Error as PatchError,
-    locate::Places,
+    locate::{ANSWER_WITHIN, Places},
     native::{Cuda, Native},
     overlay::Target,
     patches::Patch,
@@ -139,14 +139,15 @@ impl Environment {
     }
 
     /// The build of MLX from source.
-    pub(crate) fn native(&self, patches: Vec<Patch>, fork: &Path) -> Native {
+    pub(crate) fn native(&self, patches: Vec<Patch>) -> Native {
         Native {
             places: Places {
                 source_dir: self.source_dir.clone(),
                 allow_unverified: self.allow_unverified,
                 offline: self.offline,
+                answer_within: ANSWER_WITHIN,
                 cargo: self.cargo.clone(),
-                manifest: fork.join("Cargo.toml"),
+                manifest: Path::new(zmlx_patch::ROOT).join("Cargo.toml"),
             },
             patches,
             machine: self.machine.clone(),
