@@ -1,0 +1,38 @@
+// Attention: softmax(q @ k^T * scale) @ v with grouped key and value heads and an optional causal mask, one launch.
+
+#pragma once
+
+#include <tuple>
+
+#include "mlx/primitives.h"
+#include "zmlx/primitives.h"
+
+namespace zmlx {
+
+class Attention : public mlx::core::UnaryPrimitive {
+ public:
+  enum Input { kQ, kK, kV };
+
+  Attention(mlx::core::Stream stream, float scale, bool causal, Precision precision)
+      : UnaryPrimitive(stream), scale_(scale), causal_(causal), precision_(precision) {}
+
+  void eval_cpu(const std::vector<array>& inputs, array& out) override;
+  void eval_gpu(const std::vector<array>& inputs, array& out) override;
+
+  DEFINE_VMAP()
+  DEFINE_GRADS()
+  DEFINE_NAME(Attention)
+  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
+
+  auto state() const {
+    return std::make_tuple(scale_, causal_, precision_);
+  }
+
+ private:
+  float scale_;
+  bool causal_;
+  Precision precision_;
+};
+
+} // namespace zmlx

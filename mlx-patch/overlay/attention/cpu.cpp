@@ -1,0 +1,177 @@
+// CPU backend of Attention.
+//
+// Idea:    queries that share a key head go together: a block of keys is unpacked once for up to 64 rows, and every
+//          product is a tile with one lane per key (q k^T) or per value column (p v), summed in order over the inner
+//          axis. That order is stock's, so exact costs no speed. Exact keeps whole rows of scores, because stock rounds
+//          them before the softmax and sums the exponentials in order; fast runs over blocks of keys with a running
+//          maximum (arXiv:2205.14135) and rounds nothing before the result.
+// Layout:  q, k, v by rows with any strides over batch, heads and length: cache slices are read in place. The result
+//          is [B, H, Lq, D] over memory [B, Lq, H, D], so that merging the heads copies nothing.
+// Tasks:   (batch row, key head, block of query rows), the longest causal rows first.
+// Bound:   decode: the bytes of k and v; prefill: 2 * H * Lq * Lk * (D + Dv) FLOPs, half of it when causal.
+// Limits:  exact: values behind the causal mask are taken to be finite (stock multiplies them by zero), and so are
+//          scores (a row whose visible scores are all -inf is not given stock's even weights).
+
+#include "attention/attention.h"
+#include "cpu/operands.h"
+#include "cpu/step.h"
+#include "cpu/thread_pool.h"
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+
+namespace zmlx {
+
+using mlx::core::array;
+
+namespace {
+
+// [B, H, L, D] with contiguous rows; a dense copy where they are not.
+class Heads {
+ public:
+  explicit Heads(const array& a) : data_(a.data<uint8_t>()) {
+    int64_t item = a.itemsize();
+    if (a.shape(3) > 1 && a.strides(3) != 1) {
+      copy_ = cpu::read_dense(a);
+      data_ = copy_.data();
+      row_ = a.shape(3) * item;
+      head_ = a.shape(2) * row_;
+      batch_ = a.shape(1) * head_;
+    } else {
+      batch_ = a.strides(0) * item;
+      head_ = a.strides(1) * item;
+      row_ = a.strides(2) * item;
+    }
+  }
+
+  const uint8_t* at(int64_t b, int64_t h, int64_t l = 0) const {
+    return data_ + b * batch_ + h * head_ + l * row_;
+  }
+  int64_t row_bytes() const {
+    return row_;
+  }
+
+ private:
+  std::vector<uint8_t> copy_;
+  const uint8_t* data_;
+  int64_t batch_;
+  int64_t head_;
+  int64_t row_;
+};
+
+// Rows of one task: whole rows of exact scores should stay in L2, and every thread should have work.
+int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact) {
+  constexpr int64_t kScoreFloats = 1 << 17;
+  constexpr int64_t kFewest = 8;
+  int64_t m = cpu::kMaxQueries;
+  if (exact) {
+    m = std::clamp(kScoreFloats / cpu::round_up(num_keys, cpu::kKeyBlock) / kFewest * kFewest, kFewest, m);
+  }
+  while (m > kFewest && groups * ((rows + m - 1) / m) < cpu::pool_size()) {
+    m /= 2;
+  }
+  return std::min(m, rows);
+}
+
+void run(const array& q_, const array& k_, const array& v_, array& out, float scale, bool causal, Precision precision) {
+  namespace c = zmlx::cpu;
+  auto& kernels = c::step_kernels();
+  bool exact = precision == Precision::Exact;
+  auto kernel = exact ? kernels.attention_exact : kernels.attention_fast;
+  auto dtype = c::dtype_of(out.dtype());
+  int64_t item = c::size_of(dtype);
+  Heads q(q_);
+  Heads k(k_);
+  Heads v(v_);
+  int64_t H = q_.shape(1);
+  int64_t Lq = q_.shape(2);
+  int64_t D = q_.shape(3);
+  int64_t Hkv = k_.shape(1);
+  int64_t Lk = k_.shape(2);
+  int64_t Dv = v_.shape(3);
+  int64_t repeats = H / Hkv;
+  int64_t groups = q_.shape(0) * Hkv;
+  int64_t rows = Lq * repeats;
+  int64_t m = rows_per_task(groups, rows, Lk, exact);
+  int64_t blocks = (rows + m - 1) / m;
+  int64_t scratch = c::attention_scratch(m, Lk, D, Dv, exact);
+  auto y = out.data<uint8_t>();
+
+  // A vector takes 16 multiply-adds, and a causal mask halves them.
+  int64_t work = groups * rows * Lk * (D + Dv) / (causal && Lq > 1 ? 16 : 8);
+  c::parallel_for(groups * blocks, work, [&](int64_t index) {
+    int64_t b = index % groups / Hkv;
+    int64_t h = index % groups % Hkv;
+    int64_t first = (blocks - 1 - index / groups) * m;
+    const uint8_t* queries[c::kMaxQueries];
+    uint8_t* results[c::kMaxQueries];
+    int64_t visible[c::kMaxQueries];
+    c::AttentionTask t = {};
+    t.num_rows = std::min(m, rows - first);
+    for (int i = 0; i < t.num_rows; i++) {
+      int64_t l = (first + i) / repeats;
+      int64_t head = h * repeats + (first + i) % repeats;
+      queries[i] = q.at(b, head, l);
+      results[i] = y + ((b * Lq + l) * H + head) * Dv * item;
+      visible[i] = causal ? l + Lk - Lq + 1 : Lk;
+      if (visible[i] <= 0) {
+        visible[i] = Lk;
+        t.blind = i + 1;
+      }
+    }
+    t.dtype = dtype;
+    t.q = queries;
+    t.out = results;
+    t.visible = visible;
+    t.k = k.at(b, h);
+    t.v = v.at(b, h);
+    t.k_row_bytes = k.row_bytes();
+    t.v_row_bytes = v.row_bytes();
+    t.num_keys = Lk;
+    t.head_dim = D;
+    t.value_dim = Dv;
+    t.scale = scale;
+    t.scratch = static_cast<float*>(c::thread_scratch(c::Scratch::Kernel, scratch * sizeof(float)));
+    kernel(t);
+  });
+}
+
+} // namespace
+
+void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
+  auto buffer = mlx::core::allocator::malloc(out.nbytes());
+  int64_t H = out.shape(1);
+  int64_t L = out.shape(2);
+  int64_t D = out.shape(3);
+  if (H == 1 || L == 1 || out.size() == 0) {
+    out.set_data(buffer);
+  } else {
+    auto flags = out.flags();
+    flags.contiguous = true;
+    flags.row_contiguous = false;
+    flags.col_contiguous = false;
+    out.set_data(buffer, out.size(), {L * H * D, D, H * D, 1}, flags);
+  }
+  auto& encoder = mlx::core::cpu::get_command_encoder(stream());
+  encoder.set_output_array(out);
+  if (out.size() == 0) {
+    return;
+  }
+  if (inputs[kK].shape(2) == 0) {
+    encoder.dispatch([out = array::unsafe_weak_copy(out)]() mutable {
+      std::fill_n(out.data<uint8_t>(), out.nbytes(), 0);
+    });
+    return;
+  }
+  for (auto& a : inputs) {
+    encoder.set_input_array(a);
+  }
+  encoder.dispatch([q = array::unsafe_weak_copy(inputs[kQ]),
+                    k = array::unsafe_weak_copy(inputs[kK]),
+                    v = array::unsafe_weak_copy(inputs[kV]),
+                    out = array::unsafe_weak_copy(out),
+                    scale = scale_,
+                    causal = causal_,
+                    precision = precision_]() mutable { run(q, k, v, out, scale, causal, precision); });
+}
+
+} // namespace zmlx

@@ -1,0 +1,102 @@
+// What a decode step needs beside quantized products, by raw pointers: this header knows no framework.
+//
+// Every function reproduces the rounding of MLX's stock ops (portable CPU backend): types are rounded at every op
+// boundary, sums run in their sequential order, and only independent elements share a vector.
+
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/qmm.h"
+
+namespace zmlx::cpu {
+
+// cos and sin of position * inv_freqs[i], rounded to the activation type; padded by kPad floats.
+struct RopeTable {
+  float* cos;
+  float* sin;
+  int64_t half;
+  bool traditional;
+};
+
+// Queries that share one key and value head. Row i sees keys 0 .. visible[i] - 1; `visible` does not fall, except that
+// the first `blind` rows see no key at all: MLX then weighs all keys alike, and their `visible` is num_keys.
+struct AttentionTask {
+  DType dtype;
+  int num_rows; // at most kMaxQueries
+  int blind;
+  const uint8_t* const* q; // rows of head_dim values
+  uint8_t* const* out; // rows of value_dim values
+  const int64_t* visible;
+  const uint8_t* k; // key 0
+  const uint8_t* v;
+  int64_t k_row_bytes; // from one key to the next
+  int64_t v_row_bytes;
+  int64_t num_keys;
+  int64_t head_dim;
+  int64_t value_dim;
+  float scale;
+  float* scratch; // attention_scratch() floats, 64-byte aligned
+};
+
+constexpr int kMaxQueries = 64;
+constexpr int kMaxLanes = 16;
+constexpr int64_t kPad = 2 * kMaxLanes;
+
+struct StepKernels {
+  const char* isa;
+  // Rows that one call of rms_scale takes at most.
+  int lanes;
+  // scale[i] = 1 / sqrt(mean(rows[i]^2) + eps)
+  void (*rms_scale)(DType t, const uint8_t* const* rows, int m, int64_t n, float eps, float* scale);
+  // y = x * scale * weight
+  void (*norm_row)(DType t, const uint8_t* x, const uint8_t* weight, float scale, uint8_t* y, int64_t n);
+  // freqs[i] = exp(-i * step)
+  void (*inverse_frequencies)(float step, int64_t half, float* freqs);
+  void (*rope_table)(DType t, float position, const float* inv_freqs, const RopeTable& table);
+  // y = rope(x * scale * weight), without the norm where weight is null; `buffer` takes 3 * (dim + kPad) floats
+  void (*norm_rope_row)(
+      DType t,
+      const uint8_t* x,
+      const uint8_t* weight,
+      float scale,
+      const RopeTable& table,
+      uint8_t* y,
+      int64_t dim,
+      float* buffer);
+  void (*attention_exact)(const AttentionTask& task);
+  void (*attention_fast)(const AttentionTask& task);
+  // NaN when there is one.
+  float (*maximum)(DType t, const uint8_t* x, int64_t n);
+  // sum of exp(x - max): in order, or in any order
+  float (*exp_sum_in_order)(DType t, const uint8_t* x, int64_t n, float max);
+  float (*exp_sum)(DType t, const uint8_t* x, int64_t n, float max);
+  // The first i with x[i] - c, rounded to the type, >= target; n when there is none.
+  int64_t (*first_reaching)(DType t, const uint8_t* x, int64_t n, float c, float target);
+};
+
+// Follows kernels() of cpu/qmm.h: what runtime dispatch picked, or what set_isa forced.
+const StepKernels& step_kernels();
+
+// Per instruction set; null where the build has none. Defined in step_<isa>.cpp.
+const StepKernels* scalar_step_kernels();
+const StepKernels* avx2_step_kernels();
+const StepKernels* avx512_step_kernels();
+
+// Keys that attention packs at once.
+constexpr int64_t kKeyBlock = 64;
+
+static inline int64_t round_up(int64_t n, int64_t to) {
+  return (n + to - 1) / to * to;
+}
+
+// Floats that a task needs. The exact softmax keeps whole rows of scores, the fast one only a block.
+static inline int64_t
+attention_scratch(int64_t num_rows, int64_t num_keys, int64_t head_dim, int64_t value_dim, bool exact) {
+  int64_t scores = exact ? round_up(num_keys, kKeyBlock) : kKeyBlock;
+  int64_t values = round_up(value_dim, kPad);
+  return num_rows * (round_up(head_dim, kMaxLanes) + scores + values) + kKeyBlock * (head_dim + values) +
+      8 * kMaxQueries + kPad;
+}
+
+} // namespace zmlx::cpu

@@ -1,0 +1,35 @@
+// FusedRMSNorm: x / sqrt(mean(x^2) + eps) * weight over the last axis, one launch.
+
+#pragma once
+
+#include <tuple>
+
+#include "mlx/primitives.h"
+#include "zmlx/primitives.h"
+
+namespace zmlx {
+
+class FusedRMSNorm : public mlx::core::UnaryPrimitive {
+ public:
+  enum Input { kX, kWeight };
+
+  FusedRMSNorm(mlx::core::Stream stream, float eps) : UnaryPrimitive(stream), eps_(eps) {}
+
+  void eval_cpu(const std::vector<array>& inputs, array& out) override;
+  void eval_gpu(const std::vector<array>& inputs, array& out) override;
+
+  DEFINE_VMAP()
+  DEFINE_GRADS()
+  DEFINE_NAME(FusedRMSNorm)
+  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
+
+  auto state() const {
+    return std::make_tuple(eps_);
+  }
+
+ private:
+  float eps_;
+};
+
+} // namespace zmlx

@@ -1,0 +1,373 @@
+// Bit for bit against stock MLX, in one process: rms_norm, qk_norm_rope, attention, greedy_token over dtypes, shapes,
+// layouts, head groups, offsets and extreme values. Fast attention against float64. Developer's program; the kept suite
+// is the workspace's integration test.
+//
+//   step_equivalence [--isa NAME] [--threads N] [--seed S]
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <random>
+#include <sstream>
+
+#include "mlx/mlx.h"
+#include "zmlx/primitives.h"
+
+namespace mx = mlx::core;
+using mx::array;
+using zmlx::Precision;
+
+namespace {
+
+std::mt19937_64 rng(1);
+int64_t compared = 0;
+int cases = 0;
+int failures = 0;
+double worst_fast = 0;
+
+enum class Values { Normal, Large, Tiny, Extreme };
+
+float draw(Values v) {
+  auto normal = [] { return std::normal_distribution<float>(0.0f, 1.0f)(rng); };
+  switch (v) {
+    case Values::Normal:
+      return normal();
+    case Values::Large:
+      return normal() * 30;
+    case Values::Tiny:
+      return std::ldexp(normal(), -int(rng() % 150));
+    case Values::Extreme: {
+      int pick = rng() % 400;
+      float special[] = {INFINITY, -INFINITY, NAN, -NAN, -0.0f, 1e38f, -1e30f, 1e-40f};
+      return pick < 8 ? special[pick] : normal();
+    }
+  }
+  return 0;
+}
+
+array random_array(mx::Shape shape, mx::Dtype dtype, Values v = Values::Normal) {
+  int64_t n = 1;
+  for (int d : shape) {
+    n *= d;
+  }
+  std::vector<float> data(n);
+  for (auto& x : data) {
+    x = draw(v);
+  }
+  auto a = mx::astype(array(data.data(), shape, mx::float32), dtype);
+  mx::eval(a);
+  return a;
+}
+
+// The same values with gaps between the rows and reversed axes in memory.
+array scattered(const array& a, bool last) {
+  std::vector<int> order(a.ndim());
+  for (int i = 0; i < a.ndim(); i++) {
+    order[i] = last ? a.ndim() - 1 - i : (i == a.ndim() - 1 ? i : a.ndim() - 2 - i);
+  }
+  auto t = mx::contiguous(mx::transpose(a, order));
+  auto padded = mx::concatenate({t, t}, -1);
+  mx::eval(padded);
+  auto s = mx::slice(padded, mx::Shape(a.ndim(), 0), t.shape());
+  auto out = mx::transpose(s, order);
+  mx::eval(out);
+  return out;
+}
+
+// NaNs of float32 and float16 count as equal: their sign and payload depend on the order of operands.
+bool same(const std::string& what, array a, array b) {
+  cases++;
+  mx::eval(a, b);
+  if (a.shape() != b.shape() || a.dtype() != b.dtype()) {
+    std::cout << "DIFFERS " << what << ": " << a.dtype() << a.shape() << " vs " << b.dtype() << b.shape() << "\n";
+    failures++;
+    return false;
+  }
+  a = mx::contiguous(a);
+  b = mx::contiguous(b);
+  mx::eval(a, b);
+  auto pa = a.data<uint8_t>();
+  auto pb = b.data<uint8_t>();
+  int64_t item = a.itemsize();
+  int64_t wrong = 0;
+  int64_t first = -1;
+  for (int64_t i = 0; i < int64_t(a.size()); i++) {
+    if (!std::memcmp(pa + i * item, pb + i * item, item)) {
+      continue;
+    }
+    auto nan = [i](const array& x) {
+      switch (x.dtype()) {
+        case mx::float32:
+          return std::isnan(x.data<float>()[i]);
+        case mx::float16:
+          return std::isnan(static_cast<float>(x.data<mx::float16_t>()[i]));
+        default:
+          return false;
+      }
+    };
+    if (nan(a) && nan(b)) {
+      continue;
+    }
+    wrong++;
+    first = first < 0 ? i : first;
+  }
+  compared += a.size();
+  if (wrong) {
+    failures++;
+    if (failures < 40) {
+      uint32_t x = 0, y = 0;
+      std::memcpy(&x, pa + first * item, item);
+      std::memcpy(&y, pb + first * item, item);
+      std::printf(
+          "DIFFERS %s: %lld of %lld, first at %lld: %08x, expected %08x\n",
+          what.c_str(),
+          (long long)wrong,
+          (long long)a.size(),
+          (long long)first,
+          x,
+          y);
+    }
+  }
+  return wrong == 0;
+}
+
+template <typename... Args>
+std::string text(Args&&... args) {
+  std::ostringstream s;
+  (s << ... << args);
+  return s.str();
+}
+
+void check_rms_norm(mx::Dtype dtype, Values v, mx::Shape shape, int layout) {
+  auto x = random_array(shape, dtype, v);
+  if (layout) {
+    x = scattered(x, layout == 2);
+  }
+  auto w = random_array({shape.back()}, dtype, v == Values::Extreme ? v : Values::Normal);
+  for (float eps : {1e-6f, 1e-5f}) {
+    same(
+        text("rms_norm ", dtype, x.shape(), " v", int(v), " layout ", layout),
+        zmlx::rms_norm(x, w, eps),
+        mx::fast::rms_norm(x, w, eps));
+  }
+}
+
+array stock_rope(
+    array x,
+    int heads,
+    std::optional<array> w,
+    float eps,
+    const zmlx::RopeParams& r,
+    const array& offset) {
+  if (x.ndim() == 3) {
+    x = mx::reshape(x, {x.shape(0), x.shape(1), heads, -1});
+  }
+  if (w) {
+    x = mx::fast::rms_norm(x, *w, eps);
+  }
+  x = mx::transpose(x, {0, 2, 1, 3});
+  auto base = r.freqs ? std::nullopt : std::optional<float>(r.base);
+  return mx::fast::rope(x, r.dims, r.traditional, base, r.scale, offset, r.freqs);
+}
+
+void check_rope(mx::Dtype dtype, Values v, int B, int L, int H, int D, int dims, bool traditional, int variant) {
+  bool flat = variant & 1;
+  bool norm = variant & 2;
+  bool freqs = variant & 4;
+  auto x = random_array(flat ? mx::Shape{B, L, H * D} : mx::Shape{B, L, H, D}, dtype, v);
+  if (variant & 8) {
+    x = scattered(x, variant & 16);
+  }
+  auto w = norm ? std::optional<array>(random_array({D}, dtype)) : std::nullopt;
+  zmlx::RopeParams r{dims, traditional, variant & 32 ? 1e6f : 10000.0f, variant & 64 ? 0.25f : 1.0f, std::nullopt};
+  if (freqs) {
+    r.freqs = mx::abs(random_array({dims / 2}, mx::float32)) + array(0.1f);
+  }
+  for (int first : {0, 1, 77, 4095, 131071, 20000000}) {
+    array offset = array(first);
+    if (variant & 128) {
+      std::vector<int> many;
+      for (int b = 0; b < B; b++) {
+        many.push_back(first + 13 * b);
+      }
+      offset = array(many.data(), {B}, mx::int32);
+    }
+    same(
+        text("qk_norm_rope ", dtype, x.shape(), " dims ", dims, traditional ? " trad" : "", " variant ", variant, " offset ", first, " v", int(v)),
+        zmlx::qk_norm_rope(x, H, w, 1e-6f, r, offset),
+        stock_rope(x, H, w, 1e-6f, r, offset));
+  }
+}
+
+void check_attention(
+    mx::Dtype dtype,
+    Values v,
+    int B,
+    int H,
+    int Hkv,
+    int Lq,
+    int Lk,
+    int D,
+    int Dv,
+    bool causal,
+    int layout) {
+  auto q = random_array({B, H, Lq, D}, dtype, v);
+  int room = layout == 1 ? Lk + 37 : Lk;
+  auto k = random_array({B, Hkv, room, D}, dtype, v);
+  auto w = random_array({B, Hkv, room, Dv}, dtype, v == Values::Extreme ? Values::Normal : v);
+  if (causal && v == Values::Extreme) { // attention/cpu.cpp, limits
+    auto finite = [](const array& a) {
+      return mx::where(mx::isinf(a), array(1.0f, a.dtype()), mx::clip(a, array(-1e4f, a.dtype()), array(1e4f, a.dtype())));
+    };
+    q = finite(q);
+    k = finite(k);
+  }
+  if (layout == 1) { // views of a larger cache
+    k = mx::slice(k, {0, 0, 0, 0}, {B, Hkv, Lk, D});
+    w = mx::slice(w, {0, 0, 0, 0}, {B, Hkv, Lk, Dv});
+  } else if (layout == 2) {
+    q = scattered(q, false);
+    k = scattered(k, false);
+    w = scattered(w, false);
+  } else if (layout == 3) {
+    q = scattered(q, true);
+    k = scattered(k, true);
+    w = scattered(w, true);
+  }
+  float scale = 1 / std::sqrt(float(D));
+  auto what = text(
+      "attention ", dtype, " B", B, " H", H, "/", Hkv, " L", Lq, "/", Lk, " D", D, "/", Dv, causal ? " causal" : "", " layout ", layout, " v", int(v));
+  auto expected = mx::fast::scaled_dot_product_attention(q, k, w, scale, causal ? "causal" : "");
+  if (dtype != mx::float32) {
+    same(what, zmlx::attention(q, k, w, scale, causal, Precision::Exact), expected);
+  }
+  if (v == Values::Extreme) {
+    return;
+  }
+  // fast: against float64
+  auto d = [](const array& a) { return mx::astype(a, mx::float64); };
+  auto repeat = [&](const array& a) { return H == Hkv ? a : mx::repeat(a, H / Hkv, 1); };
+  auto scores = mx::matmul(d(q) * array(double(scale), mx::float64), mx::swapaxes(repeat(d(k)), -1, -2));
+  if (causal) {
+    auto rows = mx::expand_dims(mx::arange(Lk - Lq, Lk), 1);
+    auto mask = mx::greater_equal(rows, mx::expand_dims(mx::arange(0, Lk), 0));
+    scores = mx::where(mask, scores, array(-1e300, mx::float64));
+  }
+  auto truth = mx::matmul(mx::softmax(scores, -1), repeat(d(w)));
+  auto error = [&](const array& y) {
+    auto e = mx::max(mx::abs(d(y) - truth)) / mx::maximum(mx::max(mx::abs(truth)), array(1e-30, mx::float64));
+    mx::eval(e);
+    return e.item<double>();
+  };
+  double fast = error(zmlx::attention(q, k, w, scale, causal, Precision::Fast));
+  double stock = error(expected);
+  cases++;
+  double limit = dtype == mx::float32 ? 2e-5 : dtype == mx::float16 ? 2e-3 : 1e-2;
+  worst_fast = std::max(worst_fast, fast / (limit + 3 * stock));
+  if (!(fast <= limit + 3 * stock)) { // large scores amplify: then stock errs as much
+    failures++;
+    std::printf("INACCURATE %s: fast %.2e, stock %.2e\n", what.c_str(), fast, stock);
+  }
+}
+
+void check_greedy(mx::Dtype dtype, mx::Shape shape, int kind) {
+  auto x = random_array(shape, dtype, kind == 3 ? Values::Large : Values::Normal);
+  if (kind == 1) { // many equal maxima
+    x = mx::astype(mx::round(x * array(2.0f)) , dtype);
+  } else if (kind == 2) { // a trained model's: one large logit
+    x = mx::astype(x * array(2.0f) + mx::astype(mx::greater(random_array(shape, mx::float32), array(4.2f)), mx::float32) * array(12.0f), dtype);
+  } else if (kind == 4) {
+    x = random_array(shape, dtype, Values::Extreme);
+  } else if (kind == 5) {
+    x = mx::full(shape, -INFINITY, dtype);
+  } else if (kind == 6) { // flat
+    x = mx::astype(x * array(0.01f), dtype);
+  } else if (kind == 7) {
+    x = mx::astype(x * array(0.001f) + array(9.0f), dtype);
+  }
+  auto logprobs = x - mx::logsumexp(x, -1, true);
+  same(text("greedy_token ", dtype, shape, " kind ", kind), zmlx::greedy_token(x), mx::argmax(logprobs, -1));
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+  for (int i = 1; i < argc; i++) {
+    std::string a = argv[i];
+    if (a == "--isa") {
+      if (!zmlx::set_cpu_isa(argv[++i])) {
+        std::printf("no %s here\n", argv[i]);
+        return 2;
+      }
+    } else if (a == "--threads") {
+      zmlx::set_num_threads(std::atoi(argv[++i]));
+    } else if (a == "--seed") {
+      rng.seed(std::atoll(argv[++i]));
+    }
+  }
+  std::printf("isa %s, %d threads\n", zmlx::cpu_isa().c_str(), zmlx::num_threads());
+  mx::set_default_device(mx::Device::cpu);
+  auto report = [](const char* what) {
+    std::printf("%-14s %6d cases so far, %lld values, %d differ\n", what, cases, (long long)compared, failures);
+  };
+  auto dtypes = {mx::bfloat16, mx::float16, mx::float32};
+  for (auto dtype : dtypes) {
+    for (auto v : {Values::Normal, Values::Large, Values::Tiny, Values::Extreme}) {
+      for (mx::Shape shape :
+           {mx::Shape{2048}, {1, 1, 2048}, {1, 128}, {3, 5, 80}, {1, 33, 64}, {2, 3, 17}, {1, 1}, {40, 1000}, {2, 2, 2, 96}}) {
+        for (int layout : {0, 1, 2}) {
+          check_rms_norm(dtype, v, shape, layout);
+        }
+      }
+    }
+  }
+  report("rms_norm");
+  for (auto dtype : dtypes) {
+    for (auto [D, dims] : {std::pair{128, 128}, {64, 64}, {80, 80}, {96, 48}, {128, 32}, {66, 34}, {8, 2}}) {
+      for (bool traditional : {false, true}) {
+        for (int variant = 0; variant < 256; variant += 1 + rng() % 9) {
+          check_rope(dtype, Values::Normal, 1 + rng() % 3, 1 + rng() % 9, 1 + rng() % 33, D, dims, traditional, variant);
+        }
+        check_rope(dtype, Values::Tiny, 2, 3, 4, D, dims, traditional, 2);
+        check_rope(dtype, Values::Large, 2, 3, 4, D, dims, traditional, 2 + 1);
+      }
+    }
+    check_rope(dtype, Values::Normal, 1, 1, 32, 128, 128, false, 3);
+    check_rope(dtype, Values::Normal, 1, 130, 32, 128, 128, false, 3);
+  }
+  report("qk_norm_rope");
+  for (auto dtype : dtypes) {
+    for (auto v : {Values::Normal, Values::Large, Values::Tiny, Values::Extreme}) {
+      for (auto [D, Dv] : {std::pair{128, 128}, {64, 64}, {80, 80}, {96, 96}, {72, 40}, {17, 5}, {256, 256}}) {
+        for (auto [H, Hkv] : {std::pair{32, 4}, {4, 4}, {8, 1}, {3, 1}, {14, 2}}) {
+          if (D > 128 && H > 8) {
+            continue;
+          }
+          for (auto [Lq, Lk] : {std::pair{1, 1}, {1, 65}, {1, 300}, {7, 7}, {5, 64}, {33, 161}, {130, 130}, {9, 4}}) {
+            if (H == 32 && Lq > 100 && v != Values::Normal) {
+              continue;
+            }
+            check_attention(dtype, v, 1 + rng() % 2, H, Hkv, Lq, Lk, D, Dv, rng() % 2 || Lq > Lk, rng() % 4);
+          }
+        }
+      }
+    }
+  }
+  check_attention(mx::bfloat16, Values::Normal, 1, 32, 4, 1, 2100, 128, 128, false, 1);
+  check_attention(mx::bfloat16, Values::Normal, 1, 8, 2, 70, 2100, 128, 128, true, 1);
+  report("attention");
+  for (auto dtype : dtypes) {
+    for (mx::Shape shape : {mx::Shape{1}, {1, 7}, {2, 3, 100}, {1, 1, 32000}, {2, 151936}, {1, 1, 262144}}) {
+      for (int kind = 0; kind < 8; kind++) {
+        for (int i = 0; i < (shape.back() > 40000 ? 4 : 8); i++) {
+          check_greedy(dtype, shape, kind);
+        }
+      }
+    }
+  }
+  report("greedy_token");
+  std::printf("worst fast attention error: %.2f of its limit\n", worst_fast);
+  return failures ? 1 : 0;
+}
