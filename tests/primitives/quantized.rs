@@ -46,7 +46,7 @@ fn product(dtype: Dtype) {
             for (i, batch) in
                 [vec![1], vec![1, 1], vec![3], vec![2, 5], vec![17]].iter().enumerate()
             {
-                let whole = q.group_size * [1, 3, 2][i % 3];
+                let whole = q.group_size.max(32) * [1, 3, 2][i % 3];
                 let ragged = [1, 7, 16, 33, 8, 40, 67][(i + q.bits as usize) % 7];
                 let (n, k) = if transpose { (ragged, whole) } else { (whole, ragged) };
                 let w = matrix(&mut rng, [n, k], q, dtype, transpose);

@@ -10,6 +10,7 @@ use crate::support::data::{self, DTYPES, Rng, quantizations};
 use crate::support::on_each_device;
 
 /// One call's arguments.
+#[derive(Clone)]
 pub(super) struct Call {
     pub(super) x: Array,
     pub(super) gate: QuantizedWeight,
@@ -113,7 +114,7 @@ fn product(dtype: Dtype) {
             }
             for (i, layout) in LAYOUTS.into_iter().enumerate() {
                 // The quantised axis comes in whole groups; the other one is anything.
-                let whole = q.group_size * [1, 3, 2][i % 3];
+                let whole = q.group_size.max(32) * [1, 3, 2][i % 3];
                 let ragged = [1, 7, 16, 33, 8, 40, 67][(i + q.bits as usize) % 7];
                 let (n, k) = if transpose { (ragged, whole) } else { (whole, ragged) };
                 let what = format!("{dtype} {q} transpose {transpose} {layout:?} N {n} K {k}");
@@ -153,13 +154,7 @@ on_each_device! {
                 let layout = Layout::Rows { batch: 4, m: 3 };
                 let plain = call(&mut rng, layout, [6, 32, 64], q, dtype, transpose);
                 for which in 0..6 {
-                    let mut c = Call {
-                        x: plain.x.clone(),
-                        gate: plain.gate.clone(),
-                        up: plain.up.clone(),
-                        rhs: plain.rhs.clone(),
-                        ..plain
-                    };
+                    let mut c = plain.clone();
                     match which {
                         0 => c.x = data::strided(&c.x),
                         1 => c.x = data::column_major(&c.x),
@@ -254,8 +249,7 @@ on_each_device! {
             (no_rows, none.clone(), vec![0, 1, 8]),
             (no_m, plain.rhs.clone(), vec![2, 0, 8]),
         ] {
-            let (gate, up) = (plain.gate.clone(), plain.up.clone());
-            let c = Call { x, gate, up, rhs, ..plain };
+            let c = Call { x, rhs, ..plain.clone() };
             let got = c.fused(Precision::Exact).unwrap();
             got.eval().unwrap();
             assert_eq!(got.shape(), shape);
@@ -267,9 +261,15 @@ on_each_device! {
     fn mixed_dtypes_promote_as_stock() {
         let mut rng = Rng::new(9);
         let q = Quantization::affine(32, 4);
-        for (x, w) in [(Dtype::F32, Dtype::Bf16), (Dtype::Bf16, Dtype::F32), (Dtype::F16, Dtype::Bf16)] {
+        for (x, w) in [
+            (Dtype::F32, Dtype::Bf16),
+            (Dtype::Bf16, Dtype::F32),
+            (Dtype::F16, Dtype::Bf16),
+            (Dtype::I32, Dtype::Bf16),
+        ] {
             let mut c = call(&mut rng, Layout::Decode { top_k: 2 }, [3, 9, 64], q, w, true);
-            c.x = c.x.astype(x).unwrap();
+            let eight = Array::scalar_like(8.0, &c.x).unwrap();
+            c.x = ops::multiply(&c.x, &eight).unwrap().astype(x).unwrap();
             c.check(format!("x {x}, scales {w}"));
         }
     }

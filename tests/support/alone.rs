@@ -3,7 +3,7 @@
 use std::process::Command;
 
 /// Runs the ignored test `name` (path from the crate's root) in a fresh process.
-pub(crate) fn alone(name: &str) {
+pub(crate) fn run(name: &str) {
     let program = std::env::current_exe().unwrap();
     let arguments = ["--exact", name, "--ignored", "--test-threads=1", "--nocapture"];
     let output = Command::new(program).args(arguments).output().unwrap();
@@ -28,7 +28,7 @@ macro_rules! alone {
             #[test]
             fn alone() {
                 let path = module_path!().split_once("::").unwrap().1;
-                crate::support::alone::alone(&format!("{path}::inner"));
+                crate::support::alone::run(&format!("{path}::inner"));
             }
         }
     };

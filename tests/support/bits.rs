@@ -39,13 +39,23 @@ pub(crate) fn assert_same_bits(got: &Array, expected: &Array, what: impl std::fm
     }
 }
 
-/// Panics unless there are values, most of them finite and not all alike: a comparison of zeros
-/// or NaN proves nothing.
+/// Panics unless many values are finite and not zero: a comparison of zeros or NaN proves nothing.
+/// (With K = 1 and two bits most products are zero.)
 #[track_caller]
 pub(crate) fn assert_lively(a: &Array, what: impl std::fmt::Display) {
     let values = as_f32(a);
     let finite = values.iter().filter(|v| v.is_finite() && **v != 0.0).count();
-    assert!(finite * 2 > values.len(), "{what}: {finite} of {} values say anything", values.len());
+    assert!(finite * 8 > values.len(), "{what}: {finite} of {} values say anything", values.len());
+}
+
+/// Panics unless each pair of values is closer than `part` of the largest expected one.
+#[track_caller]
+pub(crate) fn assert_close(got: &Array, expected: &Array, part: f32, what: impl std::fmt::Display) {
+    assert_eq!(got.shape(), expected.shape(), "{what}: shape");
+    let (g, e) = (as_f32(got), as_f32(expected));
+    let size = e.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let error = g.iter().zip(&e).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(size > 0.0 && error <= part * size, "{what}: error {error:e} of {size:e}");
 }
 
 /// The values as `f32`, which holds every value of the float types tested.
