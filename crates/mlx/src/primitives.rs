@@ -221,6 +221,10 @@ pub fn quantized_matmul(
 /// # Errors
 /// `InvalidArgument` when `n` is negative.
 pub fn set_num_threads(n: i32) -> Result<()> {
+    if n < 0 {
+        let message = format!("[set_num_threads] expected 0 or more, got {n}");
+        return Err(crate::Error::InvalidArgument { message });
+    }
     Ok(ffi::set_num_threads(n)?)
 }
 
