@@ -104,6 +104,9 @@ fn build_from_source(environment: &Environment, fork: &Path) -> Result<Mlx> {
     environment.require(Plan { source: false, ..environment.plan() })?;
     let patches = patches::list(&fork.join("patches"))?;
     let names = patches.iter().map(|p| p.name.trim_end_matches(".patch").to_owned()).collect();
+    if let Some(dir) = &environment.source_dir {
+        pin.objects.iter().for_each(|object| environment.watch(&dir.join(&object.path)));
+    }
     let native = environment.native(patches);
     let cache = Cache::new(environment.cache_root.join("mlx"));
     let mut warn = |text: &str| println!("cargo:warning={}", text.replace('\n', " "));
@@ -182,6 +185,11 @@ fn declare(build: &mut cc::Build, environment: &Environment, mlx: &Mlx) {
     }
     if mlx.mode == "source" {
         build.define("ZMLX_MLX_PATCHED", "1");
+    }
+    let metallib = mlx.root.join("lib/mlx.metallib");
+    if matches!(mlx.link, Link::Static(_)) && metallib.exists() {
+        // MLX remembers the folder it was compiled in, which is gone
+        build.define("ZMLX_METALLIB", format!("\"{}\"", metallib.display()).as_str());
     }
     for backend in &mlx.backends {
         build.define(&format!("ZMLX_BACKEND_{}", backend.to_uppercase()), "1");

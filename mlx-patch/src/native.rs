@@ -12,6 +12,7 @@ use crate::{
     locate::{self, Places},
     patches::{self, Patch},
     prerequisites::{Machine, Plan, unfit},
+    verify,
     verify::actual_ids,
 };
 
@@ -102,10 +103,16 @@ impl Native {
     /// Those of [`locate::locate`] and [`patches::apply`]; `Command` when CMake or the compiler
     /// fails, with the end of what they printed.
     pub fn build(&self, pin: &Pin, cache: &Cache, warn: Warn<'_>) -> Result<Built> {
+        if let Some(dir) = self.places.source_dir.as_ref().filter(|_| !self.places.allow_unverified)
+        {
+            // even if the pinned content is in the cache: the user means this folder
+            verify(dir, pin)?;
+        }
         let key = self.key(pin)?;
         let prefix = cache
             .entry(&pin.version, &key, |work, prefix| self.compile(pin, work, prefix, warn))?;
         let libraries = libraries(&prefix)?;
+        self.require(&libraries)?;
         Ok(Built { prefix, libraries })
     }
 
@@ -145,9 +152,28 @@ impl Native {
         cuda.nvcc.clone().or_else(|| self.machine.program(&["nvcc"]))
     }
 
+    /// Says when a library is gone that was there when the cached MLX was compiled.
+    fn require(&self, libraries: &[Library]) -> Result<()> {
+        for library in libraries {
+            let Library::Named { name, folder: Some(folder) } = library else { continue };
+            let here = Machine { library: vec![folder.clone()], ..Machine::default() };
+            if !here.has_library(&[name]) {
+                let found = format!("lib{name} is no longer in {}", folder.display());
+                let missing = unfit("a BLAS", &found).into_iter().collect();
+                return Err(Error::Prerequisites { missing });
+            }
+        }
+        Ok(())
+    }
+
     /// Finds the tools, or says everything that is missing.
     fn tools(&self) -> Result<Tools> {
-        let plan = Plan { source: true, accelerate: self.accelerate, cuda: self.cuda.is_some() };
+        let plan = Plan {
+            source: true,
+            accelerate: self.accelerate,
+            metal: self.metal,
+            cuda: self.cuda.is_some(),
+        };
         let machine = &self.machine;
         let mut missing = machine.missing(plan);
         let cmake = machine.program(&["cmake"]);

@@ -6,6 +6,7 @@
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// One row of [`PREREQUISITES`].
@@ -32,6 +33,8 @@ pub enum Probe {
     Program(&'static [&'static str]),
     /// This header is in one of the include folders.
     Header(&'static str),
+    /// `xcrun` finds this tool of Xcode.
+    Xcode(&'static str),
     /// One of these libraries is in one of the library folders; the name lacks `lib` and `.so`.
     Library(&'static [&'static str]),
 }
@@ -45,6 +48,8 @@ pub enum Need {
     Source,
     /// Those that compile MLX where there is no Accelerate.
     SourceWithoutAccelerate,
+    /// Those with the Metal backend.
+    Metal,
     /// Those with the `cuda` feature.
     Cuda,
 }
@@ -124,6 +129,14 @@ pub const PREREQUISITES: &[Prerequisite] = &[
         homebrew: "openblas",
     },
     Prerequisite {
+        name: "metal (Apple's shader compiler)",
+        purpose: "compiles the Metal kernels",
+        probe: Probe::Xcode("metal"),
+        needed: Need::Metal,
+        debian: "not on Linux",
+        homebrew: "install Xcode and run xcodebuild -downloadComponent MetalToolchain",
+    },
+    Prerequisite {
         name: "nvcc (CUDA toolkit 12.0 or newer, not 13.1)",
         purpose: "compiles the CUDA backend",
         probe: Probe::Program(&["nvcc"]),
@@ -148,6 +161,8 @@ pub struct Plan {
     pub source: bool,
     /// On a system that has Apple's Accelerate.
     pub accelerate: bool,
+    /// With the Metal backend.
+    pub metal: bool,
     /// With the CUDA backend.
     pub cuda: bool,
 }
@@ -205,12 +220,19 @@ impl Machine {
         })
     }
 
+    fn has_xcode_tool(&self, tool: &str) -> bool {
+        let Some(xcrun) = self.program(&["xcrun"]) else { return false };
+        let found = Command::new(xcrun).args(["--find", tool]).output();
+        found.is_ok_and(|output| output.status.success())
+    }
+
     /// Everything that `plan` needs and the machine lacks.
     pub fn missing(&self, plan: Plan) -> Vec<Missing> {
         let lacks = |p: &&Prerequisite| match p.probe {
             Probe::Program(names) => self.program(names).is_none(),
             Probe::Header(header) => self.header_root(header).is_none(),
             Probe::Library(names) => !self.has_library(names),
+            Probe::Xcode(tool) => !self.has_xcode_tool(tool),
         };
         let needed = PREREQUISITES.iter().filter(|p| plan.needs(p.needed));
         needed.filter(lacks).map(Missing::from).collect()
@@ -223,6 +245,7 @@ impl Plan {
             Need::Always => true,
             Need::Source => self.source,
             Need::SourceWithoutAccelerate => self.source && !self.accelerate,
+            Need::Metal => self.source && self.metal,
             Need::Cuda => self.source && self.cuda,
         }
     }
@@ -286,19 +309,21 @@ mod tests {
     use super::*;
     use std::{fs, os::unix::fs::PermissionsExt};
 
-    const LINUX: Plan = Plan { source: true, accelerate: false, cuda: false };
+    const LINUX: Plan = Plan { source: true, accelerate: false, metal: false, cuda: false };
+    const ALL: Plan = Plan { metal: true, cuda: true, ..LINUX };
 
     /// A machine on which everything in the table is installed, without `absent`.
     fn machine_without(root: &Path, absent: &[&str]) -> Machine {
         let folder = |name: &str| root.join(name);
         let touch = |path: &Path| {
             fs::create_dir_all(path.parent().expect("parent")).expect("folder");
-            fs::write(path, "").expect("file");
+            fs::write(path, "#!/bin/sh\n").expect("file");
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("mode");
         };
         for p in PREREQUISITES.iter().filter(|p| !absent.contains(&p.name)) {
             match p.probe {
                 Probe::Program(names) => touch(&folder("bin").join(names[0])),
+                Probe::Xcode(_) => touch(&folder("bin/xcrun")),
                 Probe::Header(header) => touch(&folder("include").join(header)),
                 Probe::Library(names) => touch(&folder("lib").join(format!("lib{}.so", names[0]))),
             }
@@ -314,7 +339,7 @@ mod tests {
     fn complete_machine_lacks_nothing() {
         let dir = tempfile::tempdir().expect("tempdir");
         let machine = machine_without(dir.path(), &[]);
-        assert_eq!(machine.missing(Plan { cuda: true, ..LINUX }), []);
+        assert_eq!(machine.missing(ALL), []);
     }
 
     #[test]
@@ -322,7 +347,7 @@ mod tests {
         for p in PREREQUISITES {
             let dir = tempfile::tempdir().expect("tempdir");
             let machine = machine_without(dir.path(), &[p.name]);
-            let missing = machine.missing(Plan { cuda: true, ..LINUX });
+            let missing = machine.missing(ALL);
             assert_eq!(missing.len(), 1, "{}", p.name);
             let message = report(&missing);
             for part in [p.name, p.purpose, p.debian, p.homebrew] {
@@ -346,6 +371,7 @@ mod tests {
         let lacks = |plan| Machine::default().missing(plan).len();
         assert_eq!(lacks(Plan { source: false, ..LINUX }), 1);
         assert_eq!(lacks(LINUX) - lacks(Plan { accelerate: true, ..LINUX }), 3);
+        assert_eq!(lacks(Plan { metal: true, ..LINUX }) - lacks(LINUX), 1);
         assert_eq!(lacks(Plan { cuda: true, ..LINUX }) - lacks(LINUX), 2);
     }
 

@@ -47,7 +47,7 @@ pub(crate) struct Environment {
     pub(crate) custom_primitive: bool,
     pub(crate) cuda: Option<Cuda>,
     pub(crate) prebuilt_dir: Option<PathBuf>,
-    source_dir: Option<PathBuf>,
+    pub(crate) source_dir: Option<PathBuf>,
     pub(crate) allow_unverified: bool,
     offline: bool,
     cargo: PathBuf,
@@ -122,7 +122,16 @@ impl Environment {
 
     /// What a build from source takes.
     pub(crate) fn plan(&self) -> Plan {
-        Plan { source: true, accelerate: self.os == "macos", cuda: self.cuda.is_some() }
+        Plan {
+            source: true,
+            accelerate: self.os == "macos",
+            metal: self.has_metal(),
+            cuda: self.cuda.is_some(),
+        }
+    }
+
+    fn has_metal(&self) -> bool {
+        self.os == "macos" && self.arch == "aarch64"
     }
 
     /// Stops with a list when the machine lacks something that `plan` takes.
@@ -155,7 +164,7 @@ impl Environment {
             cxx: self.cxx.clone(),
             target: self.target.clone(),
             accelerate: self.os == "macos",
-            metal: self.os == "macos" && self.arch == "aarch64",
+            metal: self.has_metal(),
             cuda: self.cuda.clone(),
             environment: self.compiler_variables.clone(),
             jobs: self.jobs,
