@@ -48,7 +48,7 @@ impl Values {
                     let choice = Choice::between(&table, target);
                     out.iter_mut().for_each(|byte| *byte = choice.pick(random));
                 }
-                Mode::Mxfp4 | Mode::Mxfp8 => {
+                _ => {
                     let rms = if codes.mode == Mode::Mxfp4 {
                         rms((0..16).map(fp4_value))
                     } else {
