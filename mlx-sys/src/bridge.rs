@@ -406,6 +406,28 @@ pub mod ffi {
             q: &QuantParams,
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
+        fn fused_rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<UniquePtr<Array>>;
+        fn fused_qk_norm_rope(
+            x: &Array,
+            num_heads: i32,
+            weight: &UniquePtr<Array>,
+            eps: f32,
+            dims: i32,
+            traditional: bool,
+            base: f32,
+            scale: f32,
+            freqs: &UniquePtr<Array>,
+            offset: &Array,
+        ) -> Result<UniquePtr<Array>>;
+        fn fused_attention(
+            q: &Array,
+            k: &Array,
+            v: &Array,
+            scale: f32,
+            causal: bool,
+            fast: bool,
+        ) -> Result<UniquePtr<Array>>;
+        fn fused_greedy_token(logits: &Array) -> Result<UniquePtr<Array>>;
         fn fused_supports(
             primitive: &str,
             gpu: bool,

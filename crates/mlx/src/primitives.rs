@@ -8,6 +8,7 @@
 use zmlx_sys::{UniquePtr, ffi};
 
 use crate::array::{array_vec, from_array_vec, opt};
+use crate::fast::Rope;
 use crate::quantization::{Quantization, QuantizedWeight};
 use crate::{Array, Device, Dtype, Result};
 
@@ -33,6 +34,14 @@ pub enum Primitive {
     MoeRouter,
     /// [`quantized_matmul`].
     QuantizedMatmul,
+    /// [`rms_norm`].
+    RmsNorm,
+    /// [`qk_norm_rope`].
+    QkNormRope,
+    /// [`attention`], exact.
+    Attention,
+    /// [`greedy_token`].
+    GreedyToken,
 }
 
 impl Primitive {
@@ -42,6 +51,10 @@ impl Primitive {
         Primitive::GatherQmmCombine,
         Primitive::MoeRouter,
         Primitive::QuantizedMatmul,
+        Primitive::RmsNorm,
+        Primitive::QkNormRope,
+        Primitive::Attention,
+        Primitive::GreedyToken,
     ];
 
     /// Name of the op.
@@ -51,13 +64,18 @@ impl Primitive {
             Primitive::GatherQmmCombine => "gather_qmm_combine",
             Primitive::MoeRouter => "moe_router",
             Primitive::QuantizedMatmul => "quantized_matmul",
+            Primitive::RmsNorm => "rms_norm",
+            Primitive::QkNormRope => "qk_norm_rope",
+            Primitive::Attention => "attention",
+            Primitive::GreedyToken => "greedy_token",
         }
     }
 }
 
 /// Whether a primitive runs fused for these parameters; the reason when it does not.
 ///
-/// `dtype` is that of the activations; `quantization` does not matter for the router.
+/// `dtype` is that of the activations; `quantization` and `transpose` matter for the primitives that
+/// take quantized weights only.
 pub fn supports(
     primitive: Primitive,
     device: Device,
@@ -214,6 +232,115 @@ pub fn quantized_matmul(
         &w.quantization.params(),
         precision == Precision::Fast,
     )?))
+}
+
+/// [`fast::rms_norm`](crate::fast::rms_norm) in one launch.
+///
+/// - `x`: `[.., D]` `bfloat16` | `float16` | `float32`, any strides; `weight`: `[D]`
+/// - returns `[.., D]`, dtype of `x` promoted with that of `weight`
+///
+/// # Errors
+/// `InvalidArgument` at the call, `Unsupported` without the feature, `Backend` at `eval`.
+///
+/// # Source
+/// arXiv:1910.07467.
+pub fn rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<Array> {
+    Ok(Array::wrap(ffi::fused_rms_norm(x.raw(), weight.raw(), eps)?))
+}
+
+/// Heads of a query or key projection, normed and rotated, in one launch.
+///
+/// Stock: reshape to `[B, L, num_heads, D]`, [`fast::rms_norm`](crate::fast::rms_norm) over each
+/// head (absent without `weight`), transpose to `[B, num_heads, L, D]`,
+/// [`fast::rope`](crate::fast::rope).
+///
+/// - `x`: `[B, L, num_heads * D]` or `[B, L, num_heads, D]`, any strides; `weight`: `[D]`
+/// - `offset`: position of the first row
+/// - returns `[B, num_heads, L, D]`
+///
+/// # Errors
+/// `InvalidArgument` at the call, `Unsupported` without the feature, `Backend` at `eval`.
+///
+/// # Source
+/// arXiv:2104.09864; mlx-lm `qwen3_moe.py` (`Attention`).
+pub fn qk_norm_rope(
+    x: &Array,
+    num_heads: i32,
+    weight: Option<&Array>,
+    eps: f32,
+    rope: &Rope,
+    offset: i32,
+) -> Result<Array> {
+    qk_norm_rope_dynamic(x, num_heads, weight, eps, rope, &Array::scalar(offset)?)
+}
+
+/// [`qk_norm_rope`] with the first position in an array (a scalar or one per batch row), so that
+/// the graph does not depend on its value.
+pub fn qk_norm_rope_dynamic(
+    x: &Array,
+    num_heads: i32,
+    weight: Option<&Array>,
+    eps: f32,
+    rope: &Rope,
+    offset: &Array,
+) -> Result<Array> {
+    let Rope { dims, traditional, base, scale, freqs } = rope;
+    Ok(Array::wrap(ffi::fused_qk_norm_rope(
+        x.raw(),
+        num_heads,
+        &opt(weight),
+        eps,
+        *dims,
+        *traditional,
+        *base,
+        *scale,
+        &opt(freqs.as_ref()),
+        offset.raw(),
+    )?))
+}
+
+/// softmax(q·kᵀ·scale)·v with grouped key and value heads in one launch.
+///
+/// Stock: [`fast::scaled_dot_product_attention`](crate::fast::scaled_dot_product_attention) without
+/// a mask or, if `causal`, with [`Mask::Causal`](crate::fast::Mask::Causal). Its `float32` products
+/// run in an order that cannot be repeated, so `float32` is [`Precision::Fast`] only.
+///
+/// - `q`: `[B, H, Lq, D]`; `k`: `[B, Hkv, Lk, D]`; `v`: `[B, Hkv, Lk, Dv]`, any strides: slices of
+///   a larger cache are read in place
+/// - returns `[B, H, Lq, Dv]` over memory `[B, Lq, H, Dv]`, so that merging the heads copies nothing
+///
+/// # Errors
+/// `InvalidArgument` at the call, `Unsupported` without the feature, `Backend` at `eval`.
+///
+/// # Source
+/// arXiv:1706.03762; fast: arXiv:2205.14135.
+pub fn attention(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    scale: f32,
+    causal: bool,
+    precision: Precision,
+) -> Result<Array> {
+    let fast = precision == Precision::Fast;
+    Ok(Array::wrap(ffi::fused_attention(q.raw(), k.raw(), v.raw(), scale, causal, fast)?))
+}
+
+/// The token that greedy decoding picks, in one launch.
+///
+/// Stock: `argmax(logits - logsumexp(logits, -1, keepdims), -1)`. The subtraction rounds to the
+/// dtype of the logits, so distinct logits may tie, and then the first wins: not always
+/// `argmax(logits)`.
+///
+/// - `logits`: `[.., V]` `bfloat16` | `float16` | `float32`; returns `[..]` `uint32`
+///
+/// # Errors
+/// `InvalidArgument` at the call, `Unsupported` without the feature, `Backend` at `eval`.
+///
+/// # Source
+/// mlx-lm `generate.py` (`generate_step`).
+pub fn greedy_token(logits: &Array) -> Result<Array> {
+    Ok(Array::wrap(ffi::fused_greedy_token(logits.raw())?))
 }
 
 /// Sets the number of threads of the primitives' CPU pool and of BLAS; 0 means all cores.

@@ -76,8 +76,8 @@ void run(const std::vector<array>& in, array& out, const QKNormRope::State& stat
     int64_t position = -1;
     for (int64_t r0 = 0; r0 < num_rows; r0 += kernels.lanes) {
       int m = std::min<int64_t>(kernels.lanes, num_rows - r0);
-      const uint8_t* x[c::kMaxLanes];
-      float scale[c::kMaxLanes];
+      const uint8_t* x[c::kMaxLanes] = {};
+      float scale[c::kMaxLanes] = {};
       for (int i = 0; i < m; i++) {
         x[i] = source(first + (r0 + i) / H, (r0 + i) % H);
       }

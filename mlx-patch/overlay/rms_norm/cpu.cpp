@@ -33,7 +33,7 @@ void run(const array& x, const array& weight, array& out, float eps) {
   c::parallel_for(blocks, 3 * static_cast<int64_t>(out.size()), [&](int64_t block) {
     int64_t first = block * kernels.lanes;
     int m = std::min<int64_t>(kernels.lanes, rows.size() - first);
-    const uint8_t* p[c::kMaxLanes];
+    const uint8_t* p[c::kMaxLanes] = {};
     float scale[c::kMaxLanes];
     for (int i = 0; i < m; i++) {
       p[i] = rows.at(first + i);

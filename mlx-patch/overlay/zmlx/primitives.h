@@ -82,6 +82,47 @@ array quantized_matmul(
     Precision precision,
     StreamOrDevice s = {});
 
+// ---- the rest of a decode step
+
+// mlx::core::fast::rms_norm. x [.., D], weight [D].
+array rms_norm(const array& x, const array& weight, float eps, StreamOrDevice s = {});
+
+// Parameters of mlx::core::fast::rope; `base` is not used where there are frequencies [dims / 2].
+struct RopeParams {
+  int dims;
+  bool traditional;
+  float base;
+  float scale;
+  std::optional<array> freqs;
+};
+
+// split heads, fast::rms_norm over a head (none without weight), transpose, fast::rope.
+//   x [B, L, num_heads * D] or [B, L, num_heads, D]; weight [D]; offset, an integer, scalar or [B]
+//   -> [B, num_heads, L, D]
+array qk_norm_rope(
+    const array& x,
+    int num_heads,
+    const std::optional<array>& weight,
+    float eps,
+    const RopeParams& rope,
+    const array& offset,
+    StreamOrDevice s = {});
+
+// mlx::core::fast::scaled_dot_product_attention without a mask or with a causal one.
+//   q [B, H, Lq, D]; k [B, Hkv, Lk, D]; v [B, Hkv, Lk, Dv] -> [B, H, Lq, Dv], whose memory is [B, Lq, H, Dv]
+// Exact for float16 and bfloat16 only.
+array attention(
+    const array& q,
+    const array& k,
+    const array& v,
+    float scale,
+    bool causal,
+    Precision precision,
+    StreamOrDevice s = {});
+
+// argmax(logits - logsumexp(logits, -1, true), -1). logits [.., V] -> [..] u32.
+array greedy_token(const array& logits, StreamOrDevice s = {});
+
 // Whether `primitive` runs fused on `device` with these parameters. `reason` is empty only when it does.
 struct Support {
   bool fused;

@@ -23,6 +23,10 @@ constexpr Entry kPrimitives[] = {
     {"gather_qmm_combine", true},
     {"moe_router", false},
     {"quantized_matmul", true},
+    {"rms_norm", false},
+    {"qk_norm_rope", false},
+    {"attention", false},
+    {"greedy_token", false},
 };
 
 std::string known_names() {
@@ -69,6 +73,9 @@ Support supports(
   if (dtype != float32 && dtype != float16 && dtype != bfloat16) {
     reason << primitive << " computes in float32, float16 or bfloat16, not in " << dtype;
     return {false, reason.str()};
+  }
+  if (primitive == "attention" && dtype == float32) {
+    return {false, "stock multiplies float32 matrices by BLAS, in an order of its own: attention in float32 is fast only"};
   }
   if (entry->quantized) {
     try {

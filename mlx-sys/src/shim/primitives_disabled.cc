@@ -47,6 +47,32 @@ fused_quantized_matmul(const Array&, const ArrayVec&, bool, const QuantParams&, 
   refuse("quantized_matmul");
 }
 
+ArrayPtr fused_rms_norm(const Array&, const Array&, float) {
+  refuse("rms_norm");
+}
+
+ArrayPtr fused_qk_norm_rope(
+    const Array&,
+    int32_t,
+    const ArrayPtr&,
+    float,
+    int32_t,
+    bool,
+    float,
+    float,
+    const ArrayPtr&,
+    const Array&) {
+  refuse("qk_norm_rope");
+}
+
+ArrayPtr fused_attention(const Array&, const Array&, const Array&, float, bool, bool) {
+  refuse("attention");
+}
+
+ArrayPtr fused_greedy_token(const Array&) {
+  refuse("greedy_token");
+}
+
 Support fused_supports(rust::Str, bool, DtypeId, const QuantParams&, bool) {
   return {false, kReason};
 }

@@ -94,6 +94,45 @@ ArrayPtr fused_quantized_matmul(
           precision(fast)));
 }
 
+ArrayPtr fused_rms_norm(const Array& x, const Array& weight, float eps) {
+  return box(zmlx::rms_norm(x.a, weight.a, eps));
+}
+
+ArrayPtr fused_qk_norm_rope(
+    const Array& x,
+    int32_t num_heads,
+    const ArrayPtr& weight,
+    float eps,
+    int32_t dims,
+    bool traditional,
+    float base,
+    float scale,
+    const ArrayPtr& freqs,
+    const Array& offset) {
+  return box(
+      zmlx::qk_norm_rope(
+          x.a,
+          num_heads,
+          opt(weight),
+          eps,
+          {dims, traditional, base, scale, opt(freqs)},
+          offset.a));
+}
+
+ArrayPtr fused_attention(
+    const Array& q,
+    const Array& k,
+    const Array& v,
+    float scale,
+    bool causal,
+    bool fast) {
+  return box(zmlx::attention(q.a, k.a, v.a, scale, causal, precision(fast)));
+}
+
+ArrayPtr fused_greedy_token(const Array& logits) {
+  return box(zmlx::greedy_token(logits.a));
+}
+
 Support fused_supports(
     rust::Str primitive,
     bool gpu,

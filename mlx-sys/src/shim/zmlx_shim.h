@@ -287,6 +287,26 @@ ArrayPtr fused_quantized_matmul(
     bool transpose,
     const QuantParams& q,
     bool fast);
+ArrayPtr fused_rms_norm(const Array& x, const Array& weight, float eps);
+ArrayPtr fused_qk_norm_rope(
+    const Array& x,
+    int32_t num_heads,
+    const ArrayPtr& weight,
+    float eps,
+    int32_t dims,
+    bool traditional,
+    float base,
+    float scale,
+    const ArrayPtr& freqs,
+    const Array& offset);
+ArrayPtr fused_attention(
+    const Array& q,
+    const Array& k,
+    const Array& v,
+    float scale,
+    bool causal,
+    bool fast);
+ArrayPtr fused_greedy_token(const Array& logits);
 Support fused_supports(
     rust::Str primitive,
     bool gpu,
