@@ -76,12 +76,9 @@ impl Cache {
             return Ok(entry);
         }
 
-        let scratch = self.root.join(format!("{name}.tmp"));
-        for leftover in [&scratch, &entry] {
-            if leftover.exists() {
-                fs::remove_dir_all(leftover).map_err(Error::io("remove", leftover))?;
-            }
-        }
+        self.remove_leftovers(&name)?;
+        // a name of its own: the compiler of a build that was killed may still be writing
+        let scratch = self.root.join(format!("{name}.{}.tmp", std::process::id()));
         let (work, prefix) = (scratch.join("work"), scratch.join("prefix"));
         for folder in [&work, &prefix] {
             fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -91,6 +88,24 @@ impl Cache {
         fs::rename(&prefix, &entry).map_err(Error::io("publish", &entry))?;
         fs::remove_dir_all(&scratch).map_err(Error::io("remove", &scratch))?;
         Ok(entry)
+    }
+
+    /// Removes what dead builds of the entry have left, and the entry if it is damaged.
+    fn remove_leftovers(&self, name: &str) -> Result<()> {
+        let entry = self.root.join(name);
+        if entry.exists() {
+            fs::remove_dir_all(&entry).map_err(Error::io("remove", &entry))?;
+        }
+        let prefix = format!("{name}.");
+        for file in fs::read_dir(&self.root).map_err(Error::io("list", &self.root))?.flatten() {
+            let file_name = file.file_name();
+            let file_name = file_name.to_string_lossy();
+            if file_name.starts_with(&prefix) && file_name.ends_with(".tmp") {
+                // what cannot be removed now goes next time
+                let _ = fs::remove_dir_all(file.path());
+            }
+        }
+        Ok(())
     }
 }
 
@@ -226,7 +241,8 @@ mod tests {
             .stdout(std::process::Stdio::null())
             .spawn()
             .expect("child");
-        let started = dir.path().join(format!("1.0-{}.tmp/work/started", key("a").id()));
+        let scratch = dir.path().join(format!("1.0-{}.{}.tmp", key("a").id(), child.id()));
+        let started = scratch.join("work/started");
         while !started.exists() {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -238,6 +254,6 @@ mod tests {
             install(prefix)
         });
         assert!(entry.expect("taken over").join("lib/libmlx.a").exists());
-        assert!(!started.exists());
+        assert!(!scratch.exists());
     }
 }

@@ -137,7 +137,10 @@ impl Environment {
     /// Stops with a list when the machine lacks something that `plan` takes.
     pub(crate) fn require(&self, plan: Plan) -> Result<()> {
         let mut missing = self.machine.missing(plan);
-        if !speaks_cxx20(&self.cxx) {
+        if !missing.is_empty() && self.prebuilt_dir.is_none() {
+            // without a compiler the rest is going to be missed as well: say it all at once
+            missing = self.machine.missing(self.plan());
+        } else if missing.is_empty() && !speaks_cxx20(&self.cxx) {
             let found = format!("{} does not know C++20", self.cxx.display());
             missing.extend(unfit("a C++ compiler", &found));
         }
@@ -298,6 +301,9 @@ fn add_search_folders(machine: &mut Machine, cxx: &Path, os: &str) {
     }
     if os == "linux" {
         machine.library.extend(["/usr/lib", "/usr/lib64", "/usr/local/lib"].map(PathBuf::from));
+        // where the compiler looks, for when there is none to ask
+        let multiarch = format!("/usr/include/{}-linux-gnu", env::consts::ARCH);
+        machine.include.extend(["/usr/include".into(), PathBuf::from(multiarch)]);
     }
 }
 
