@@ -42,7 +42,7 @@ using BlockKernel =
 // A multiple of every group size, and of the rows that any kernel takes at once.
 constexpr int64_t kColumnBlock = 128;
 // Rows of x that one call of a kernel takes at most.
-constexpr int kMaxRows = 64;
+constexpr int kMaxRows = 32;
 
 struct Kernels {
   const char* isa;
@@ -63,6 +63,9 @@ struct FloatTables {
   float e8m0_f16[256]; // the same, rounded to f16
 };
 const FloatTables& float_tables();
+
+// A 64-byte aligned buffer of the calling thread for one kernel call.
+void* kernel_scratch(int64_t bytes);
 
 // Per instruction set; null where the build has none. Defined in qmm_<isa>.cpp.
 const Kernels* scalar_kernels();

@@ -1,6 +1,65 @@
-#include "cpu/qmm.h"
+// AVX-512 kernels: exact for f32, f16 and bf16 (integer rounding), and which of the exact kernels a call takes.
+//
+// NaN:    stock turns every NaN into one canonical value (bf16 0x7fc0, f16 sign | 0x7d00) after each operation; here a
+//         NaN propagates and is made canonical when stored. A NaN in bf16 rounding keeps its upper half: it stems from
+//         a bf16 input or from an invalid operation, so its lower half is zero and the rounding carry cannot reach the
+//         exponent.
+// See exact_avx512.h for idea, layout, bound and limits.
+
+#include "cpu/exact_avx512.h"
+#include "cpu/qmm_avx512.h"
+
 namespace zmlx::cpu {
-const Kernels* avx512_kernels() {
-  return nullptr;
+
+namespace {
+
+template <typename R>
+struct InOrder : R, Steps<R> {
+  using typename R::Stored;
+};
+
+bool has_bf16() {
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has;
 }
+
+// An f16 NaN carries a sign, and which operand's sign survives an operation on two NaNs depends on the order in which the
+// compiler put them. The scalar loop has stock's order: outputs that are NaN are computed again by it.
+void repeat_nans(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
+  for (int i = 0; i < m; i++) {
+    auto y = static_cast<uint16_t*>(ys[i]);
+    for (int64_t n = n0; n < n1; n++) {
+      if ((y[n - n0] & 0x7fff) > 0x7c00) {
+        void* place = y + (n - n0);
+        scalar_kernels()->exact(q, n, n + 1, 1, xs + i, &place);
+      }
+    }
+  }
+}
+
+void exact(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
+  if (!q.transpose) {
+    return scalar_kernels()->exact(q, n0, n1, m, xs, ys);
+  }
+  switch (q.dtype) {
+    case DType::F32:
+      return exact_transposed<InOrder<RoundF32>>(q, n0, n1, m, xs, ys, kernel_scratch);
+    case DType::F16:
+      exact_transposed<InOrder<RoundF16>>(q, n0, n1, m, xs, ys, kernel_scratch);
+      return repeat_nans(q, n0, n1, m, xs, ys);
+    case DType::BF16:
+      if (has_bf16() && exact_bf16_hardware(q, n0, n1, m, xs, ys, kernel_scratch)) {
+        return;
+      }
+      return exact_transposed<InOrder<RoundBF16Integer>>(q, n0, n1, m, xs, ys, kernel_scratch);
+  }
+}
+
+} // namespace
+
+const Kernels* avx512_kernels() {
+  static const Kernels k{"avx512", exact, scalar_kernels()->fast};
+  return &k;
+}
+
 } // namespace zmlx::cpu

@@ -1,5 +1,7 @@
 #include "cpu/thread_pool.h"
 
+#include "cpu/qmm.h"
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -244,6 +246,10 @@ void* thread_scratch(Scratch slot, int64_t bytes) {
     buffer.size = size;
   }
   return buffer.data.get();
+}
+
+void* kernel_scratch(int64_t bytes) {
+  return thread_scratch(Scratch::Kernel, bytes);
 }
 
 } // namespace zmlx::cpu

@@ -1,0 +1,589 @@
+// Exact quantized products for AVX-512: included by one translation unit per rounding, never by baseline code.
+//
+// Idea:    a lane is an output, never a slice of K. Every lane does what stock's scalar loop does: dequantize (round),
+//          add the bias (round), multiply by x (round), add to the sum (round). 128 outputs run side by side, so the
+//          latency of the chain add-round-add-round is hidden.
+// Layout:  64 bytes of 16 rows are loaded and transposed as dwords, after which one vector holds the same bit field of
+//          16 rows: unpacking is then a shift with a constant. A chunk of K is unpacked once into scratch (32 KB, in
+//          L1) and met by every row of x.
+// Rounding: a policy R; it works on pairs of vectors (32 outputs) and may permute the lanes of a pair, consistently.
+// Bound:   about 26 operations per 32 weights and row for bf16; 13 per 32 for every further row of x.
+// Limits:  bits 2, 3, 4, 5, 6, 8; groups of 16 to 128; any N; K a multiple of the group.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/qmm.h"
+
+namespace zmlx::cpu {
+
+namespace {
+
+constexpr int kBlock = 128; // outputs side by side
+constexpr int kPairs = kBlock / 32;
+constexpr int kGroups = 16; // scales are transposed for this many groups at once
+
+#define ZMLX_INLINE __attribute__((always_inline)) inline
+
+struct Pair {
+  __m512 a;
+  __m512 b;
+};
+
+ZMLX_INLINE __m512 as_float(__m512i v) {
+  return _mm512_castsi512_ps(v);
+}
+ZMLX_INLINE __m512i as_int(__m512 v) {
+  return _mm512_castps_si512(v);
+}
+
+// rows[i] becomes column i.
+ZMLX_INLINE void transpose16(__m512i r[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[4 * i + 0] = _mm512_unpacklo_epi64(t[4 * i + 0], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i + 0], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+    t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+    t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+    t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+    r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+    r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+  }
+}
+
+// 16 values of type D as f32, `mask` of them read.
+template <DType D>
+ZMLX_INLINE __m512 load_values(const void* p, __mmask16 mask) {
+  if constexpr (D == DType::F32) {
+    return _mm512_maskz_loadu_ps(mask, p);
+  } else {
+    __m256i half = _mm256_maskz_loadu_epi16(mask, p);
+    if constexpr (D == DType::F16) {
+      return _mm512_cvtph_ps(half);
+    } else {
+      return as_float(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    }
+  }
+}
+
+// 16 f32, already rounded to D, stored as D with stock's NaN.
+template <DType D>
+ZMLX_INLINE void store_values(void* p, __m512 v, __mmask16 mask) {
+  if constexpr (D == DType::F32) {
+    _mm512_mask_storeu_ps(p, mask, v);
+  } else {
+    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    if constexpr (D == DType::F16) {
+      __m256i half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      __m256i sign = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_and_si512(as_int(v), _mm512_set1_epi32(0x80000000)), 16));
+      
+      __m256i canonical = _mm256_or_si256(sign, _mm256_set1_epi16(0x7d00));
+      half = _mm256_mask_mov_epi16(half, nan, canonical);
+      _mm256_mask_storeu_epi16(p, mask, half);
+    } else {
+      __m256i half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(as_int(v), 16));
+      half = _mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7fc0));
+      _mm256_mask_storeu_epi16(p, mask, half);
+    }
+  }
+}
+
+// Rounding policies. `Order` names the arrangement of a pair's 32 lanes: 0 is rows 0 .. 15 and 16 .. 31; each further
+// step applies one fixed permutation (see RoundBF16Hardware). Most policies keep order 0.
+
+struct RoundF32 {
+  static constexpr DType dtype = DType::F32;
+  using Stored = float; // one weight in scratch
+  static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
+  static ZMLX_INLINE Pair round(Pair p) {
+    return p;
+  }
+};
+
+struct RoundF16 {
+  static constexpr DType dtype = DType::F16;
+  using Stored = float;
+  static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
+  static ZMLX_INLINE __m512 one(__m512 v) {
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static ZMLX_INLINE Pair round(Pair p) {
+    return {one(p.a), one(p.b)};
+  }
+};
+
+// By integer arithmetic: right for denormals, and a NaN stays one (its low half is zero, see qmm_avx512.cpp).
+struct RoundBF16Integer {
+  static constexpr DType dtype = DType::BF16;
+  using Stored = float;
+  static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
+  static ZMLX_INLINE __m512 one(__m512 v) {
+    __m512i u = as_int(v);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    u = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+    return as_float(_mm512_and_si512(u, _mm512_set1_epi32(0xffff0000)));
+  }
+  static ZMLX_INLINE Pair round(Pair p) {
+    return {one(p.a), one(p.b)};
+  }
+};
+
+// The steps of a kernel in terms of R::round, for policies that keep the order of lanes.
+template <typename R>
+struct Steps {
+  static ZMLX_INLINE Pair after_scale(Pair p) {
+    return R::round(p);
+  }
+  static ZMLX_INLINE void store_weight(typename R::Stored* w, Pair p) {
+    _mm512_store_ps(w, p.a);
+    _mm512_store_ps(w + 16, p.b);
+  }
+  static ZMLX_INLINE void round_and_store_weight(typename R::Stored* w, Pair p) {
+    store_weight(w, R::round(p));
+  }
+  static ZMLX_INLINE Pair load_weight(const typename R::Stored* w) {
+    return {_mm512_load_ps(w), _mm512_load_ps(w + 16)};
+  }
+  static ZMLX_INLINE Pair after_product(Pair p) {
+    return R::round(p);
+  }
+  static ZMLX_INLINE Pair after_sum(Pair p) {
+    return R::round(p);
+  }
+  static ZMLX_INLINE Pair permute(Pair p, int) {
+    return p;
+  }
+  static ZMLX_INLINE Pair unpermute(Pair p, int) {
+    return p;
+  }
+};
+
+// Weight `i` (0 .. 31) of a unit of 32 as f32. `t` holds the unit's dwords, each transposed: dword d of 16 rows lies at
+// t + d * stride.
+template <Mode mode, int bits>
+struct Unpack {
+  __m512 low; // values 0 .. 15, repeated where there are fewer
+  __m512 high; // 16 .. 31 for 5 bits
+
+  ZMLX_INLINE Unpack() {
+    alignas(64) float v[32];
+    for (int i = 0; i < 32; i++) {
+      v[i] = static_cast<float>(i & ((1 << bits) - 1));
+      if (mode != Mode::Affine && bits == 4) {
+        const float fp4[8] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
+        v[i] = i & 8 ? -fp4[i & 7] : fp4[i & 7];
+      }
+    }
+    low = _mm512_load_ps(v);
+    high = _mm512_load_ps(v + 16);
+  }
+
+  template <int i>
+  ZMLX_INLINE __m512 get(const uint32_t* t, int stride) const {
+    constexpr int d = i * bits / 32;
+    constexpr int shift = i * bits % 32;
+    if constexpr (mode != Mode::Affine && bits == 8) {
+      // e4m3: sign, then exponent and mantissa as the top bits of an f32 with its exponent 120 too small.
+      __m512i v = _mm512_slli_epi32(_mm512_load_si512(t + d * stride), 24 - shift);
+      __m512i magnitude = _mm512_srli_epi32(_mm512_and_si512(v, _mm512_set1_epi32(0x7f000000)), 4);
+      __m512 f = _mm512_mul_ps(as_float(magnitude), _mm512_set1_ps(0x1p120f));
+      return as_float(_mm512_ternarylogic_epi32(as_int(f), v, _mm512_set1_epi32(0x80000000), 0xf8));
+    } else {
+      __m512i v = _mm512_load_si512(t + d * stride);
+      if constexpr (shift > 0) {
+        v = _mm512_srli_epi32(v, shift);
+      }
+      if constexpr (shift + bits > 32) {
+        v = _mm512_or_si512(v, _mm512_slli_epi32(_mm512_load_si512(t + (d + 1) * stride), 32 - shift));
+      }
+      // A permutation looks only at the low 4 (or 5) bits of its index: nothing to mask.
+      if constexpr (bits <= 4) {
+        return _mm512_permutexvar_ps(v, low);
+      } else if constexpr (bits == 5) {
+        return _mm512_permutex2var_ps(low, v, high);
+      } else {
+        return _mm512_cvtepi32_ps(_mm512_and_si512(v, _mm512_set1_epi32((1 << bits) - 1)));
+      }
+    }
+  }
+};
+
+// Everything one call needs, per thread.
+template <typename R>
+struct alignas(64) Workspace {
+  static constexpr int kChunk = 32768 / (kBlock * static_cast<int>(sizeof(typename R::Stored)));
+  uint32_t packed[32 * kBlock]; // dwords of up to 128 weights, transposed: [dword][row]
+  float scales[kGroups * kBlock]; // [group][row], in order 0
+  float biases[kGroups * kBlock]; // [group][row], in order kBiasOrder
+  typename R::Stored weights[kChunk * kBlock]; // [k][row]
+  float sums[kMaxRows * kBlock]; // [row of x][row], in the order of the accumulators
+  float group_sums[kMaxRows * kBlock];
+};
+
+// Scales (or biases) of `groups` groups of 128 rows, transposed to f32.
+template <DType D>
+void load_affine(const uint8_t* const rows[kBlock], int64_t first, int groups, float* out) {
+  __mmask16 mask = (1u << groups) - 1;
+  for (int r = 0; r < kBlock; r += 16) {
+    __m512i v[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+      v[i] = as_int(load_values<D>(rows[r + i] + first * (D == DType::F32 ? 4 : 2), mask));
+    }
+    transpose16(v);
+    for (int i = 0; i < groups; i++) {
+      _mm512_store_si512(out + i * kBlock + r, v[i]);
+    }
+  }
+}
+
+inline void load_bytes(const uint8_t* const rows[kBlock], int64_t first, int groups, const float* table, float* out) {
+  __mmask16 mask = (1u << groups) - 1;
+  for (int r = 0; r < kBlock; r += 16) {
+    __m512i v[16];
+    for (int i = 0; i < 16; i++) {
+      __m512i index = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, rows[r + i] + first));
+      v[i] = as_int(_mm512_i32gather_ps(index, table, 4));
+    }
+    transpose16(v);
+    for (int i = 0; i < groups; i++) {
+      _mm512_store_si512(out + i * kBlock + r, v[i]);
+    }
+  }
+}
+
+template <typename S, Mode mode, int bits, int i, int end>
+ZMLX_INLINE void unpack_weights(
+    const Unpack<mode, bits>& unpack,
+    const uint32_t* t,
+    Pair scale,
+    Pair bias,
+    typename S::Stored* w) {
+  if constexpr (i < end) {
+    Pair q{unpack.template get<i>(t, kBlock), unpack.template get<i>(t + 16, kBlock)};
+    if constexpr (mode == Mode::Affine) {
+      q = S::after_scale({_mm512_mul_ps(scale.a, q.a), _mm512_mul_ps(scale.b, q.b)});
+      S::round_and_store_weight(w + i * kBlock, {_mm512_add_ps(q.a, bias.a), _mm512_add_ps(q.b, bias.b)});
+    } else {
+      S::store_weight(w + i * kBlock, q);
+    }
+    unpack_weights<S, mode, bits, i + 1, end>(unpack, t, scale, bias, w);
+  }
+}
+
+// Unpacks `count` weights (a multiple of 16; whole groups or parts of one) of all rows.
+//   t: transposed dwords, the first weight at bit 0; w: [k][row]
+template <typename S, Mode mode, int bits>
+void unpack_chunk(
+    const uint32_t* t,
+    int count,
+    int first, // position of the first weight in its group
+    int group_size,
+    const float* scales, // of the group of the first weight
+    const float* biases,
+    typename S::Stored* w) {
+  Unpack<mode, bits> unpack;
+  for (int p = 0; p < kPairs; p++) {
+    Pair scale{}, bias{};
+    for (int k = 0; k < count; k += 32) {
+      if constexpr (mode == Mode::Affine) {
+        int g = (first + k) / group_size * kBlock + p * 32;
+        scale = {_mm512_load_ps(scales + g), _mm512_load_ps(scales + g + 16)};
+        bias = {_mm512_load_ps(biases + g), _mm512_load_ps(biases + g + 16)};
+      }
+      const uint32_t* from = t + k * bits / 32 * kBlock + p * 32;
+      typename S::Stored* to = w + k * kBlock + p * 32;
+      if (mode != Mode::Affine && count - k < 32) {
+        unpack_weights<S, mode, bits, 0, 16>(unpack, from, scale, bias, to);
+      } else {
+        unpack_weights<S, mode, bits, 0, 32>(unpack, from, scale, bias, to);
+      }
+    }
+  }
+}
+
+// sums[m][pairs] += x[m][k] * w[k][pairs] for `count` values of k, rounding twice a step.
+template <typename S, int pairs, int rows>
+ZMLX_INLINE void accumulate(
+    const typename S::Stored* w,
+    const float* x,
+    int64_t x_stride,
+    int count,
+    float* sums) {
+  Pair sum[rows][pairs];
+#pragma GCC unroll 4
+  for (int m = 0; m < rows; m++) {
+#pragma GCC unroll 4
+    for (int p = 0; p < pairs; p++) {
+      sum[m][p] = {
+          _mm512_load_ps(sums + m * kBlock + p * 32), _mm512_load_ps(sums + m * kBlock + p * 32 + 16)};
+    }
+  }
+  for (int k = 0; k < count; k++) {
+    __m512 xk[rows];
+#pragma GCC unroll 4
+    for (int m = 0; m < rows; m++) {
+      xk[m] = _mm512_set1_ps(x[m * x_stride + k]);
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < pairs; p++) {
+      Pair weight = S::load_weight(w + k * kBlock + p * 32);
+#pragma GCC unroll 4
+      for (int m = 0; m < rows; m++) {
+        Pair product =
+            S::after_product({_mm512_mul_ps(xk[m], weight.a), _mm512_mul_ps(xk[m], weight.b)});
+        sum[m][p] = S::after_sum(
+            {_mm512_add_ps(sum[m][p].a, product.a), _mm512_add_ps(sum[m][p].b, product.b)});
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < rows; m++) {
+#pragma GCC unroll 4
+    for (int p = 0; p < pairs; p++) {
+      _mm512_store_ps(sums + m * kBlock + p * 32, sum[m][p].a);
+      _mm512_store_ps(sums + m * kBlock + p * 32 + 16, sum[m][p].b);
+    }
+  }
+}
+
+template <typename S>
+void accumulate_rows(
+    const typename S::Stored* w,
+    const float* x,
+    int64_t x_stride,
+    int m,
+    int count,
+    float* sums) {
+  int i = 0;
+  for (; i + 4 <= m; i += 4) {
+    accumulate<S, 2, 4>(w, x + i * x_stride, x_stride, count, sums + i * kBlock);
+    accumulate<S, 2, 4>(w + 64, x + i * x_stride, x_stride, count, sums + i * kBlock + 64);
+  }
+  for (; i + 2 <= m; i += 2) {
+    accumulate<S, 4, 2>(w, x + i * x_stride, x_stride, count, sums + i * kBlock);
+  }
+  for (; i < m; i++) {
+    accumulate<S, 4, 1>(w, x + i * x_stride, x_stride, count, sums + i * kBlock);
+  }
+}
+
+// The rows of x as f32: [m][K rounded up to 16].
+template <DType D>
+void expand_x(int m, const void* const* x, int64_t K, int64_t stride, float* out) {
+  for (int i = 0; i < m; i++) {
+    auto row = static_cast<const uint8_t*>(x[i]);
+    for (int64_t k = 0; k < K; k += 16) {
+      __mmask16 mask = K - k >= 16 ? 0xffff : (1u << (K - k)) - 1;
+      _mm512_store_ps(out + i * stride + k, load_values<D>(row + k * (D == DType::F32 ? 4 : 2), mask));
+    }
+  }
+}
+
+// One block of up to 128 outputs of transposed weights.
+template <typename S, Mode mode, int bits>
+void exact_block(
+    const QuantView& q,
+    int64_t n0,
+    int64_t n1,
+    int m,
+    const float* x,
+    int64_t x_stride,
+    void* const* y,
+    int64_t y_first,
+    Workspace<S>& ws) {
+  constexpr DType D = S::dtype;
+  constexpr int item = D == DType::F32 ? 4 : 2;
+  constexpr int order = mode == Mode::Affine ? S::kAffineOrder : S::kFloatOrder;
+  const int64_t row_bytes = q.K * bits / 8;
+  const int64_t groups = q.K / q.group_size;
+  const int scale_item = mode == Mode::Affine ? item : 1;
+  // Rows past the end repeat the last one; their results are not stored.
+  const uint8_t* w_rows[kBlock];
+  const uint8_t* scale_rows[kBlock];
+  const uint8_t* bias_rows[kBlock];
+  for (int r = 0; r < kBlock; r++) {
+    int64_t n = n0 + r < n1 ? n0 + r : n1 - 1;
+    w_rows[r] = q.w + n * row_bytes;
+    scale_rows[r] = q.scales + n * groups * scale_item;
+    bias_rows[r] = mode == Mode::Affine ? q.biases + n * groups * scale_item : nullptr;
+  }
+  const float* scale_table = nullptr;
+  if (mode != Mode::Affine) {
+    const auto& tables = float_tables();
+    scale_table = mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
+  }
+  for (int i = 0; i < m * kBlock; i += 16) {
+    _mm512_store_ps(ws.sums + i, _mm512_setzero_ps());
+  }
+
+  for (int64_t g0 = 0; g0 < groups; g0 += kGroups) {
+    int here = groups - g0 < kGroups ? groups - g0 : kGroups;
+    if constexpr (mode == Mode::Affine) {
+      load_affine<D>(scale_rows, g0, here, ws.scales);
+      load_affine<D>(bias_rows, g0, here, ws.biases);
+      if constexpr (S::kBiasOrder != 0) {
+        for (int i = 0; i < here * kBlock; i += 32) {
+          Pair b = S::permute({_mm512_load_ps(ws.biases + i), _mm512_load_ps(ws.biases + i + 16)}, S::kBiasOrder);
+          _mm512_store_ps(ws.biases + i, b.a);
+          _mm512_store_ps(ws.biases + i + 16, b.b);
+        }
+      }
+    } else {
+      load_bytes(scale_rows, g0, here, scale_table, ws.scales);
+      if constexpr (order != 0) {
+        for (int i = 0; i < here * kBlock; i += 32) {
+          Pair b = S::permute({_mm512_load_ps(ws.scales + i), _mm512_load_ps(ws.scales + i + 16)}, order);
+          _mm512_store_ps(ws.scales + i, b.a);
+          _mm512_store_ps(ws.scales + i + 16, b.b);
+        }
+      }
+    }
+    int64_t k_begin = g0 * q.group_size;
+    int64_t k_end = (g0 + here) * q.group_size;
+    for (int64_t k0 = k_begin; k0 < k_end; k0 += 128) {
+      // Up to 128 weights of every row, as transposed dwords.
+      int count = k_end - k0 < 128 ? k_end - k0 : 128;
+      int dwords = count * bits / 32;
+      for (int d = 0; d < dwords; d += 16) {
+        __mmask16 mask = dwords - d >= 16 ? 0xffff : (1u << (dwords - d)) - 1;
+        int64_t offset = k0 * bits / 8 + d * 4;
+        for (int r = 0; r < kBlock; r += 16) {
+          __m512i v[16];
+#pragma GCC unroll 16
+          for (int i = 0; i < 16; i++) {
+            v[i] = _mm512_maskz_loadu_epi32(mask, w_rows[r + i] + offset);
+            _mm_prefetch(reinterpret_cast<const char*>(w_rows[r + i] + offset + 64), _MM_HINT_T0);
+          }
+          transpose16(v);
+          int stored = dwords - d < 16 ? dwords - d : 16;
+          for (int i = 0; i < stored; i++) {
+            _mm512_store_si512(ws.packed + (d + i) * kBlock + r, v[i]);
+          }
+        }
+      }
+      constexpr int chunk = Workspace<S>::kChunk < 128 ? Workspace<S>::kChunk : 128;
+      for (int c = 0; c < count; c += chunk) {
+        int part = count - c < chunk ? count - c : chunk;
+        int64_t k = k0 + c;
+        int group = k / q.group_size - g0;
+        unpack_chunk<S, mode, bits>(
+            ws.packed + c * bits / 32 * kBlock,
+            part,
+            k % q.group_size,
+            q.group_size,
+            ws.scales + group * kBlock,
+            ws.biases + group * kBlock,
+            ws.weights);
+        if constexpr (mode == Mode::Affine) {
+          accumulate_rows<S>(ws.weights, x + k, x_stride, m, part, ws.sums);
+        } else {
+          // One sum per group, then sums += scale * group sum. Groups are 16 or 32 long and never straddle a chunk.
+          for (int j = 0; j < part; j += q.group_size, group++) {
+            for (int i = 0; i < m * kBlock; i += 16) {
+              _mm512_store_ps(ws.group_sums + i, _mm512_setzero_ps());
+            }
+            accumulate_rows<S>(
+                ws.weights + j * kBlock, x + k + j, x_stride, m, q.group_size, ws.group_sums);
+            for (int i = 0; i < m * kBlock; i += 32) {
+              const float* s = ws.scales + group * kBlock + i % kBlock;
+              Pair product = S::after_sum(
+                  {_mm512_mul_ps(_mm512_load_ps(s), _mm512_load_ps(ws.group_sums + i)),
+                   _mm512_mul_ps(_mm512_load_ps(s + 16), _mm512_load_ps(ws.group_sums + i + 16))});
+              Pair sum = S::after_sum(
+                  {_mm512_add_ps(_mm512_load_ps(ws.sums + i), product.a),
+                   _mm512_add_ps(_mm512_load_ps(ws.sums + i + 16), product.b)});
+              _mm512_store_ps(ws.sums + i, sum.a);
+              _mm512_store_ps(ws.sums + i + 16, sum.b);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  for (int i = 0; i < m; i++) {
+    auto out = static_cast<uint8_t*>(y[i]) + y_first * item;
+    for (int p = 0; p < kPairs; p++) {
+      const float* s = ws.sums + i * kBlock + p * 32;
+      Pair v = S::unpermute({_mm512_load_ps(s), _mm512_load_ps(s + 16)}, order);
+      int left = static_cast<int>(n1 - n0) - p * 32;
+      auto mask = [](int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0); };
+      store_values<D>(out + p * 32 * item, v.a, mask(left));
+      store_values<D>(out + (p * 32 + 16) * item, v.b, mask(left - 16));
+    }
+  }
+}
+
+template <typename S>
+void exact_transposed(
+    const QuantView& q,
+    int64_t n0,
+    int64_t n1,
+    int m,
+    const void* const* xs,
+    void* const* ys,
+    void* (*scratch)(int64_t bytes)) {
+  int64_t x_stride = (q.K + 15) / 16 * 16;
+  auto memory = static_cast<uint8_t*>(
+      scratch(sizeof(Workspace<S>) + m * x_stride * static_cast<int64_t>(sizeof(float))));
+  auto& ws = *reinterpret_cast<Workspace<S>*>(memory);
+  auto x = reinterpret_cast<float*>(memory + sizeof(Workspace<S>));
+  expand_x<S::dtype>(m, xs, q.K, x_stride, x);
+  using Block =
+      void (*)(const QuantView&, int64_t, int64_t, int, const float*, int64_t, void* const*, int64_t, Workspace<S>&);
+  Block block = nullptr;
+  if (q.mode == Mode::Affine) {
+    switch (q.bits) {
+      case 2:
+        block = exact_block<S, Mode::Affine, 2>;
+        break;
+      case 3:
+        block = exact_block<S, Mode::Affine, 3>;
+        break;
+      case 4:
+        block = exact_block<S, Mode::Affine, 4>;
+        break;
+      case 5:
+        block = exact_block<S, Mode::Affine, 5>;
+        break;
+      case 6:
+        block = exact_block<S, Mode::Affine, 6>;
+        break;
+      case 8:
+        block = exact_block<S, Mode::Affine, 8>;
+        break;
+    }
+  } else if (q.mode == Mode::Nvfp4) {
+    block = exact_block<S, Mode::Nvfp4, 4>;
+  } else if (q.mode == Mode::Mxfp4) {
+    block = exact_block<S, Mode::Mxfp4, 4>;
+  } else {
+    block = exact_block<S, Mode::Mxfp8, 8>;
+  }
+  for (int64_t n = n0; n < n1; n += kBlock) {
+    block(q, n, n + kBlock < n1 ? n + kBlock : n1, m, x, x_stride, ys, n - n0, ws);
+  }
+}
+
+} // namespace
+
+} // namespace zmlx::cpu

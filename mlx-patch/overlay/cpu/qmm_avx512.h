@@ -1,0 +1,19 @@
+// What the AVX-512 translation units offer one another.
+
+#pragma once
+
+#include "cpu/qmm.h"
+
+namespace zmlx::cpu {
+
+// Transposed bf16 weights, exact, by AVX512_BF16; false, and nothing done, where denormals may occur.
+bool exact_bf16_hardware(
+    const QuantView& q,
+    int64_t n0,
+    int64_t n1,
+    int m,
+    const void* const* xs,
+    void* const* ys,
+    void* (*scratch)(int64_t bytes));
+
+} // namespace zmlx::cpu

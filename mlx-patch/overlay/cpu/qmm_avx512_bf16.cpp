@@ -1,0 +1,148 @@
+// Exact bf16 products with the processor's own bf16 conversion (AVX512_BF16).
+//
+// Idea:   vcvtne2ps2bf16 rounds two vectors at once, to nearest even, exactly as stock does, except that it flushes
+//         denormals. `denormal_free` proves beforehand, from the smallest exponents of x, scales and biases, that no
+//         intermediate value can be one; otherwise the caller takes the integer rounding.
+// Layout: rounding a pair (A, B) gives 32 words, A's lanes then B's. Getting A and B back as f32 takes two word
+//         permutations; taking even words (shift) and odd words (and) is cheaper but interleaves the lanes. Where the
+//         next step does not care, the lanes stay interleaved: bias, weight and sum each have their fixed order.
+
+#include "cpu/exact_avx512.h"
+#include "cpu/qmm_avx512.h"
+
+namespace zmlx::cpu {
+
+namespace {
+
+struct RoundBF16Hardware {
+  static constexpr DType dtype = DType::BF16;
+  using Stored = uint16_t;
+  static constexpr int kBiasOrder = 1, kAffineOrder = 3, kFloatOrder = 2;
+
+  static ZMLX_INLINE __m512i pack(Pair p) {
+    return (__m512i)_mm512_cvtne2ps_pbh(p.b, p.a); // words of a, then of b
+  }
+  // Adds one to the order.
+  static ZMLX_INLINE Pair interleaved(__m512i words) {
+    return {
+        as_float(_mm512_slli_epi32(words, 16)),
+        as_float(_mm512_and_si512(words, _mm512_set1_epi32(0xffff0000)))};
+  }
+  static ZMLX_INLINE Pair in_order(__m512i words) {
+    alignas(64) static constexpr uint16_t kLow[32] = {0, 0,  0, 1,  0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+                                                      0, 8,  0, 9,  0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+    alignas(64) static constexpr uint16_t kHigh[32] = {0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23,
+                                                       0, 24, 0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31};
+    return {
+        as_float(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(kLow), words)),
+        as_float(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(kHigh), words))};
+  }
+
+  static ZMLX_INLINE Pair after_scale(Pair p) { // order 0 -> 1
+    return interleaved(pack(p));
+  }
+  static ZMLX_INLINE void store_weight(Stored* w, Pair p) {
+    _mm512_store_si512(w, pack(p));
+  }
+  static ZMLX_INLINE void round_and_store_weight(Stored* w, Pair p) {
+    store_weight(w, p);
+  }
+  static ZMLX_INLINE Pair load_weight(const Stored* w) { // affine: order 1 -> 2, float modes: 0 -> 1
+    return interleaved(_mm512_load_si512(w));
+  }
+  static ZMLX_INLINE Pair after_product(Pair p) { // one more
+    return interleaved(pack(p));
+  }
+  static ZMLX_INLINE Pair after_sum(Pair p) {
+    return in_order(pack(p));
+  }
+  static ZMLX_INLINE Pair permute(Pair p, int order) {
+    __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    for (; order > 0; order--) {
+      p = {_mm512_permutex2var_ps(p.a, even, p.b), _mm512_permutex2var_ps(p.a, odd, p.b)};
+    }
+    return p;
+  }
+  static ZMLX_INLINE Pair unpermute(Pair p, int order) {
+    for (; order > 0; order--) {
+      __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      __m512i second = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+      p = {_mm512_permutex2var_ps(p.a, first, p.b), _mm512_permutex2var_ps(p.a, second, p.b)};
+    }
+    return p;
+  }
+};
+
+// The smallest nonzero |v| of n bf16 values as its bits; 0xffff where all are zero.
+uint32_t smallest(const void* p, int64_t n) {
+  auto v = static_cast<const uint16_t*>(p);
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  const __m512i one = _mm512_set1_epi16(1);
+  __m512i least = _mm512_set1_epi16(-1);
+  for (int64_t i = 0; i < n; i += 32) {
+    __mmask32 mask = n - i >= 32 ? 0xffffffff : (1u << (n - i)) - 1;
+    __m512i bits = _mm512_and_si512(_mm512_maskz_loadu_epi16(mask, v + i), magnitude);
+    least = _mm512_min_epu16(least, _mm512_sub_epi16(bits, one)); // zero wraps to the largest
+  }
+  alignas(64) uint16_t lanes[32];
+  _mm512_store_si512(lanes, least);
+  uint32_t m = 0xffff;
+  for (uint16_t lane : lanes) {
+    m = lane < m ? lane : m;
+  }
+  return m == 0xffff ? m : m + 1;
+}
+
+// The exponent field of bits, at least 1: a value with it is a multiple of 2^(field - 127 - 7).
+int exponent(uint32_t bits) {
+  int e = bits >> 7;
+  return e > 0 ? e : 1;
+}
+
+// Every intermediate is a multiple of the product of the units of x and of the dequantized weight, so if that product
+// is at least 2^-126, no nonzero intermediate is a denormal.
+bool denormal_free(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs) {
+  uint32_t x = 0xffff;
+  for (int i = 0; i < m; i++) {
+    uint32_t s = smallest(xs[i], q.K);
+    x = s < x ? s : x;
+  }
+  int ex = exponent(x);
+  int64_t groups = q.K / q.group_size;
+  if (q.mode == Mode::Affine) {
+    uint32_t s = smallest(q.scales + n0 * groups * 2, (n1 - n0) * groups);
+    uint32_t b = smallest(q.biases + n0 * groups * 2, (n1 - n0) * groups);
+    int ew = exponent(s < b ? s : b);
+    // w: a multiple of 2^(ew - 134); x * w: of 2^(ex - 134 + ew - 134).
+    return ew >= 8 && ex + ew >= 142;
+  }
+  // Weights are multiples of 2^-9, scales of 2^(e - 127) (nvfp4: of 2^-9).
+  int es = 118;
+  if (q.mode != Mode::Nvfp4) {
+    es = 255;
+    for (int64_t i = n0 * groups; i < n1 * groups; i++) {
+      es = q.scales[i] < es ? q.scales[i] : es;
+    }
+  }
+  return ex >= 17 && ex + es >= 145;
+}
+
+} // namespace
+
+bool exact_bf16_hardware(
+    const QuantView& q,
+    int64_t n0,
+    int64_t n1,
+    int m,
+    const void* const* xs,
+    void* const* ys,
+    void* (*scratch)(int64_t bytes)) {
+  if (!denormal_free(q, n0, n1, m, xs)) {
+    return false;
+  }
+  exact_transposed<RoundBF16Hardware>(q, n0, n1, m, xs, ys, scratch);
+  return true;
+}
+
+} // namespace zmlx::cpu
