@@ -39,6 +39,7 @@ enum Link {
     Shared(PathBuf),
 }
 
+#[expect(clippy::print_stderr, reason = "cargo shows it, as it shows the output of a compiler")]
 fn main() -> ExitCode {
     match build() {
         Ok(()) => ExitCode::SUCCESS,
@@ -70,7 +71,7 @@ fn build() -> Result<()> {
 
     compile_bridge(&environment, &mlx, &overlay_root)?;
     compile_overlay(&environment, &mlx, &overlay_root, &overlay)?;
-    link(&mlx);
+    link(&environment, &mlx);
     tell_dependents(&mlx, &overlay);
     Ok(())
 }
@@ -208,7 +209,7 @@ fn files_in(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn link(mlx: &Mlx) {
+fn link(environment: &Environment, mlx: &Mlx) {
     match &mlx.link {
         Link::Static(libraries) => {
             println!("cargo:rustc-link-search=native={}", mlx.root.join("lib").display());
@@ -226,6 +227,14 @@ fn link(mlx: &Mlx) {
                         println!("cargo:rustc-link-lib=dylib={name}");
                     }
                 }
+            }
+            if mlx.backends.iter().any(|b| b == "cuda") {
+                for folder in environment.cuda_libraries() {
+                    println!("cargo:rustc-link-search=native={}", folder.display());
+                }
+                // CMake leaves the runtime to the CUDA compiler, which does not link us
+                println!("cargo:rustc-link-lib=static:-bundle=cudart_static");
+                println!("cargo:rustc-link-lib=dylib=rt");
             }
             if mlx.backends.iter().any(|b| b == "metal") {
                 println!("cargo:rustc-link-lib=framework=Foundation");

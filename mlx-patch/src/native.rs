@@ -10,6 +10,7 @@ use crate::{
     Error, Pin, Result, Warn,
     cache::{Cache, Key},
     locate::{self, Places},
+    object_id::blob_id,
     patches::{self, Patch},
     prerequisites::{Machine, Plan, unfit},
     verify,
@@ -22,6 +23,8 @@ const RECIPE: u32 = 1;
 pub const SOURCE_NOTE: &str = "SOURCE";
 /// The oldest CMake that MLX accepts.
 const OLDEST_CMAKE: [u32; 2] = [3, 25];
+/// The oldest CMake whose `FindCUDAToolkit` finds CUDA 13.
+const OLDEST_CMAKE_FOR_CUDA: [u32; 2] = [4, 0];
 /// Lines of output shown when a step fails.
 const TAIL_LINES: usize = 30;
 
@@ -141,6 +144,10 @@ impl Native {
             key.add("compiler", program.display());
             key.add("version", version_of(&program)?);
         }
+        if self.cuda.is_some() {
+            let stand_in = Path::new(crate::ROOT).join("stand-ins/fmt/format.h");
+            key.add("fmt", blob_id(&stand_in)?);
+        }
         for (name, value) in &self.environment {
             key.add(name, value);
         }
@@ -177,12 +184,17 @@ impl Native {
         let machine = &self.machine;
         let mut missing = machine.missing(plan);
         let cmake = machine.program(&["cmake"]);
-        if let Some(found) = cmake.as_deref().and_then(too_old) {
+        let oldest = if self.cuda.is_some() { OLDEST_CMAKE_FOR_CUDA } else { OLDEST_CMAKE };
+        if let Some(found) = cmake.as_deref().and_then(|cmake| older_than(oldest, cmake)) {
             missing.extend(unfit("cmake", &found));
         }
         let git = machine.program(&["git"]);
         let json_include = machine.header_root("nlohmann/json.hpp").map(Path::to_owned);
-        let fmt_include = machine.header_root("fmt/format.h").map(Path::to_owned);
+        let fmt_include = match self.cuda {
+            // releases of fmt that distributions carry do not get through nvcc
+            Some(_) => Some(Path::new(crate::ROOT).join("stand-ins")),
+            None => machine.header_root("fmt/format.h").map(Path::to_owned),
+        };
         match (git, cmake, json_include, fmt_include) {
             (Some(git), Some(cmake), Some(json_include), Some(fmt_include))
                 if missing.is_empty() =>
@@ -324,7 +336,7 @@ fn tail(text: &str, path: &Path) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let is_error = |l: &&str| l.contains("error:") || l.contains("CMake Error");
     let last = lines.len().saturating_sub(TAIL_LINES);
-    let start = lines.iter().position(|l| is_error(&l)).unwrap_or(last);
+    let start = lines.iter().position(is_error).unwrap_or(last);
     let end = (start + TAIL_LINES).min(lines.len());
     let shown = &lines[start..end];
     format!("\n{}\n(all of it: {})", shown.join("\n"), path.display())
@@ -338,14 +350,16 @@ pub fn version_of(program: &Path) -> Result<String> {
     Ok(text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" / "))
 }
 
-/// The version of `cmake` in words, when it is older than MLX accepts.
-fn too_old(cmake: &Path) -> Option<String> {
+/// The version of `cmake` in words, when it is older than `oldest`.
+fn older_than(oldest: [u32; 2], cmake: &Path) -> Option<String> {
     let text = version_of(cmake).ok()?;
     let version = text.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
     let numbers: Vec<u32> = version.split('.').map_while(|n| n.parse().ok()).collect();
-    let [major, minor] = OLDEST_CMAKE;
-    (numbers.as_slice() < OLDEST_CMAKE.as_slice())
-        .then(|| format!("found {version}, MLX needs {major}.{minor} or newer"))
+    let [major, minor] = oldest;
+    let too_old = numbers.as_slice() < oldest.as_slice();
+    too_old.then(|| {
+        format!("found {version}, MLX needs {major}.{minor} or newer; `pip install cmake` has it")
+    })
 }
 
 /// What `libmlx.a` has to be linked with, as CMake recorded it on installing.

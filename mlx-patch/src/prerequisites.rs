@@ -48,6 +48,8 @@ pub enum Need {
     Source,
     /// Those that compile MLX where there is no Accelerate.
     SourceWithoutAccelerate,
+    /// Those that compile MLX for the CPU or for Metal.
+    SourceWithoutCuda,
     /// Those with the Metal backend.
     Metal,
     /// Those with the `cuda` feature.
@@ -100,7 +102,7 @@ pub const PREREQUISITES: &[Prerequisite] = &[
         name: "fmt/format.h (the fmt library)",
         purpose: "formats MLX's messages",
         probe: Probe::Header("fmt/format.h"),
-        needed: Need::Source,
+        needed: Need::SourceWithoutCuda,
         debian: "libfmt-dev",
         homebrew: "fmt",
     },
@@ -245,6 +247,7 @@ impl Plan {
             Need::Always => true,
             Need::Source => self.source,
             Need::SourceWithoutAccelerate => self.source && !self.accelerate,
+            Need::SourceWithoutCuda => self.source && !self.cuda,
             Need::Metal => self.source && self.metal,
             Need::Cuda => self.source && self.cuda,
         }
@@ -347,7 +350,8 @@ mod tests {
         for p in PREREQUISITES {
             let dir = tempfile::tempdir().expect("tempdir");
             let machine = machine_without(dir.path(), &[p.name]);
-            let missing = machine.missing(ALL);
+            let cuda = p.needed != Need::SourceWithoutCuda;
+            let missing = machine.missing(Plan { cuda, ..ALL });
             assert_eq!(missing.len(), 1, "{}", p.name);
             let message = report(&missing);
             for part in [p.name, p.purpose, p.debian, p.homebrew] {
@@ -372,7 +376,8 @@ mod tests {
         assert_eq!(lacks(Plan { source: false, ..LINUX }), 1);
         assert_eq!(lacks(LINUX) - lacks(Plan { accelerate: true, ..LINUX }), 3);
         assert_eq!(lacks(Plan { metal: true, ..LINUX }) - lacks(LINUX), 1);
-        assert_eq!(lacks(Plan { cuda: true, ..LINUX }) - lacks(LINUX), 2);
+        // nvcc and cuDNN, but not fmt
+        assert_eq!(lacks(Plan { cuda: true, ..LINUX }) - lacks(LINUX), 1);
     }
 
     #[test]

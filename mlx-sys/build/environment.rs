@@ -184,6 +184,26 @@ impl Environment {
         Target { arch: self.arch.clone(), os: self.os.clone(), backends: backends.to_vec() }
     }
 
+    /// Folders with the libraries of the CUDA toolkit; `stubs` has a driver to link against.
+    pub(crate) fn cuda_libraries(&self) -> Vec<PathBuf> {
+        let nvcc = self.nvcc().and_then(|nvcc| nvcc.canonicalize().ok());
+        let home = nvcc.as_deref().and_then(|nvcc| nvcc.parent()?.parent());
+        let of_home = ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"];
+        let of_home = home.into_iter().flat_map(|h| of_home.iter().map(|l| h.join(l)));
+        let folders = of_home.chain(self.machine.library.iter().cloned());
+        folders
+            .flat_map(|folder| [folder.join("stubs"), folder])
+            .filter(|folder| {
+                ["libcudart_static.a", "libcuda.so"].iter().any(|l| folder.join(l).exists())
+            })
+            .collect()
+    }
+
+    fn nvcc(&self) -> Option<PathBuf> {
+        let named = self.cuda.as_ref()?.nvcc.clone();
+        named.or_else(|| self.machine.program(&["nvcc"]))
+    }
+
     /// How nvcc compiles a file of the overlay.
     pub(crate) fn cuda_compilation(
         &self,
@@ -193,8 +213,7 @@ impl Environment {
         flags: &[String],
     ) -> Result<Compilation> {
         let cuda = self.cuda.as_ref().ok_or("a .cu file without the `cuda` feature")?;
-        let nvcc = cuda.nvcc.clone().or_else(|| self.machine.program(&["nvcc"]));
-        let nvcc = nvcc.ok_or("nvcc is not on the path")?;
+        let nvcc = self.nvcc().ok_or("nvcc is not on the path")?;
         let architectures = cuda.architectures.as_deref().unwrap_or("native");
         let mut arguments: Vec<String> =
             ["-std=c++20", "-O3", "-Xcompiler=-fPIC", "--fmad=true"].map(str::to_owned).into();
@@ -302,8 +321,9 @@ fn add_search_folders(machine: &mut Machine, cxx: &Path, os: &str) {
     if os == "linux" {
         machine.library.extend(["/usr/lib", "/usr/lib64", "/usr/local/lib"].map(PathBuf::from));
         // where the compiler looks, for when there is none to ask
-        let multiarch = format!("/usr/include/{}-linux-gnu", env::consts::ARCH);
-        machine.include.extend(["/usr/include".into(), PathBuf::from(multiarch)]);
+        let multiarch = format!("{}-linux-gnu", env::consts::ARCH);
+        machine.include.extend(["/usr/include".into(), Path::new("/usr/include").join(&multiarch)]);
+        machine.library.push(Path::new("/usr/lib").join(multiarch));
     }
 }
 
