@@ -15,6 +15,11 @@ use crate::error::{Error, Result};
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Bytes before the header: its length.
 const LENGTH_BYTES: u64 = 8;
+/// What MLX reads, by the names of the format.
+const MLX_DTYPES: &[&str] = &[
+    "BOOL", "U8", "U16", "U32", "U64", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "C64",
+    "F8_E4M3", "F8_E8M0",
+];
 const INDEX: &str = "model.safetensors.index.json";
 
 /// One tensor as its file's header describes it.
@@ -195,10 +200,9 @@ fn read_header(path: &Path) -> Result<Metadata> {
         let reason = format!("is truncated: a header of {header_bytes} bytes in {file_bytes}");
         return Err(Error::checkpoint(path, reason));
     }
-    let mut buffer = vec![0; (LENGTH_BYTES + header_bytes) as usize];
-    buffer[..LENGTH_BYTES as usize].copy_from_slice(&length);
-    file.read_exact(&mut buffer[LENGTH_BYTES as usize..]).map_err(|e| Error::io(path, e))?;
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(&buffer)
+    let mut header = vec![0; header_bytes as usize];
+    file.read_exact(&mut header).map_err(|e| Error::io(path, e))?;
+    let metadata: Metadata = serde_json::from_slice(&header)
         .map_err(|e| Error::checkpoint(path, format!("has a bad header: {e}")))?;
 
     let data_bytes = metadata.data_len() as u64;
@@ -212,6 +216,11 @@ fn read_header(path: &Path) -> Result<Metadata> {
         return Err(Error::checkpoint(path, reason));
     }
     for (name, tensor) in metadata.tensors() {
+        let dtype = tensor.dtype.to_string();
+        if !MLX_DTYPES.contains(&dtype.as_str()) {
+            let reason = format!("`{name}` has dtype {dtype}, which MLX does not read");
+            return Err(Error::checkpoint(path, reason));
+        }
         if tensor.shape.iter().any(|n| i32::try_from(*n).is_err()) {
             let reason =
                 format!("`{name}` has shape {:?}, beyond what MLX can index", tensor.shape);
