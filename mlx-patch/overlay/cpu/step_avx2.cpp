@@ -113,6 +113,12 @@ struct V {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(_mm256_srli_epi32(bf16_bits(x), 16)));
   }
 
+  static void split_bf16(F pairs, F& even, F& odd) {
+    auto x = _mm256_castps_si256(pairs);
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff0000)));
+  }
+
   static F load_f16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
@@ -127,6 +133,12 @@ struct V {
   }
   static void store_f16(uint16_t* p, F x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), f16_bits(x));
+  }
+
+  static void split_f16(F pairs, F& even, F& odd) {
+    auto x = _mm256_castps_si256(pairs);
+    even = _mm256_cvtph_ps(narrow(_mm256_and_si256(x, _mm256_set1_epi32(0xffff))));
+    odd = _mm256_cvtph_ps(narrow(_mm256_srli_epi32(x, 16)));
   }
 
   static inline __attribute__((always_inline)) void transpose(F (&r)[8]) {

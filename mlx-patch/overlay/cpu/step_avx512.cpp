@@ -113,6 +113,12 @@ struct V {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), h);
   }
 
+  static void split_bf16(F pairs, F& even, F& odd) {
+    auto x = _mm512_castps_si512(pairs);
+    even = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+    odd = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff0000)));
+  }
+
   static F load_f16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
@@ -127,6 +133,12 @@ struct V {
   }
   static void store_f16(uint16_t* p, F x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), f16_bits(x));
+  }
+
+  static void split_f16(F pairs, F& even, F& odd) {
+    auto x = _mm512_castps_si512(pairs);
+    even = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x));
+    odd = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)));
   }
 
   static inline __attribute__((always_inline)) void transpose(F (&r)[16]) {

@@ -3,8 +3,8 @@
 // instruction set must not become the program's copy of a shared inline function.
 //
 // V has W lanes: F (floats), M (mask); load, store, set, add, sub, mul, fma, div, sqrt, floor, max, lt, ge, gt,
-// unordered, select, power_of_two, load_bf16, store_bf16, round_bf16, the same for f16, transpose of a W x W tile, and
-// truncate / int operations for sincos.
+// unordered, select, power_of_two, load_bf16, store_bf16, round_bf16, split_bf16 (two values of a 32-bit lane), the same
+// for f16, transpose of a W x W tile, and integers I for sincos.
 
 #include "cpu/step.h"
 
@@ -45,6 +45,9 @@ struct TypeF16 {
   static F round(F x) {
     return V::round_f16(x);
   }
+  static void split(F pairs, F& even, F& odd) {
+    V::split_f16(pairs, even, odd);
+  }
 };
 
 struct TypeBF16 {
@@ -57,6 +60,9 @@ struct TypeBF16 {
   }
   static F round(F x) {
     return V::round_bf16(x);
+  }
+  static void split(F pairs, F& even, F& odd) {
+    V::split_bf16(pairs, even, odd);
   }
 };
 
@@ -418,29 +424,67 @@ void product(
 
 // [keys, head_dim] -> kt [head_dim, kKeyBlock] f32; keys past `keys` are zero.
 template <class T>
+void pack_tile(const uint8_t* k, int64_t row_bytes, int64_t keys, int64_t dim, float* kt) {
+  for (int64_t d = 0; d < dim; d += W) {
+    int64_t count = dim - d;
+    F tile[W];
+    for (int i = 0; i < W; i++) {
+      tile[i] = i < keys ? load_some<T>(typed<T>(k + i * row_bytes) + d, count) : V::set(0.0f);
+    }
+    V::transpose(tile);
+    for (int i = 0; i < W && i < count; i++) {
+      V::store(kt + (d + i) * kKeyBlock, tile[i]);
+    }
+  }
+}
+
+// The same for W keys of a 16-bit type, two values to a lane: half the shuffles.
+template <class T>
+void pack_pairs(const uint8_t* k, int64_t row_bytes, int64_t dim, float* kt) {
+  int64_t d = 0;
+  for (; d + 2 * W <= dim; d += 2 * W) {
+    F tile[W];
+    for (int i = 0; i < W; i++) {
+      tile[i] = V::load(reinterpret_cast<const float*>(k + i * row_bytes + d * 2));
+    }
+    V::transpose(tile);
+    for (int i = 0; i < W; i++) {
+      F even, odd;
+      T::split(tile[i], even, odd);
+      V::store(kt + (d + 2 * i) * kKeyBlock, even);
+      V::store(kt + (d + 2 * i + 1) * kKeyBlock, odd);
+    }
+  }
+  if (d < dim) {
+    pack_tile<T>(k + d * 2, row_bytes, W, dim - d, kt + d * kKeyBlock);
+  }
+}
+
+template <class T>
 void pack_keys(const uint8_t* k, int64_t row_bytes, int64_t keys, int64_t dim, float* kt) {
-  for (int64_t t = 0; t < kKeyBlock; t += W) {
-    for (int64_t d = 0; d < dim; d += W) {
-      int64_t count = dim - d;
-      F tile[W];
-      for (int i = 0; i < W; i++) {
-        tile[i] = t + i < keys ? load_some<T>(typed<T>(k + (t + i) * row_bytes) + d, count) : V::set(0.0f);
-      }
-      V::transpose(tile);
-      for (int i = 0; i < W && i < count; i++) {
-        V::store(kt + (d + i) * kKeyBlock + t, tile[i]);
+  for (int64_t t = 0; t < round_up(keys, 2 * W); t += W) {
+    if constexpr (sizeof(typename T::S) == 2 && W > 1) {
+      if (t + W <= keys) {
+        pack_pairs<T>(k + t * row_bytes, row_bytes, dim, kt + t);
+        continue;
       }
     }
+    pack_tile<T>(k + t * row_bytes, row_bytes, keys - t, dim, kt + t);
   }
 }
 
 // [keys, dim] -> vf [keys, stride] f32, padded with zeros.
 template <class T>
 void widen_values(const uint8_t* v, int64_t row_bytes, int64_t keys, int64_t dim, float* vf, int64_t stride) {
+  int64_t whole = dim / W * W;
   for (int64_t i = 0; i < keys; i++) {
     auto row = typed<T>(v + i * row_bytes);
-    for (int64_t d = 0; d < stride; d += W) {
-      V::store(vf + i * stride + d, d < dim ? load_some<T>(row + d, dim - d) : V::set(0.0f));
+    float* out = vf + i * stride;
+    for (int64_t d = 0; d < whole; d += W) {
+      V::store(out + d, T::load(row + d));
+    }
+    for (int64_t d = whole; d < stride; d += W) {
+      V::store(out + d, d < dim ? load_n<T>(row + d, dim - d) : V::set(0.0f));
     }
   }
 }

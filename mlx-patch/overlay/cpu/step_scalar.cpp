@@ -115,6 +115,8 @@ struct V {
   static F round_bf16(F x) {
     return static_cast<float>(static_cast<mlx::core::bfloat16_t>(x));
   }
+  static void split_bf16(F, F&, F&) {}
+  static void split_f16(F, F&, F&) {}
   static F load_f16(const uint16_t* p) {
     return widen<mlx::core::float16_t>(p);
   }
