@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <iostream>
 #include <random>
 #include <sstream>
@@ -64,8 +65,9 @@ array random_array(mx::Shape shape, mx::Dtype dtype, Values v = Values::Normal) 
 // The same values with gaps between the rows and reversed axes in memory.
 array scattered(const array& a, bool last) {
   std::vector<int> order(a.ndim());
-  for (int i = 0; i < a.ndim(); i++) {
-    order[i] = last ? a.ndim() - 1 - i : (i == a.ndim() - 1 ? i : a.ndim() - 2 - i);
+  int n = a.ndim();
+  for (int i = 0; i < n; i++) {
+    order[i] = last ? n - 1 - i : (i == n - 1 ? i : n - 2 - i);
   }
   auto t = mx::contiguous(mx::transpose(a, order));
   auto padded = mx::concatenate({t, t}, -1);
@@ -291,6 +293,75 @@ void check_greedy(mx::Dtype dtype, mx::Shape shape, int kind) {
   same(text("greedy_token ", dtype, shape, " kind ", kind), zmlx::greedy_token(x), mx::argmax(logprobs, -1));
 }
 
+using Fn = std::function<std::vector<array>(const std::vector<array>&)>;
+
+// Gradients, directional derivatives and vmap over axis 0 of every input in `mapped`.
+void check_transforms(const std::string& what, const Fn& ours, const Fn& stock, std::vector<array> inputs, std::vector<int> mapped) {
+  auto y = stock(inputs)[0];
+  auto cotangent = random_array(y.shape(), y.dtype());
+  auto a = mx::vjp(ours, inputs, {cotangent}).second;
+  auto b = mx::vjp(stock, inputs, {cotangent}).second;
+  std::vector<array> tangents;
+  for (size_t i = 0; i < inputs.size(); i++) {
+    same(text(what, " vjp ", i), a[i], b[i]);
+    tangents.push_back(random_array(inputs[i].shape(), inputs[i].dtype()));
+  }
+  same(what + " jvp", mx::jvp(ours, inputs, tangents).second[0], mx::jvp(stock, inputs, tangents).second[0]);
+  auto batch = inputs;
+  std::vector<int> axes(inputs.size(), -1);
+  for (int i : mapped) {
+    auto shape = inputs[i].shape();
+    shape.insert(shape.begin(), 3);
+    batch[i] = random_array(shape, inputs[i].dtype());
+    axes[i] = 0;
+  }
+  std::vector<array> rows;
+  for (int n = 0; n < 3; n++) {
+    auto one = inputs;
+    for (int i : mapped) {
+      one[i] = mx::take(batch[i], array(n), 0);
+    }
+    rows.push_back(stock(one)[0]);
+  }
+  same(what + " vmap", mx::vmap(ours, axes)(batch)[0], mx::stack(rows));
+}
+
+void check_all_transforms() {
+  for (auto dtype : {mx::float32, mx::bfloat16}) {
+    auto r = [&](mx::Shape s) { return random_array(s, dtype); };
+    check_transforms(
+        text("rms_norm ", dtype),
+        [](auto& in) { return std::vector<array>{zmlx::rms_norm(in[0], in[1], 1e-6f)}; },
+        [](auto& in) { return std::vector<array>{mx::fast::rms_norm(in[0], in[1], 1e-6f)}; },
+        {r({4, 32}), r({32})},
+        {0});
+    zmlx::RopeParams rope{16, false, 1e4f, 1.0f, std::nullopt};
+    auto offset = array({3, 9}, mx::int32);
+    check_transforms(
+        text("qk_norm_rope ", dtype),
+        [&](auto& in) { return std::vector<array>{zmlx::qk_norm_rope(in[0], 4, in[1], 1e-6f, rope, offset)}; },
+        [&](auto& in) { return std::vector<array>{stock_rope(in[0], 4, in[1], 1e-6f, rope, offset)}; },
+        {r({2, 5, 64}), r({16})},
+        {0});
+    if (dtype == mx::float32) {
+      continue;
+    }
+    check_transforms(
+        text("attention ", dtype),
+        [](auto& in) { return std::vector<array>{zmlx::attention(in[0], in[1], in[2], 0.3f, true, Precision::Exact)}; },
+        [](auto& in) {
+          return std::vector<array>{mx::fast::scaled_dot_product_attention(in[0], in[1], in[2], 0.3f, "causal")};
+        },
+        {r({2, 4, 5, 16}), r({2, 2, 7, 16}), r({2, 2, 7, 16})},
+        {0, 2});
+    auto logits = r({3, 50});
+    same(
+        text("greedy_token vmap ", dtype),
+        mx::vmap([](const array& x) { return zmlx::greedy_token(x); }, 1)(mx::transpose(logits)),
+        mx::argmax(logits - mx::logsumexp(logits, -1, true), -1));
+  }
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
@@ -368,6 +439,8 @@ int main(int argc, char** argv) {
     }
   }
   report("greedy_token");
+  check_all_transforms();
+  report("transforms");
   std::printf("worst fast attention error: %.2f of its limit\n", worst_fast);
   return failures ? 1 : 0;
 }
