@@ -291,10 +291,11 @@ def zmlx_generate(binary, folder, flags):
     command = [binary, "generate", str(folder), *flags, "--ignore-eos", "--json"]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode != 0:
-        raise RuntimeError(f"exit code {run.returncode} from {' '.join(command)}\n{run.stderr}")
+        shown = run.stderr.strip().splitlines()[-4:]
+        raise RuntimeError("\n    ".join([f"exit code {run.returncode}", *shown]))
     events = [json.loads(line) for line in run.stdout.splitlines()]
     if not events or events[-1].get("type") != "summary":
-        raise RuntimeError(f"no summary line from {' '.join(command)}")
+        raise RuntimeError("the last line is no summary")
     return events, events[-1]
 
 
