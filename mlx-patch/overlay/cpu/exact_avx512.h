@@ -149,24 +149,24 @@ struct RoundBF16Integer {
 // The steps of a kernel in terms of R::round, for policies that keep the order of lanes.
 template <typename R>
 struct Steps {
-  static ZMLX_INLINE Pair after_scale(Pair p) {
-    return R::round(p);
+  static ZMLX_INLINE Pair dequantize(Pair q, Pair scale, Pair bias) {
+    Pair scaled = R::round({_mm512_mul_ps(scale.a, q.a), _mm512_mul_ps(scale.b, q.b)});
+    return R::round({_mm512_add_ps(scaled.a, bias.a), _mm512_add_ps(scaled.b, bias.b)});
+  }
+  static ZMLX_INLINE Pair multiply_add(Pair sum, __m512 x, Pair w) {
+    Pair product = R::round({_mm512_mul_ps(x, w.a), _mm512_mul_ps(x, w.b)});
+    return R::round({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)});
+  }
+  static ZMLX_INLINE Pair scale_add(Pair sum, Pair scale, Pair group_sum) {
+    Pair product = R::round({_mm512_mul_ps(scale.a, group_sum.a), _mm512_mul_ps(scale.b, group_sum.b)});
+    return R::round({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)});
   }
   static ZMLX_INLINE void store_weight(typename R::Stored* w, Pair p) {
     _mm512_store_ps(w, p.a);
     _mm512_store_ps(w + 16, p.b);
   }
-  static ZMLX_INLINE void round_and_store_weight(typename R::Stored* w, Pair p) {
-    store_weight(w, R::round(p));
-  }
   static ZMLX_INLINE Pair load_weight(const typename R::Stored* w) {
     return {_mm512_load_ps(w), _mm512_load_ps(w + 16)};
-  }
-  static ZMLX_INLINE Pair after_product(Pair p) {
-    return R::round(p);
-  }
-  static ZMLX_INLINE Pair after_sum(Pair p) {
-    return R::round(p);
   }
   static ZMLX_INLINE Pair permute(Pair p, int) {
     return p;
@@ -174,6 +174,14 @@ struct Steps {
   static ZMLX_INLINE Pair unpermute(Pair p, int) {
     return p;
   }
+  static ZMLX_INLINE Pair finish(Pair p) {
+    return p;
+  }
+};
+
+template <typename R>
+struct InOrder : R, Steps<R> {
+  using typename R::Stored;
 };
 
 // Weight `i` (0 .. 31) of a unit of 32 as f32. `t` holds the unit's dwords, each transposed: dword d of 16 rows lies at
@@ -280,11 +288,9 @@ ZMLX_INLINE void unpack_weights(
   if constexpr (i < end) {
     Pair q{unpack.template get<i>(t, kBlock), unpack.template get<i>(t + 16, kBlock)};
     if constexpr (mode == Mode::Affine) {
-      q = S::after_scale({_mm512_mul_ps(scale.a, q.a), _mm512_mul_ps(scale.b, q.b)});
-      S::round_and_store_weight(w + i * kBlock, {_mm512_add_ps(q.a, bias.a), _mm512_add_ps(q.b, bias.b)});
-    } else {
-      S::store_weight(w + i * kBlock, q);
+      q = S::dequantize(q, scale, bias);
     }
+    S::store_weight(w + i * kBlock, q);
     unpack_weights<S, mode, bits, i + 1, end>(unpack, t, scale, bias, w);
   }
 }
@@ -348,10 +354,7 @@ ZMLX_INLINE void accumulate(
       Pair weight = S::load_weight(w + k * kBlock + p * 32);
 #pragma GCC unroll 4
       for (int m = 0; m < rows; m++) {
-        Pair product =
-            S::after_product({_mm512_mul_ps(xk[m], weight.a), _mm512_mul_ps(xk[m], weight.b)});
-        sum[m][p] = S::after_sum(
-            {_mm512_add_ps(sum[m][p].a, product.a), _mm512_add_ps(sum[m][p].b, product.b)});
+        sum[m][p] = S::multiply_add(sum[m][p], xk[m], weight);
       }
     }
   }
@@ -505,12 +508,10 @@ void exact_block(
                 ws.weights + j * kBlock, x + k + j, x_stride, m, q.group_size, ws.group_sums);
             for (int i = 0; i < m * kBlock; i += 32) {
               const float* s = ws.scales + group * kBlock + i % kBlock;
-              Pair product = S::after_sum(
-                  {_mm512_mul_ps(_mm512_load_ps(s), _mm512_load_ps(ws.group_sums + i)),
-                   _mm512_mul_ps(_mm512_load_ps(s + 16), _mm512_load_ps(ws.group_sums + i + 16))});
-              Pair sum = S::after_sum(
-                  {_mm512_add_ps(_mm512_load_ps(ws.sums + i), product.a),
-                   _mm512_add_ps(_mm512_load_ps(ws.sums + i + 16), product.b)});
+              Pair sum = S::scale_add(
+                  {_mm512_load_ps(ws.sums + i), _mm512_load_ps(ws.sums + i + 16)},
+                  {_mm512_load_ps(s), _mm512_load_ps(s + 16)},
+                  {_mm512_load_ps(ws.group_sums + i), _mm512_load_ps(ws.group_sums + i + 16)});
               _mm512_store_ps(ws.sums + i, sum.a);
               _mm512_store_ps(ws.sums + i + 16, sum.b);
             }
@@ -524,7 +525,7 @@ void exact_block(
     auto out = static_cast<uint8_t*>(y[i]) + y_first * item;
     for (int p = 0; p < kPairs; p++) {
       const float* s = ws.sums + i * kBlock + p * 32;
-      Pair v = S::unpermute({_mm512_load_ps(s), _mm512_load_ps(s + 16)}, order);
+      Pair v = S::finish(S::unpermute({_mm512_load_ps(s), _mm512_load_ps(s + 16)}, order));
       int left = static_cast<int>(n1 - n0) - p * 32;
       auto mask = [](int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0); };
       store_values<D>(out + p * 32 * item, v.a, mask(left));

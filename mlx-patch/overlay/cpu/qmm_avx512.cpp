@@ -13,11 +13,6 @@ namespace zmlx::cpu {
 
 namespace {
 
-template <typename R>
-struct InOrder : R, Steps<R> {
-  using typename R::Stored;
-};
-
 bool has_bf16() {
   static const bool has = __builtin_cpu_supports("avx512bf16");
   return has;
@@ -58,7 +53,7 @@ void exact(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const*
 } // namespace
 
 const Kernels* avx512_kernels() {
-  static const Kernels k{"avx512", exact, scalar_kernels()->fast};
+  static const Kernels k{"avx512", exact, fast_avx512};
   return &k;
 }
 

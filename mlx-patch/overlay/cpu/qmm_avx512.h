@@ -16,4 +16,7 @@ bool exact_bf16_hardware(
     void* const* ys,
     void* (*scratch)(int64_t bytes));
 
+// All weights, f32 accumulation in any order.
+void fast_avx512(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys);
+
 } // namespace zmlx::cpu

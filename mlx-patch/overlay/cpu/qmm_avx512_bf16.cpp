@@ -38,23 +38,27 @@ struct RoundBF16Hardware {
         as_float(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(kHigh), words))};
   }
 
-  static ZMLX_INLINE Pair after_scale(Pair p) { // order 0 -> 1
-    return interleaved(pack(p));
+  static ZMLX_INLINE Pair dequantize(Pair q, Pair scale, Pair bias) { // order 0 -> 1, rounded when stored
+    Pair scaled = interleaved(pack({_mm512_mul_ps(scale.a, q.a), _mm512_mul_ps(scale.b, q.b)}));
+    return {_mm512_add_ps(scaled.a, bias.a), _mm512_add_ps(scaled.b, bias.b)};
   }
   static ZMLX_INLINE void store_weight(Stored* w, Pair p) {
     _mm512_store_si512(w, pack(p));
   }
-  static ZMLX_INLINE void round_and_store_weight(Stored* w, Pair p) {
-    store_weight(w, p);
-  }
   static ZMLX_INLINE Pair load_weight(const Stored* w) { // affine: order 1 -> 2, float modes: 0 -> 1
     return interleaved(_mm512_load_si512(w));
   }
-  static ZMLX_INLINE Pair after_product(Pair p) { // one more
-    return interleaved(pack(p));
+  static ZMLX_INLINE Pair multiply_add(Pair sum, __m512 x, Pair w) { // the product takes one more
+    Pair product = interleaved(pack({_mm512_mul_ps(x, w.a), _mm512_mul_ps(x, w.b)}));
+    return in_order(pack({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)}));
   }
-  static ZMLX_INLINE Pair after_sum(Pair p) {
-    return in_order(pack(p));
+  static ZMLX_INLINE Pair scale_add(Pair sum, Pair scale, Pair group_sum) {
+    Pair product =
+        in_order(pack({_mm512_mul_ps(scale.a, group_sum.a), _mm512_mul_ps(scale.b, group_sum.b)}));
+    return in_order(pack({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)}));
+  }
+  static ZMLX_INLINE Pair finish(Pair p) {
+    return p;
   }
   static ZMLX_INLINE Pair permute(Pair p, int order) {
     __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);

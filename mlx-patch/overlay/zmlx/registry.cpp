@@ -5,6 +5,7 @@
 
 #include "cpu/qmm.h"
 #include "cpu/thread_pool.h"
+#include "zmlx/exports.h"
 #include "zmlx/quant_params.h"
 
 namespace zmlx {
@@ -12,6 +13,8 @@ namespace zmlx {
 using namespace mlx::core;
 
 namespace {
+
+[[maybe_unused]] const bool exports_registered = register_exports();
 
 struct Entry {
   const char* name;
