@@ -90,6 +90,7 @@ CASES = [
             "lm_head": {"group_size": 64, "bits": 6},
             "model.embed_tokens": {"group_size": 64, "bits": 8},
             "layers.1.mlp.switch_mlp.gate_proj": {"group_size": 32, "bits": 3},
+            "layers.1.mlp.switch_mlp.up_proj": {"group_size": 32, "bits": 3},
             "layers.1.mlp.switch_mlp.down_proj": {"group_size": 32, "bits": 5},
             "layers.3.mlp.switch_mlp.up_proj": {"group_size": 64, "bits": 2},
             "layers.3.mlp.switch_mlp.down_proj": {"group_size": 32, "bits": 8},
