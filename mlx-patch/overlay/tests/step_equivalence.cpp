@@ -266,7 +266,9 @@ void check_attention(
   double fast = error(zmlx::attention(q, k, w, scale, causal, Precision::Fast));
   double stock = error(expected);
   cases++;
-  double limit = dtype == mx::float32 ? 2e-5 : dtype == mx::float16 ? 2e-3 : 1e-2;
+  // Scores of thousands lose digits before the exponential, in any order.
+  double digits = v == Values::Large ? 5e-4 : 2e-5;
+  double limit = dtype == mx::float32 ? digits : dtype == mx::float16 ? 2e-3 : 1e-2;
   worst_fast = std::max(worst_fast, fast / (limit + 3 * stock));
   if (!(fast <= limit + 3 * stock)) { // large scores amplify: then stock errs as much
     failures++;
