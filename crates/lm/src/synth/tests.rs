@@ -1,8 +1,7 @@
-use std::collections::BTreeMap;
 use std::fs;
 
+use mlx::Dtype;
 use mlx::quantization::QuantizedWeight;
-use mlx::{Array, Dtype};
 
 use super::*;
 
@@ -61,8 +60,8 @@ fn synthesized_checkpoints_load_in_every_format() {
 fn dequantized_weights_have_the_wanted_size() {
     for quantization in all_quantizations().into_iter().flatten() {
         let (folder, _) = write(&options(Some(quantization), 3));
-        let tensors = mlx::io::load_safetensors(folder.path().join("model.safetensors"));
-        let tensors: BTreeMap<String, Array> = tensors.expect("loads").into_iter().collect();
+        let tensors = mlx::io::load_safetensors(&folder.path().join("model.safetensors"));
+        let tensors = tensors.expect("loads").arrays;
         let name = "model.layers.0.mlp.switch_mlp.up_proj";
         let part = |kind: &str| tensors.get(&format!("{name}.{kind}")).cloned();
         let weight = QuantizedWeight {
@@ -72,7 +71,7 @@ fn dequantized_weights_have_the_wanted_size() {
             quantization,
         };
         let values = weight.dequantize().expect("dequantizes");
-        let values = values.astype(Dtype::Float32).expect("casts").to_vec::<f32>().expect("reads");
+        let values = values.astype(Dtype::F32).expect("casts").to_vec::<f32>().expect("reads");
         let count = values.len() as f32;
         let mean = values.iter().sum::<f32>() / count;
         let std = (values.iter().map(|v| v * v).sum::<f32>() / count).sqrt();

@@ -1,0 +1,124 @@
+//! `zmlx synth`
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use mlx::quantization::{Mode, Quantization};
+use serde::Serialize;
+use zmlx::lm::synth::{self, SynthOptions};
+
+use super::options::OutputOptions;
+use super::render::{Report, Ui};
+use super::{CommandArgs, Exit};
+
+/// What `--bits` says for weights that are not quantised.
+const DENSE_BITS: i32 = 16;
+
+/// Arguments of `zmlx synth`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Synth {
+    /// Model to imitate
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(synth::names()))]
+    like: String,
+    /// Decoder layers [default: as many as the model has]
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
+    /// Bits per weight; 16 writes bf16 [default: the mode's own, 4 for affine]
+    #[arg(long, value_name = "B")]
+    bits: Option<i32>,
+    /// Weights per scale [default: the mode's own, 64 for affine]
+    #[arg(long, value_name = "G")]
+    group_size: Option<i32>,
+    /// How weights are quantised
+    #[arg(long, value_enum, default_value_t, value_name = "MODE")]
+    mode: ModeChoice,
+    /// Seed of the random numbers; same seed, same bytes
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Folder to write, which must be new or empty
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    _output: OutputOptions,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum ModeChoice {
+    #[default]
+    Affine,
+    Mxfp4,
+    Mxfp8,
+    Nvfp4,
+}
+
+#[derive(Debug, Serialize)]
+struct Begin<'a> {
+    like: &'a str,
+    quantization: Option<String>,
+    seed: u64,
+    out: String,
+}
+
+/// What was written.
+#[derive(Debug, Serialize)]
+pub(super) struct Summary {
+    pub(super) out: String,
+    pub(super) num_files: usize,
+    pub(super) bytes: u64,
+    pub(super) num_parameters: u64,
+    pub(super) num_layers: usize,
+}
+
+impl CommandArgs for Synth {
+    fn run(self, ui: &mut Ui) -> anyhow::Result<Exit> {
+        let quantization = self.quantization();
+        let out = self.out.display().to_string();
+        ui.begin(
+            "synth",
+            &Begin {
+                like: &self.like,
+                quantization: quantization.map(|q| q.to_string()),
+                seed: self.seed,
+                out: out.clone(),
+            },
+        )?;
+        let options = SynthOptions {
+            like: self.like.clone(),
+            layers: self.layers,
+            quantization,
+            seed: self.seed,
+        };
+        let mut bar = ui.bar("writing");
+        let report =
+            synth::synthesize(&self.out, &options, &mut |done, total| bar.set(done, total))?;
+        drop(bar);
+        ui.finish(&Report::Synth(Summary {
+            out,
+            num_files: report.num_files,
+            bytes: report.bytes,
+            num_parameters: report.num_parameters,
+            num_layers: report.num_layers,
+        }))?;
+        Ok(Exit::Done)
+    }
+}
+
+impl Synth {
+    fn quantization(&self) -> Option<Quantization> {
+        if self.bits == Some(DENSE_BITS) {
+            return None;
+        }
+        let mode = match self.mode {
+            ModeChoice::Affine => Mode::Affine,
+            ModeChoice::Mxfp4 => Mode::Mxfp4,
+            ModeChoice::Mxfp8 => Mode::Mxfp8,
+            ModeChoice::Nvfp4 => Mode::Nvfp4,
+        };
+        let default = Quantization::default_of(mode);
+        Some(Quantization {
+            bits: self.bits.unwrap_or(default.bits),
+            group_size: self.group_size.unwrap_or(default.group_size),
+            mode,
+        })
+    }
+}
