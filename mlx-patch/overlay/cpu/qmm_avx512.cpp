@@ -34,7 +34,7 @@ void repeat_nans(const QuantView& q, int64_t n0, int64_t n1, int m, const void* 
 
 void exact(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
   if (!q.transpose) {
-    return scalar_kernels()->exact(q, n0, n1, m, xs, ys);
+    return plain_avx512(q, n0, n1, m, xs, ys, true);
   }
   switch (q.dtype) {
     case DType::F32:

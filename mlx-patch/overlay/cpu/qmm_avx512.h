@@ -19,4 +19,14 @@ bool exact_bf16_hardware(
 // All weights, f32 accumulation in any order.
 void fast_avx512(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys);
 
+// Weights that are not transposed.
+void plain_avx512(
+    const QuantView& q,
+    int64_t n0,
+    int64_t n1,
+    int m,
+    const void* const* xs,
+    void* const* ys,
+    bool exact);
+
 } // namespace zmlx::cpu

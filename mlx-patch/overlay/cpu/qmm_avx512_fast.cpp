@@ -6,7 +6,7 @@
 //           group's scale multiplies its partial sum, its bias the sum of its x. Four rows share the loads of x.
 //   Bound:  memory: bits / 8 + 2 * sizeof(T) / group_size bytes a weight; in cache about 3 operations per 16 weights.
 // Several rows of x, or bits 3, 5, 6: the blocked kernel of exact_avx512.h with fused multiply-adds.
-// Limits:  transposed weights; others go to the scalar kernel.
+// Limits:  transposed weights; for others see qmm_avx512_plain.cpp.
 
 #include "cpu/exact_avx512.h"
 #include "cpu/qmm_avx512.h"
@@ -270,7 +270,7 @@ void fast(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* 
 
 void fast_avx512(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
   if (!q.transpose) {
-    return scalar_kernels()->fast(q, n0, n1, m, xs, ys);
+    return plain_avx512(q, n0, n1, m, xs, ys, false);
   }
   switch (q.dtype) {
     case DType::F32:

@@ -1,0 +1,436 @@
+// Quantized products in portable vectors: the AVX2 and NEON kernels, and the AVX-512 ones for weights that are not
+// transposed. Included by one translation unit per instruction set, which first defines
+//   ZMLX_LANES                       floats in a vector
+//   round_f16(Vec) -> Vec            to f16 and back
+//
+// Idea:    a lane is an output, as in exact_avx512.h; 32 outputs side by side, weights unpacked once into scratch for
+//          all rows of x. bf16 rounds by integer arithmetic.
+// Layout:  transposed weights: dwords are transposed by scalar copies ([dword][row]), then a field is a shift and a
+//          mask away. Others: a row of w holds the outputs side by side already; fields are read one by one.
+// Bound:   exact bf16: about 26 vector operations per weight vector, 12 for every further row of x.
+// Limits:  none: every mode, bits, group size, both layouts, exact and fast.
+
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/qmm.h"
+
+namespace zmlx::cpu {
+
+namespace {
+
+#define ZMLX_INLINE_V __attribute__((always_inline)) inline
+
+typedef float Vec __attribute__((vector_size(4 * ZMLX_LANES)));
+typedef int32_t VecI __attribute__((vector_size(4 * ZMLX_LANES)));
+
+Vec round_f16(Vec v);
+float f16_to_float(uint16_t bits);
+uint16_t float_to_f16(float v);
+
+constexpr int kWide = 32; // outputs side by side
+constexpr int kVecs = kWide / ZMLX_LANES;
+constexpr int kDeep = 128; // weights of each output unpacked at once
+
+ZMLX_INLINE_V Vec splat(float v) {
+  return v - Vec{};
+}
+
+ZMLX_INLINE_V Vec load(const float* p) {
+  return *reinterpret_cast<const Vec*>(p);
+}
+ZMLX_INLINE_V void store(float* p, Vec v) {
+  *reinterpret_cast<Vec*>(p) = v;
+}
+
+// Rounds f32 lanes to D, or not at all.
+template <DType D>
+ZMLX_INLINE_V Vec round_to(Vec v) {
+  if constexpr (D == DType::BF16) {
+    VecI u = (VecI)v;
+    u += 0x7fff + ((u >> 16) & 1);
+    return (Vec)(u & (int32_t)0xffff0000);
+  } else if constexpr (D == DType::F16) {
+    return round_f16(v);
+  } else {
+    return v;
+  }
+}
+
+template <DType D>
+ZMLX_INLINE_V float value_at(const void* p, int64_t i) {
+  if constexpr (D == DType::F32) {
+    return static_cast<const float*>(p)[i];
+  } else if constexpr (D == DType::F16) {
+    return f16_to_float(static_cast<const uint16_t*>(p)[i]);
+  } else {
+    uint32_t bits = uint32_t(static_cast<const uint16_t*>(p)[i]) << 16;
+    float f;
+    __builtin_memcpy(&f, &bits, 4);
+    return f;
+  }
+}
+
+// Stores f32 as D, rounding, with stock's NaN.
+template <DType D>
+ZMLX_INLINE_V void put(void* p, int64_t i, float v) {
+  if constexpr (D == DType::F32) {
+    static_cast<float*>(p)[i] = v;
+  } else if constexpr (D == DType::F16) {
+    uint32_t u;
+    __builtin_memcpy(&u, &v, 4);
+    static_cast<uint16_t*>(p)[i] = v != v ? ((u >> 16) & 0x8000) | 0x7d00 : float_to_f16(v);
+  } else {
+    uint32_t u;
+    __builtin_memcpy(&u, &v, 4);
+    u += 0x7fff + ((u >> 16) & 1);
+    static_cast<uint16_t*>(p)[i] = v != v ? 0x7fc0 : u >> 16;
+  }
+}
+
+// The arithmetic of one dtype: `exact` rounds every operation to D, otherwise everything is f32.
+template <DType D_, bool exact_>
+struct Arithmetic {
+  static constexpr DType D = D_;
+  static constexpr bool exact = exact_;
+  static constexpr DType R = exact_ ? D_ : DType::F32;
+};
+
+struct alignas(64) VectorWorkspace {
+  uint32_t packed[32 * kWide]; // [dword][row]
+  float scales[kWide];
+  float biases[kWide];
+  float weights[kDeep * kWide]; // [k][row]
+  float scaled[kDeep * kWide]; // scales of float modes, [k][row], for weights that are not transposed
+  float sums[kMaxRows * kWide];
+};
+
+template <Mode mode, int bits>
+struct Fields {
+  const float* fp4;
+  const float* fp8;
+  Fields() : fp4(float_tables().fp4), fp8(float_tables().fp8) {}
+
+  ZMLX_INLINE_V float decode(uint32_t q) const {
+    if constexpr (mode == Mode::Affine) {
+      return static_cast<float>(static_cast<int32_t>(q));
+    } else if constexpr (bits == 4) {
+      return fp4[q];
+    } else {
+      return fp8[q];
+    }
+  }
+
+  // Field `i` of a unit of 32 weights for one vector of rows.
+  template <int i>
+  ZMLX_INLINE_V Vec get(const uint32_t* t) const {
+    constexpr int d = i * bits / 32;
+    constexpr int shift = i * bits % 32;
+    typedef uint32_t VecU __attribute__((vector_size(4 * ZMLX_LANES)));
+    VecU v = *reinterpret_cast<const VecU*>(t + d * kWide) >> shift;
+    if constexpr (shift + bits > 32) {
+      v |= *reinterpret_cast<const VecU*>(t + (d + 1) * kWide) << (32 - shift);
+    }
+    v &= (1u << bits) - 1;
+    if constexpr (mode == Mode::Affine) {
+      return __builtin_convertvector((VecI)v, Vec);
+    } else if constexpr (bits == 8) {
+      Vec f = (Vec)((VecI)((v & 0x7f) << 20)) * 0x1p120f;
+      return (Vec)((VecU)f | ((v & 0x80) << 24));
+    } else {
+      // e2m1: 1, 1.5, 2, .. 6 are 1.m * 2^(e - 1); 0.5 is the one denormal.
+      VecU magnitude = v & 7;
+      Vec f = (Vec)((VecI)(magnitude << 22)) * 0x1p126f;
+      return (Vec)((VecU)f | ((v & 8) << 28));
+    }
+  }
+};
+
+template <DType R, Mode mode, int bits, int i>
+ZMLX_INLINE_V void unpack_unit(const Fields<mode, bits>& fields, const uint32_t* t, Vec scale, Vec bias, float* w) {
+  if constexpr (i < 32) {
+    Vec q = fields.template get<i>(t);
+    if constexpr (mode == Mode::Affine) {
+      q = round_to<R>(round_to<R>(scale * q) + bias);
+    }
+    store(w + i * kWide, q);
+    unpack_unit<R, mode, bits, i + 1>(fields, t, scale, bias, w);
+  }
+}
+
+// sums[i][lanes] += x[i][k] * w[k][lanes]
+template <DType R, int rows>
+ZMLX_INLINE_V void multiply_add(const float* w, const float* x, int64_t x_stride, int count, float* sums) {
+  Vec sum[rows][kVecs];
+  for (int i = 0; i < rows; i++) {
+    for (int v = 0; v < kVecs; v++) {
+      sum[i][v] = load(sums + i * kWide + v * ZMLX_LANES);
+    }
+  }
+  for (int k = 0; k < count; k++) {
+    for (int v = 0; v < kVecs; v++) {
+      Vec weight = load(w + k * kWide + v * ZMLX_LANES);
+      for (int i = 0; i < rows; i++) {
+        sum[i][v] = round_to<R>(sum[i][v] + round_to<R>(splat(x[i * x_stride + k]) * weight));
+      }
+    }
+  }
+  for (int i = 0; i < rows; i++) {
+    for (int v = 0; v < kVecs; v++) {
+      store(sums + i * kWide + v * ZMLX_LANES, sum[i][v]);
+    }
+  }
+}
+
+template <DType R>
+void multiply_add_rows(const float* w, const float* x, int64_t x_stride, int m, int count, float* sums) {
+  int i = 0;
+  for (; i + 2 <= m; i += 2) {
+    multiply_add<R, 2>(w, x + i * x_stride, x_stride, count, sums + i * kWide);
+  }
+  for (; i < m; i++) {
+    multiply_add<R, 1>(w, x + i * x_stride, x_stride, count, sums + i * kWide);
+  }
+}
+
+template <typename A, Mode mode, int bits>
+void transposed_block(
+    const QuantView& q,
+    int64_t n0,
+    int64_t n1,
+    int m,
+    const float* x,
+    int64_t x_stride,
+    VectorWorkspace& ws) {
+  constexpr DType R = A::R;
+  const int64_t row_bytes = q.K * bits / 8;
+  const int64_t groups = q.K / q.group_size;
+  const float* table = nullptr;
+  if constexpr (mode != Mode::Affine) {
+    const auto& tables = float_tables();
+    table = mode == Mode::Nvfp4 ? tables.fp8 : A::D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
+  }
+  Fields<mode, bits> fields;
+  const uint8_t* w_rows[kWide];
+  for (int r = 0; r < kWide; r++) {
+    w_rows[r] = q.w + (n0 + r < n1 ? n0 + r : n1 - 1) * row_bytes;
+  }
+  alignas(64) float group_sums[mode == Mode::Affine ? 1 : kMaxRows * kWide];
+  for (int64_t g = 0; g < groups; g++) {
+    for (int r = 0; r < kWide; r++) {
+      int64_t at = (n0 + r < n1 ? n0 + r : n1 - 1) * groups + g;
+      if constexpr (mode == Mode::Affine) {
+        ws.scales[r] = value_at<A::D>(q.scales, at);
+        ws.biases[r] = value_at<A::D>(q.biases, at);
+      } else {
+        ws.scales[r] = table[q.scales[at]];
+      }
+    }
+    // One group at a time: 16 to 128 weights, at most 32 dwords a row.
+    const int dwords = q.group_size * bits / 32;
+    const int64_t offset = g * dwords * 4;
+    for (int r = 0; r < kWide; r++) {
+      const uint8_t* from = w_rows[r] + offset;
+      for (int d = 0; d < dwords; d++) {
+        __builtin_memcpy(&ws.packed[d * kWide + r], from + 4 * d, 4);
+      }
+    }
+    for (int v = 0; v < kVecs; v++) {
+      Vec scale = load(ws.scales + v * ZMLX_LANES);
+      Vec bias = mode == Mode::Affine ? load(ws.biases + v * ZMLX_LANES) : Vec{};
+      for (int k = 0; k < q.group_size; k += 32) {
+        // A group of 16 unpacks 16 weights too many, into scratch that nothing reads.
+        unpack_unit<R, mode, bits, 0>(
+            fields,
+            ws.packed + k * bits / 32 * kWide + v * ZMLX_LANES,
+            scale,
+            bias,
+            ws.weights + k * kWide + v * ZMLX_LANES);
+      }
+    }
+    const float* xg = x + g * q.group_size;
+    if constexpr (mode == Mode::Affine) {
+      multiply_add_rows<R>(ws.weights, xg, x_stride, m, q.group_size, ws.sums);
+    } else {
+      for (int i = 0; i < m * kWide; i++) {
+        group_sums[i] = 0;
+      }
+      multiply_add_rows<R>(ws.weights, xg, x_stride, m, q.group_size, group_sums);
+      for (int i = 0; i < m; i++) {
+        for (int v = 0; v < kVecs; v++) {
+          float* s = ws.sums + i * kWide + v * ZMLX_LANES;
+          Vec product = round_to<R>(
+              load(ws.scales + v * ZMLX_LANES) * load(group_sums + i * kWide + v * ZMLX_LANES));
+          store(s, round_to<R>(load(s) + product));
+        }
+      }
+    }
+  }
+}
+
+// Weights [K, N]: scales belong to columns. Stock rounds x * scale before it meets a weight in the float modes.
+template <typename A, Mode mode, int bits>
+void plain_block(
+    const QuantView& q,
+    int64_t n0,
+    int64_t n1,
+    int m,
+    const float* x,
+    int64_t x_stride,
+    VectorWorkspace& ws) {
+  constexpr DType R = A::R;
+  const int64_t row_bytes = q.N * bits / 8;
+  const int64_t groups = q.N / q.group_size;
+  const int wide = n1 - n0 < kWide ? n1 - n0 : kWide;
+  const float* table = nullptr;
+  if constexpr (mode != Mode::Affine) {
+    const auto& tables = float_tables();
+    table = mode == Mode::Nvfp4 ? tables.fp8 : A::D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
+  }
+  Fields<mode, bits> fields;
+  for (int64_t k0 = 0; k0 < q.K; k0 += kDeep) {
+    const int deep = q.K - k0 < kDeep ? q.K - k0 : kDeep;
+    for (int k = 0; k < deep; k++) {
+      const uint8_t* row = q.w + (k0 + k) * row_bytes;
+      const int64_t scale_row = (k0 + k) * groups;
+      float* w = ws.weights + k * kWide;
+      for (int n = 0; n < wide; n++) {
+        // n0 is a multiple of 32, so the field starts at a byte that is a multiple of bits * 4.
+        const int64_t bit = (n0 + n) * bits;
+        uint32_t two = row[bit / 8];
+        if (bits != 8 && bit % 8 + bits > 8) {
+          two |= uint32_t(row[bit / 8 + 1]) << 8;
+        }
+        w[n] = fields.decode((two >> (bit % 8)) & ((1u << bits) - 1));
+      }
+      for (int n = 0; n < wide; n++) {
+        const int64_t g = scale_row + (n0 + n) / q.group_size;
+        if constexpr (mode == Mode::Affine) {
+          ws.scales[n] = value_at<A::D>(q.scales, g);
+          ws.biases[n] = value_at<A::D>(q.biases, g);
+        } else {
+          ws.scaled[k * kWide + n] = table[q.scales[g]];
+        }
+      }
+      if constexpr (mode == Mode::Affine) {
+        for (int v = 0; v < kWide; v += ZMLX_LANES) {
+          store(w + v, round_to<R>(round_to<R>(load(ws.scales + v) * load(w + v)) + load(ws.biases + v)));
+        }
+      }
+    }
+    if constexpr (mode == Mode::Affine) {
+      multiply_add_rows<R>(ws.weights, x + k0, x_stride, m, deep, ws.sums);
+    } else {
+      for (int i = 0; i < m; i++) {
+        Vec sum[kVecs];
+        for (int v = 0; v < kVecs; v++) {
+          sum[v] = load(ws.sums + i * kWide + v * ZMLX_LANES);
+        }
+        for (int k = 0; k < deep; k++) {
+          Vec xk = splat(x[i * x_stride + k0 + k]);
+          for (int v = 0; v < kVecs; v++) {
+            int at = k * kWide + v * ZMLX_LANES;
+            Vec scaled = round_to<R>(xk * load(ws.scaled + at));
+            sum[v] = round_to<R>(sum[v] + round_to<R>(scaled * load(ws.weights + at)));
+          }
+        }
+        for (int v = 0; v < kVecs; v++) {
+          store(ws.sums + i * kWide + v * ZMLX_LANES, sum[v]);
+        }
+      }
+    }
+  }
+}
+
+template <typename A>
+void vector_product(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
+  const int64_t x_stride = (q.K + 15) / 16 * 16;
+  auto memory = static_cast<uint8_t*>(kernel_scratch(sizeof(VectorWorkspace) + m * x_stride * 4));
+  auto& ws = *reinterpret_cast<VectorWorkspace*>(memory);
+  auto x = reinterpret_cast<float*>(memory + sizeof(VectorWorkspace));
+  for (int i = 0; i < m; i++) {
+    for (int64_t k = 0; k < q.K; k++) {
+      x[i * x_stride + k] = value_at<A::D>(xs[i], k);
+    }
+  }
+  using Block = void (*)(const QuantView&, int64_t, int64_t, int, const float*, int64_t, VectorWorkspace&);
+  Block block = nullptr;
+#define ZMLX_PICK(mode, bits) \
+  block = q.transpose ? transposed_block<A, mode, bits> : plain_block<A, mode, bits>;
+  if (q.mode == Mode::Affine) {
+    switch (q.bits) {
+      case 2:
+        ZMLX_PICK(Mode::Affine, 2) break;
+      case 3:
+        ZMLX_PICK(Mode::Affine, 3) break;
+      case 4:
+        ZMLX_PICK(Mode::Affine, 4) break;
+      case 5:
+        ZMLX_PICK(Mode::Affine, 5) break;
+      case 6:
+        ZMLX_PICK(Mode::Affine, 6) break;
+      case 8:
+        ZMLX_PICK(Mode::Affine, 8) break;
+    }
+  } else if (q.mode == Mode::Nvfp4) {
+    ZMLX_PICK(Mode::Nvfp4, 4)
+  } else if (q.mode == Mode::Mxfp4) {
+    ZMLX_PICK(Mode::Mxfp4, 4)
+  } else {
+    ZMLX_PICK(Mode::Mxfp8, 8)
+  }
+#undef ZMLX_PICK
+  for (int64_t n = n0; n < n1; n += kWide) {
+    const int64_t end = n + kWide < n1 ? n + kWide : n1;
+    for (int i = 0; i < m * kWide; i++) {
+      ws.sums[i] = 0;
+    }
+    block(q, n, end, m, x, x_stride, ws);
+    for (int i = 0; i < m; i++) {
+      for (int64_t j = n; j < end; j++) {
+        put<A::D>(ys[i], j - n0, ws.sums[i * kWide + (j - n)]);
+      }
+    }
+  }
+}
+
+// An f16 NaN carries a sign, and which operand's sign survives an operation on two NaNs depends on the order in which
+// the compiler put them. The scalar loop has stock's order: outputs that are NaN are computed again by it.
+inline void repeat_nans(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
+  for (int i = 0; i < m; i++) {
+    auto y = static_cast<uint16_t*>(ys[i]);
+    for (int64_t n = n0; n < n1; n++) {
+      if ((y[n - n0] & 0x7fff) <= 0x7c00) {
+        continue;
+      }
+      // Weights that are not transposed are read by whole groups.
+      int64_t first = q.transpose ? n : n / q.group_size * q.group_size;
+      int64_t last = q.transpose ? n + 1 : first + q.group_size;
+      uint16_t again[128];
+      void* place = again;
+      scalar_kernels()->exact(q, first, last, 1, xs + i, &place);
+      y[n - n0] = again[n - first];
+    }
+  }
+}
+
+template <bool exact>
+void vector_kernel(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
+  switch (q.dtype) {
+    case DType::F32:
+      return vector_product<Arithmetic<DType::F32, exact>>(q, n0, n1, m, xs, ys);
+    case DType::F16:
+      vector_product<Arithmetic<DType::F16, exact>>(q, n0, n1, m, xs, ys);
+      if (exact) {
+        repeat_nans(q, n0, n1, m, xs, ys);
+      }
+      return;
+    case DType::BF16:
+      return vector_product<Arithmetic<DType::BF16, exact>>(q, n0, n1, m, xs, ys);
+  }
+}
+
+} // namespace
+
+} // namespace zmlx::cpu
