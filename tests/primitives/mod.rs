@@ -5,6 +5,7 @@ mod extremes;
 mod fast;
 mod quantized;
 mod router;
+mod step;
 mod swiglu;
 
 use mlx::primitives::{Primitive, supports};
