@@ -217,7 +217,7 @@ void gemv(const QuantView& q, int64_t n0, int64_t n1, const void* x_row, void* y
   }
   // 16 scales cover this many blocks of 64 bytes; lane d of block b belongs to group (b * 16 + d) * fields / group.
   const int blocks_per_scales = q.group_size * 16 / per_block;
-  __m512i scale_lanes[16];
+  __m512i scale_lanes[32]; // as many as 8 bits and groups of 128 need
   for (int b = 0; b < blocks_per_scales; b++) {
     alignas(64) int32_t lane[16];
     for (int d = 0; d < 16; d++) {
