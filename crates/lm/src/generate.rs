@@ -3,10 +3,11 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use mlx::{Array, memory, ops};
+use mlx::{Array, memory, ops, primitives};
 
 use crate::cache::Cache;
 use crate::error::{Error, Result};
+use crate::layers::Path;
 use crate::models::Model;
 use crate::sampler::{Sampler, Sampling};
 
@@ -185,8 +186,11 @@ fn step(
     token: &Array,
     cache: &mut Cache,
 ) -> Result<Array> {
-    let logprobs = logprobs(&next_logits(model, token, cache)?)?;
-    let next = sampler.sample(&logprobs)?;
+    let logits = next_logits(model, token, cache)?;
+    let next = match model.greedy() {
+        Path::Fused(_) if sampler.is_greedy() => primitives::greedy_token(&logits)?,
+        _ => sampler.sample(&logprobs(&logits)?)?,
+    };
     mlx::async_eval([&next])?;
     Ok(next)
 }

@@ -4,8 +4,8 @@ use mlx::primitives::Precision;
 use mlx::{Device, default_device};
 
 use crate::error::{Error, Result};
-use crate::layers::Path;
-use crate::models::{Model, Module};
+use crate::layers::{Fusion, Path};
+use crate::models::{Model, ModuleKind};
 use crate::patterns::{self, Context, PATTERNS, Pattern};
 
 /// Which patterns to try.
@@ -50,8 +50,8 @@ pub struct ModuleReport {
     pub pattern: &'static str,
     /// Why it stays on stock ops; `None` when it is fused.
     pub fallback: Option<String>,
-    /// Whether the module is a mixture of experts.
-    pub is_moe: bool,
+    /// What kind of module it is.
+    pub kind: ModuleKind,
 }
 
 /// What became of every module.
@@ -72,12 +72,12 @@ pub struct PatchReport {
 impl PatchReport {
     /// Mixtures of experts with at least one fused part.
     pub fn patched_modules(&self) -> usize {
-        self.count_fused(true)
+        self.count_fused(ModuleKind::Moe)
     }
 
     /// Linear layers outside the experts that run fused, routers not counted.
     pub fn patched_linears(&self) -> usize {
-        self.count_fused(false)
+        self.count_fused(ModuleKind::Linear)
     }
 
     /// Rows of modules that stay on stock ops, with the reason.
@@ -85,11 +85,12 @@ impl PatchReport {
         self.modules.iter().filter_map(|row| Some((row, row.fallback.as_deref()?)))
     }
 
-    fn count_fused(&self, is_moe: bool) -> usize {
+    /// Modules of a kind with at least one fused part.
+    pub fn count_fused(&self, kind: ModuleKind) -> usize {
         let mut fused: Vec<_> = self
             .modules
             .iter()
-            .filter(|row| row.fallback.is_none() && row.is_moe == is_moe)
+            .filter(|row| row.fallback.is_none() && row.kind == kind)
             .map(|row| &row.module)
             .collect();
         fused.dedup();
@@ -117,6 +118,7 @@ pub fn patch(
             reason: reason.to_owned(),
         });
     }
+    let fusion = Fusion { precision: options.precision, decode_only: report.device == Device::Gpu };
     let mut rows = report.modules.iter();
     for (_, mut module) in model.modules() {
         for pattern in choose(model_type, report.device, &options.patterns)? {
@@ -125,7 +127,7 @@ pub fn patch(
             }
             // plan() walked the same modules and patterns
             if rows.next().is_some_and(|row| row.fallback.is_none()) {
-                (pattern.set)(&mut module, Path::Fused(options.precision));
+                (pattern.set)(&mut module, Path::Fused(fusion));
             }
         }
     }
@@ -153,15 +155,15 @@ pub fn plan(
         num_moe_modules: 0,
     };
     for (path, module) in model.modules() {
-        let is_moe = matches!(module, Module::Moe(_));
-        report.num_moe_modules += usize::from(is_moe);
+        let kind = module.kind();
+        report.num_moe_modules += usize::from(kind == ModuleKind::Moe);
         for pattern in &chosen {
             if (pattern.targets)(&module) {
                 report.modules.push(ModuleReport {
                     module: path.clone(),
                     pattern: pattern.name,
                     fallback: (pattern.check)(&module, &context).err(),
-                    is_moe,
+                    kind,
                 });
             }
         }

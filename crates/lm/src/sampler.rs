@@ -62,13 +62,18 @@ impl Sampler {
         Ok(Self { sampling, key: random::key(seed)? })
     }
 
+    /// Whether it takes the likeliest token.
+    pub fn is_greedy(&self) -> bool {
+        self.sampling.temperature == 0.0
+    }
+
     /// - `logprobs`: `[B, V]`; returns `[B]` u32.
     ///
     /// # Errors
     /// `Mlx`.
     pub fn sample(&mut self, logprobs: &Array) -> Result<Array> {
         let Sampling { temperature, top_p, min_p, top_k, .. } = self.sampling;
-        if temperature == 0.0 {
+        if self.is_greedy() {
             return Ok(ops::argmax(logprobs, -1, false)?);
         }
         let mut x = logprobs.clone();

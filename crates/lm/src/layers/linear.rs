@@ -1,7 +1,7 @@
 use mlx::quantization::{self, QuantizedWeight};
 use mlx::{Array, ops, primitives};
 
-use super::{Path, Weight};
+use super::{Fusion, Path, Weight};
 use crate::error::Result;
 use crate::weights::Scope;
 
@@ -42,6 +42,8 @@ impl Linear {
 pub(super) fn quantized_linear(x: &Array, w: &QuantizedWeight, path: Path) -> Result<Array> {
     Ok(match path {
         Path::Stock => quantization::quantized_matmul(x, w, true)?,
-        Path::Fused(precision) => primitives::quantized_matmul(x, w, true, precision)?,
+        Path::Fused(Fusion { precision, .. }) => {
+            primitives::quantized_matmul(x, w, true, precision)?
+        }
     })
 }

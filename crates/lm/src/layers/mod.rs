@@ -1,5 +1,6 @@
 //! Layers: the ops that mlx-lm's modules run, in its order. Whether a weight is quantised is the layer's business.
 
+mod attention;
 mod embedding;
 mod linear;
 mod moe;
@@ -8,6 +9,7 @@ mod rope;
 mod switch;
 mod weight;
 
+pub use attention::{Attention, AttentionPlan, Heads};
 pub use embedding::Embedding;
 pub use linear::Linear;
 pub use moe::{MoeBlock, MoePlan, Routing};
@@ -25,5 +27,26 @@ pub enum Path {
     #[default]
     Stock,
     /// The fused primitive of the pattern that set it.
-    Fused(Precision),
+    Fused(Fusion),
+}
+
+/// How a fused path runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fusion {
+    /// Same bits as stock, or free order of additions.
+    pub precision: Precision,
+    /// Only where stock would not sort rows by expert; its kernels for sorted rows may add in another order.
+    pub decode_only: bool,
+}
+
+impl Path {
+    /// The precision of the fused path where it applies to `entries` routing entries.
+    fn fused_for(self, entries: usize) -> Option<Precision> {
+        match self {
+            Self::Fused(fusion) if !fusion.decode_only || entries < switch::SORT_FROM_ENTRIES => {
+                Some(fusion.precision)
+            }
+            _ => None,
+        }
+    }
 }

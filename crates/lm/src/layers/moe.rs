@@ -1,6 +1,7 @@
-use mlx::{Array, ops, primitives};
+use mlx::primitives::{self, Scoring};
+use mlx::{Array, ops};
 
-use super::{Linear, Path, SwitchGlu};
+use super::{Linear, Path, SwitchGlu, Weight};
 use crate::error::Result;
 
 /// How a block turns router logits into experts and weights.
@@ -44,42 +45,34 @@ impl MoeBlock {
     /// `Mlx`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
         let logits = self.gate.forward(x)?; // [B, L, E]
+        let Routing { top_k, norm_topk_prob } = self.routing;
         let (indices, scores) = match self.plan.router {
             Path::Stock => self.routing.select(&logits)?,
-            Path::Fused(_) => primitives::moe_router(
-                &logits,
-                self.routing.top_k,
-                self.routing.norm_topk_prob,
-                primitives::Scoring::Softmax,
-            )?,
+            Path::Fused(_) => {
+                primitives::moe_router(&logits, top_k, norm_topk_prob, Scoring::Softmax)?
+            }
         };
         self.experts(x, &indices, &scores)
     }
 
-    /// The one place where a fused block departs from stock.
+    /// The one place where a fused block departs from stock. Rows then stay in token order: the fused kernels
+    /// visit experts in the order they like.
     fn experts(&self, x: &Array, indices: &Array, scores: &Array) -> Result<Array> {
-        let mlp = &self.switch_mlp;
-        if self.plan.mlp == Path::Stock && self.plan.combine == Path::Stock {
-            return combine(&mlp.forward(x, indices)?, scores);
+        let experts = &self.switch_mlp;
+        let entries = indices.size();
+        let (mlp, down) = (self.plan.mlp.fused_for(entries), self.plan.combine.fused_for(entries));
+        if mlp.is_none() && down.is_none() {
+            return combine(&experts.forward(x, indices)?, scores);
         }
-        // Rows stay in token order: the fused kernels visit experts in the order they like.
-        let fused = match self.plan.mlp {
-            Path::Fused(precision) => mlp.fused_hidden(x, indices, precision)?,
-            Path::Stock => None,
-        };
-        let hidden = match fused {
-            Some(hidden) => hidden,
-            None => mlp.stock_hidden(x, indices)?,
+        let hidden = match mlp {
+            Some(precision) => experts.fused_hidden(x, indices, precision)?,
+            None => experts.stock_hidden(x, indices)?,
         }; // [B, L, top_k, 1, N]
-        match (self.plan.combine, mlp.down_proj.weight.quantized()) {
-            (Path::Fused(precision), Some(down)) => {
-                Ok(primitives::gather_qmm_combine(&hidden, down, indices, scores, precision)?)
-            }
-            _ => {
-                let y = mlp.down_proj.forward(&hidden, indices, false)?;
-                combine(&ops::squeeze(&y, &[-2])?, scores)
-            }
+        if let (Some(precision), Weight::Quantized(w)) = (down, &experts.down_proj.weight) {
+            return Ok(primitives::gather_qmm_combine(&hidden, w, indices, scores, precision)?);
         }
+        let y = experts.down_proj.forward(&hidden, indices, false)?;
+        combine(&ops::squeeze(&y, &[-2])?, scores)
     }
 }
 

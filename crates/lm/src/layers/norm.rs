@@ -1,5 +1,6 @@
-use mlx::{Array, fast};
+use mlx::{Array, fast, primitives};
 
+use super::Path;
 use crate::error::Result;
 use crate::weights::Scope;
 
@@ -8,6 +9,7 @@ use crate::weights::Scope;
 pub struct RmsNorm {
     weight: Array,
     eps: f32,
+    pub(crate) path: Path,
 }
 
 impl RmsNorm {
@@ -18,7 +20,7 @@ impl RmsNorm {
     pub fn load(scope: &Scope<'_>, dims: i32, eps: f32) -> Result<Self> {
         let weight = scope.take_float("weight", &[dims])?;
         scope.record(dims as u64, weight.nbytes() as u64, weight.dtype().to_string(), false);
-        Ok(Self { weight, eps })
+        Ok(Self { weight, eps, path: Path::Stock })
     }
 
     /// - `x`: `[.., dims]`; returns the same shape.
@@ -26,6 +28,13 @@ impl RmsNorm {
     /// # Errors
     /// `Mlx`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        Ok(fast::rms_norm(x, Some(&self.weight), self.eps)?)
+        Ok(match self.path {
+            Path::Stock => fast::rms_norm(x, Some(&self.weight), self.eps)?,
+            Path::Fused(_) => primitives::rms_norm(x, &self.weight, self.eps)?,
+        })
+    }
+
+    pub(super) fn parts(&self) -> (&Array, f32) {
+        (&self.weight, self.eps)
     }
 }

@@ -13,6 +13,10 @@ impl Rope {
         Self(fast::Rope { dims, traditional: false, base, scale: 1.0, freqs: None })
     }
 
+    pub(super) fn parts(&self) -> &fast::Rope {
+        &self.0
+    }
+
     /// - `x`: `[B, H, L, D]`, whose first row stands at `position`; returns the same shape.
     ///
     /// # Errors

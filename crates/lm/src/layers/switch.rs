@@ -1,4 +1,5 @@
-use mlx::{Array, ops, primitives, quantization};
+use mlx::primitives::{self, Precision};
+use mlx::{Array, ops, quantization};
 
 use super::Weight;
 use crate::error::Result;
@@ -6,7 +7,7 @@ use crate::weights::Scope;
 
 /// Routing entries (tokens × experts per token) from which rows are sorted by expert before the projections, so
 /// that a GPU reads each expert once. mlx-lm's value; results do not depend on it where kernels add in one order.
-const SORT_FROM_ENTRIES: usize = 64;
+pub(super) const SORT_FROM_ENTRIES: usize = 64;
 
 /// One linear layer per expert.
 #[derive(Debug, Clone)]
@@ -99,29 +100,22 @@ impl SwitchGlu {
         self.down_proj.forward(&ops::swiglu(&gate, &up)?, indices, sorted)
     }
 
-    /// The hidden rows `silu(gate(x)) * up(x)` from one launch: `[.., top_k, 1, N]`.
+    /// The hidden rows `silu(gate(x)) * up(x)` from one launch, `[.., top_k, 1, N]`; from stock ops where weights
+    /// are dense.
     pub(super) fn fused_hidden(
         &self,
         x: &Array,
         indices: &Array,
-        precision: primitives::Precision,
-    ) -> Result<Option<Array>> {
-        let (Some(gate), Some(up)) =
-            (self.gate_proj.weight.quantized(), self.up_proj.weight.quantized())
+        precision: Precision,
+    ) -> Result<Array> {
+        let (Weight::Quantized(gate), Weight::Quantized(up)) =
+            (&self.gate_proj.weight, &self.up_proj.weight)
         else {
-            return Ok(None);
+            return self.stock_hidden(x, indices);
         };
         let x = ops::expand_dims(x, &[-2, -3])?;
-        Ok(Some(primitives::gather_qmm_swiglu(
-            &x,
-            gate,
-            up,
-            None,
-            Some(indices),
-            true,
-            false,
-            precision,
-        )?))
+        let indices = Some(indices);
+        Ok(primitives::gather_qmm_swiglu(&x, gate, up, None, indices, true, false, precision)?)
     }
 
     /// The hidden rows from stock ops, unsorted: `[.., top_k, 1, N]`.

@@ -2,7 +2,7 @@
 
 pub mod qwen3_moe;
 
-use std::path::Path;
+use std::path::Path as FilePath;
 
 use mlx::Array;
 
@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::layers::{Embedding, Linear, MoeBlock};
+use crate::layers::{AttentionPlan, Embedding, Linear, MoeBlock, Path, RmsNorm};
 use crate::weights::{Taken, Weights};
 
 /// A causal language model.
@@ -33,6 +33,9 @@ pub trait Model {
     /// `Mlx`.
     fn activation_dtype(&self) -> Result<mlx::Dtype>;
 
+    /// Which implementation turns logits into the likeliest token.
+    fn greedy(&self) -> Path;
+
     /// The modules that patterns may rewrite, with their paths, in order of execution.
     fn modules(&mut self) -> Vec<(String, Module<'_>)>;
 }
@@ -45,6 +48,40 @@ pub enum Module<'a> {
     Linear(&'a mut Linear),
     /// An embedding that is also the output projection.
     TiedEmbedding(&'a mut Embedding),
+    /// What attention does besides its projections.
+    Attention(&'a mut AttentionPlan),
+    /// A norm of the residual stream.
+    Norm(&'a mut RmsNorm),
+    /// From logits to the likeliest token.
+    Greedy(&'a mut Path),
+}
+
+/// What kind of module a report row is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModuleKind {
+    /// A mixture of experts.
+    Moe,
+    /// A linear layer or an output projection.
+    Linear,
+    /// Attention without its projections.
+    Attention,
+    /// A norm of the residual stream.
+    Norm,
+    /// From logits to the likeliest token.
+    Greedy,
+}
+
+impl Module<'_> {
+    /// Its kind.
+    pub fn kind(&self) -> ModuleKind {
+        match self {
+            Self::Moe(_) => ModuleKind::Moe,
+            Self::Linear(_) | Self::TiedEmbedding(_) => ModuleKind::Linear,
+            Self::Attention(_) => ModuleKind::Attention,
+            Self::Norm(_) => ModuleKind::Norm,
+            Self::Greedy(_) => ModuleKind::Greedy,
+        }
+    }
 }
 
 /// A row of [`MODELS`].
@@ -115,7 +152,7 @@ pub fn find(model_type: &str) -> Result<&'static ModelRow> {
 ///
 /// # Errors
 /// Whatever is wrong with its configuration or weights, by file and name.
-pub fn load(dir: &Path) -> Result<LoadedModel> {
+pub fn load(dir: &FilePath) -> Result<LoadedModel> {
     let config = ModelConfig::load(dir)?;
     let row = find(&config.model_type)?;
     (row.describe)(&config)?;

@@ -4,14 +4,15 @@
 //! Reference: mlx-lm 0.32.0, `models/qwen3_moe.py`. Like it, this file ignores `rope_scaling` and
 //! `attention_bias`.
 
-use mlx::fast::Mask;
-use mlx::{Array, fast, ops};
+use mlx::{Array, ops};
 
 use super::{Architecture, Model, Module};
 use crate::cache::{Cache, KvCache};
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::layers::{Embedding, Linear, MoeBlock, RmsNorm, Rope, Routing, SwitchGlu};
+use crate::layers::{
+    Attention, Embedding, Heads, Linear, MoeBlock, Path, RmsNorm, Routing, SwitchGlu,
+};
 use crate::weights::{Scope, Weights};
 
 /// The fields of `config.json` that shape the model.
@@ -92,65 +93,18 @@ impl Config {
         Ok(())
     }
 
+    fn heads(&self) -> Heads {
+        Heads {
+            num_heads: self.num_attention_heads,
+            num_kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+        }
+    }
+
     fn is_moe(&self, layer: i32) -> bool {
         self.num_experts > 0
             && !self.mlp_only_layers.contains(&layer)
             && (layer + 1) % self.decoder_sparse_step == 0
-    }
-}
-
-struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    q_norm: RmsNorm,
-    k_norm: RmsNorm,
-    rope: Rope,
-    num_heads: i32,
-    num_kv_heads: i32,
-    head_dim: i32,
-    scale: f32,
-}
-
-impl Attention {
-    fn load(config: &Config, scope: &Scope<'_>) -> Result<Self> {
-        let (dim, head_dim) = (config.hidden_size, config.head_dim);
-        let (num_heads, num_kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let linear =
-            |name: &str, in_dims, out_dims| Linear::load(&scope.pp(name), in_dims, out_dims);
-        Ok(Self {
-            q_proj: linear("q_proj", dim, num_heads * head_dim)?,
-            k_proj: linear("k_proj", dim, num_kv_heads * head_dim)?,
-            v_proj: linear("v_proj", dim, num_kv_heads * head_dim)?,
-            o_proj: linear("o_proj", num_heads * head_dim, dim)?,
-            q_norm: RmsNorm::load(&scope.pp("q_norm"), head_dim, config.rms_norm_eps)?,
-            k_norm: RmsNorm::load(&scope.pp("k_norm"), head_dim, config.rms_norm_eps)?,
-            rope: Rope::new(head_dim, config.rope_theta),
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            // f64 as Python computes it, rounded once
-            scale: f64::from(head_dim).powf(-0.5) as f32,
-        })
-    }
-
-    fn forward(&self, x: &Array, cache: &mut KvCache) -> Result<Array> {
-        let (b, l) = (x.dim(0), x.dim(1));
-        let heads = |x: Array, n: i32| x.reshape(&[b, l, n, self.head_dim]);
-        let swap = |x: &Array| x.transpose(&[0, 2, 1, 3]);
-        let position = cache.position();
-
-        let q = heads(self.q_proj.forward(x)?, self.num_heads)?; // [B, L, H, D]
-        let k = heads(self.k_proj.forward(x)?, self.num_kv_heads)?; // [B, L, H_kv, D]
-        let v = heads(self.v_proj.forward(x)?, self.num_kv_heads)?;
-        let q = self.rope.forward(&swap(&self.q_norm.forward(&q)?)?, &position)?; // [B, H, L, D]
-        let k = self.rope.forward(&swap(&self.k_norm.forward(&k)?)?, &position)?;
-        let (k, v) = cache.update(&k, &swap(&v)?)?; // [B, H_kv, T, D]
-
-        let mask = if l == 1 { Mask::None } else { Mask::Causal };
-        let y = fast::scaled_dot_product_attention(&q, &k, &v, self.scale, mask)?; // [B, H, L, D]
-        self.o_proj.forward(&swap(&y)?.reshape(&[b, l, self.num_heads * self.head_dim])?)
     }
 }
 
@@ -215,7 +169,13 @@ impl DecoderLayer {
         let mlp = scope.pp("mlp");
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention::load(config, &scope.pp("self_attn"))?,
+            self_attn: Attention::load(
+                &scope.pp("self_attn"),
+                config.hidden_size,
+                config.heads(),
+                config.rope_theta,
+                config.rms_norm_eps,
+            )?,
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp: if config.is_moe(layer) {
                 FeedForward::Moe(Box::new(load_moe(config, &mlp)?))
@@ -231,6 +191,26 @@ impl DecoderLayer {
         let r = self.mlp.forward(&self.post_attention_layernorm.forward(&h)?)?;
         Ok(ops::add(&h, &r)?)
     }
+
+    fn modules<'a>(&'a mut self, path: &str, modules: &mut Vec<(String, Module<'a>)>) {
+        let mut push = |name: &str, module| modules.push((format!("{path}.{name}"), module));
+        push("input_layernorm", Module::Norm(&mut self.input_layernorm));
+        let Attention { q_proj, k_proj, v_proj, o_proj, plan, .. } = &mut self.self_attn;
+        push("self_attn.q_proj", Module::Linear(q_proj));
+        push("self_attn.k_proj", Module::Linear(k_proj));
+        push("self_attn.v_proj", Module::Linear(v_proj));
+        push("self_attn", Module::Attention(plan));
+        push("self_attn.o_proj", Module::Linear(o_proj));
+        push("post_attention_layernorm", Module::Norm(&mut self.post_attention_layernorm));
+        match &mut self.mlp {
+            FeedForward::Moe(moe) => push("mlp", Module::Moe(moe)),
+            FeedForward::Dense(mlp) => {
+                push("mlp.gate_proj", Module::Linear(&mut mlp.gate_proj));
+                push("mlp.up_proj", Module::Linear(&mut mlp.up_proj));
+                push("mlp.down_proj", Module::Linear(&mut mlp.down_proj));
+            }
+        }
+    }
 }
 
 /// The model.
@@ -241,6 +221,7 @@ pub struct Qwen3Moe {
     /// `None` when the embedding doubles as the output projection.
     lm_head: Option<Linear>,
     vocab_size: i32,
+    greedy: Path,
 }
 
 impl Model for Qwen3Moe {
@@ -269,34 +250,16 @@ impl Model for Qwen3Moe {
         Ok(self.norm.forward(&h)?.dtype())
     }
 
+    fn greedy(&self) -> Path {
+        self.greedy
+    }
+
     fn modules(&mut self) -> Vec<(String, Module<'_>)> {
         let mut modules = Vec::new();
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            let prefix = format!("model.layers.{i}");
-            let attn = &mut layer.self_attn;
-            for (name, linear) in [
-                ("q_proj", &mut attn.q_proj),
-                ("k_proj", &mut attn.k_proj),
-                ("v_proj", &mut attn.v_proj),
-                ("o_proj", &mut attn.o_proj),
-            ] {
-                modules.push((format!("{prefix}.self_attn.{name}"), Module::Linear(linear)));
-            }
-            match &mut layer.mlp {
-                FeedForward::Dense(mlp) => {
-                    for (name, linear) in [
-                        ("gate_proj", &mut mlp.gate_proj),
-                        ("up_proj", &mut mlp.up_proj),
-                        ("down_proj", &mut mlp.down_proj),
-                    ] {
-                        modules.push((format!("{prefix}.mlp.{name}"), Module::Linear(linear)));
-                    }
-                }
-                FeedForward::Moe(moe) => {
-                    modules.push((format!("{prefix}.mlp"), Module::Moe(moe)));
-                }
-            }
+            layer.modules(&format!("model.layers.{i}"), &mut modules);
         }
+        modules.push(("model.norm".to_owned(), Module::Norm(&mut self.norm)));
         modules.push(match &mut self.lm_head {
             Some(lm_head) => ("lm_head".to_owned(), Module::Linear(lm_head)),
             None => {
@@ -304,6 +267,7 @@ impl Model for Qwen3Moe {
                 (name, Module::TiedEmbedding(&mut self.embed_tokens))
             }
         });
+        modules.push(("greedy".to_owned(), Module::Greedy(&mut self.greedy)));
         modules
     }
 }
@@ -330,6 +294,7 @@ pub fn load(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn Model>> {
             Some(Linear::load(&root.pp("lm_head"), dim, vocab_size)?)
         },
         vocab_size,
+        greedy: Path::Stock,
     }))
 }
 

@@ -1,12 +1,16 @@
 //! Patterns: each rewrites one kind of module onto a fused primitive, one file and one row each.
 
+mod attention;
+mod greedy_token;
 mod moe_combine;
 mod moe_mlp;
 mod moe_router;
+mod qk_norm_rope;
 mod quantized_linear;
+mod rms_norm;
 
 use mlx::primitives::{Precision, Primitive};
-use mlx::quantization::QuantizedWeight;
+use mlx::quantization::{Mode, Quantization, QuantizedWeight};
 use mlx::{Device, Dtype, primitives};
 
 use crate::layers::{Path, Weight};
@@ -36,8 +40,16 @@ pub struct Context {
 }
 
 /// Every pattern there is.
-pub const PATTERNS: &[Pattern] =
-    &[moe_mlp::PATTERN, moe_combine::PATTERN, moe_router::PATTERN, quantized_linear::PATTERN];
+pub const PATTERNS: &[Pattern] = &[
+    moe_mlp::PATTERN,
+    moe_combine::PATTERN,
+    moe_router::PATTERN,
+    quantized_linear::PATTERN,
+    qk_norm_rope::PATTERN,
+    attention::PATTERN,
+    rms_norm::PATTERN,
+    greedy_token::PATTERN,
+];
 
 /// The patterns that `auto` stands for.
 struct Preset {
@@ -46,8 +58,13 @@ struct Preset {
     patterns: &'static [&'static str],
 }
 
+/// On the CPU everything is fused: stock runs one thread and rounds after every addition there.
 const PRESETS: &[Preset] = &[
-    Preset { model_type: "qwen3_moe", device: Device::Cpu, patterns: &["moe_mlp"] },
+    Preset {
+        model_type: "qwen3_moe",
+        device: Device::Cpu,
+        patterns: &["moe_mlp", "moe_combine", "moe_router", "quantized_linear"],
+    },
     Preset { model_type: "qwen3_moe", device: Device::Gpu, patterns: &["moe_mlp"] },
 ];
 
@@ -76,4 +93,10 @@ fn require_support(
     weight: &QuantizedWeight,
 ) -> Result<(), String> {
     primitives::supports(primitive, context.device, context.dtype, weight.quantization, true)
+}
+
+/// Whether a primitive that has nothing to do with packed weights runs on the context's device.
+fn require_dense_support(primitive: Primitive, context: &Context) -> Result<(), String> {
+    let any = Quantization::default_of(Mode::Affine);
+    primitives::supports(primitive, context.device, context.dtype, any, true)
 }

@@ -1,9 +1,8 @@
 //! Softmax, top-k and normalisation of the router's logits in one launch.
 
-use mlx::primitives::{self, Primitive};
-use mlx::quantization::{Mode, Quantization};
+use mlx::primitives::Primitive;
 
-use super::{Context, Pattern};
+use super::{Context, Pattern, require_dense_support};
 use crate::layers::Path;
 use crate::models::Module;
 
@@ -14,9 +13,7 @@ fn targets(module: &Module<'_>) -> bool {
 }
 
 fn check(_: &Module<'_>, context: &Context) -> Result<(), String> {
-    // works on logits, so no quantisation matters
-    let any = Quantization::default_of(Mode::Affine);
-    primitives::supports(Primitive::MoeRouter, context.device, context.dtype, any, true)
+    require_dense_support(Primitive::MoeRouter, context)
 }
 
 fn set(module: &mut Module<'_>, path: Path) {

@@ -1,28 +1,30 @@
 //! Every quantised linear layer, the routers' and the output projection included, on our matrix product.
 
 use mlx::primitives::Primitive;
+use mlx::quantization::QuantizedWeight;
 
-use super::{Context, Pattern, require_quantized, require_support};
-use crate::layers::{Path, Weight};
+use super::{Context, Pattern, require_support};
+use crate::layers::Path;
 use crate::models::Module;
 
 pub(super) const PATTERN: Pattern = Pattern { name: "quantized_linear", targets, check, set };
 
-fn weight<'a>(module: &'a Module<'_>) -> &'a Weight {
+fn weight<'a>(module: &'a Module<'_>) -> Option<&'a QuantizedWeight> {
     match module {
-        Module::Moe(moe) => &moe.gate.weight,
-        Module::Linear(linear) => &linear.weight,
-        Module::TiedEmbedding(embedding) => &embedding.weight,
+        Module::Moe(moe) => moe.gate.weight.quantized(),
+        Module::Linear(linear) => linear.weight.quantized(),
+        Module::TiedEmbedding(embedding) => embedding.weight.quantized(),
+        _ => None,
     }
 }
 
 /// Dense layers are no business of this pattern.
 fn targets(module: &Module<'_>) -> bool {
-    weight(module).quantized().is_some()
+    weight(module).is_some()
 }
 
 fn check(module: &Module<'_>, context: &Context) -> Result<(), String> {
-    let weight = require_quantized("weight", weight(module))?;
+    let weight = weight(module).ok_or("is dense")?;
     require_support(Primitive::QuantizedMatmul, context, weight)
 }
 
@@ -31,5 +33,6 @@ fn set(module: &mut Module<'_>, path: Path) {
         Module::Moe(moe) => moe.gate.path = path,
         Module::Linear(linear) => linear.path = path,
         Module::TiedEmbedding(embedding) => embedding.path = path,
+        _ => {}
     }
 }
