@@ -15,7 +15,7 @@ use std::{
 };
 
 use environment::Environment;
-use objects::{Compilation, Objects};
+use objects::{Compilation, Objects, Store};
 use zmlx_patch::{
     Pin, cache::Cache, native, native::Library, overlay::Overlay, patches, prebuilt,
     prerequisites::Plan,
@@ -140,7 +140,10 @@ fn compile_bridge(environment: &Environment, mlx: &Mlx, overlay: &Path) -> Resul
     base.include(&shim).include(overlay).opt_level(2);
     declare(&mut base, environment, mlx);
 
-    let mut objects = Objects::new(&environment.out_dir.join("bridge"), environment.jobs);
+    let generated_headers = environment.out_dir.join("cxxbridge/include");
+    let store = store(environment, &[overlay.to_owned(), shim.clone(), generated_headers])?;
+    let folder = environment.out_dir.join("bridge");
+    let mut objects = Objects::new(&folder, environment.jobs, &store);
     let generated: Vec<PathBuf> = base.get_files().map(Path::to_owned).collect();
     for source in generated.into_iter().chain(files_in(&shim, "cc")?) {
         objects.add(Compilation::with(&base, source));
@@ -161,7 +164,9 @@ fn compile_overlay(
     base.include(root).opt_level(3).flag("-ffp-contract=off").warnings(true).extra_warnings(true);
     declare(&mut base, environment, mlx);
 
-    let mut objects = Objects::new(&environment.out_dir.join("overlay"), environment.jobs);
+    let store = store(environment, &[root.to_owned()])?;
+    let folder = environment.out_dir.join("overlay");
+    let mut objects = Objects::new(&folder, environment.jobs, &store);
     for source in overlay.for_target(&environment.overlay_target(&mlx.backends)) {
         let path = root.join(&source.path);
         if path.extension().is_some_and(|e| e == "cu") {
@@ -176,6 +181,14 @@ fn compile_overlay(
     }
     objects.archive("zmlx_overlay", &environment.cxx)?;
     Ok(())
+}
+
+/// Where compiled objects are shared between checkouts and profiles.
+fn store(environment: &Environment, headers: &[PathBuf]) -> Result<Store> {
+    let folder = environment.cache_root.join("objects");
+    let checkout = environment.manifest_dir.parent().unwrap_or(&environment.manifest_dir);
+    let places = [(environment.out_dir.clone(), "<out>"), (checkout.to_owned(), "<checkout>")];
+    Store::new(folder, &environment.cxx, headers, places)
 }
 
 /// MLX's headers, and what the C++ has to know of this build.

@@ -1,4 +1,7 @@
 //! Compiling our C++ files, only those that have changed, several at once.
+//!
+//! Objects are also kept in a store in the shared cache, so that another profile, another feature
+//! set, another checkout or `cargo clean` does not compile the same file again.
 
 use std::{
     ffi::OsString,
@@ -12,7 +15,7 @@ use std::{
     thread,
 };
 
-use zmlx_patch::ObjectId;
+use zmlx_patch::{ObjectId, native, object_id::blob_id};
 
 use crate::Result;
 
@@ -44,21 +47,91 @@ impl Compilation {
 
     /// Differs when the file would be compiled in another way.
     fn id(&self) -> ObjectId {
-        let text = format!("{:?} {:?} {:?}", self.program, self.arguments, self.source);
-        ObjectId::of("compilation", text.as_bytes())
+        ObjectId::of("compilation", self.text().as_bytes())
+    }
+
+    fn text(&self) -> String {
+        format!("{:?} {:?} {:?}", self.program, self.arguments, self.source)
     }
 }
 
+/// Objects of all checkouts and profiles, by what went into them.
+pub(crate) struct Store {
+    folder: PathBuf,
+    /// Our headers: an object depends on some of them, its key on all.
+    headers: Vec<PathBuf>,
+    /// The compiler's version and the headers' content.
+    common: String,
+    /// Folders that differ between checkouts and targets, with the names they have in keys.
+    places: [(PathBuf, &'static str); 2],
+}
+
+impl Store {
+    pub(crate) fn new(
+        folder: PathBuf,
+        compiler: &Path,
+        header_folders: &[PathBuf],
+        places: [(PathBuf, &'static str); 2],
+    ) -> Result<Store> {
+        let mut headers = Vec::new();
+        for folder in header_folders {
+            headers_in(folder, &mut headers)?;
+        }
+        let mut contents = Vec::new();
+        for header in &headers {
+            let name = header.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            contents.push(format!("{name} {}", blob_id(header)?));
+        }
+        // not by path: checkouts lie in different places
+        contents.sort();
+        let common = format!("{}\n{}", native::version_of(compiler)?, contents.join("\n"));
+        fs::create_dir_all(&folder)?;
+        Ok(Store { folder, headers, common, places })
+    }
+
+    /// Where the object of a compilation is kept.
+    fn object(&self, compilation: &Compilation) -> Result<PathBuf> {
+        let mut text = compilation.text();
+        for (place, name) in &self.places {
+            text = text.replace(&*place.to_string_lossy(), name);
+        }
+        let source = blob_id(&compilation.source)?;
+        let key = ObjectId::of("object", format!("{text}\n{source}\n{}", self.common).as_bytes());
+        Ok(self.folder.join(format!("{key}.o")))
+    }
+
+    /// Keeps a copy of `object`; a store that cannot be written to costs time and nothing else.
+    fn keep(&self, object: &Path, kept: &Path) {
+        let scratch = kept.with_extension(format!("{}.tmp", std::process::id()));
+        if fs::copy(object, &scratch).is_ok() {
+            let _ = fs::rename(&scratch, kept);
+        }
+    }
+}
+
+fn headers_in(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for file in fs::read_dir(folder)? {
+        let path = file?.path();
+        if path.is_dir() {
+            headers_in(&path, found)?;
+        } else if path.extension().is_some_and(|e| e == "h" || e == "cuh") {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
 /// Files that make up one static library.
-pub(crate) struct Objects {
+pub(crate) struct Objects<'a> {
     folder: PathBuf,
     jobs: usize,
+    store: &'a Store,
     compilations: Vec<Compilation>,
 }
 
-impl Objects {
-    pub(crate) fn new(folder: &Path, jobs: usize) -> Objects {
-        Objects { folder: folder.to_owned(), jobs: jobs.max(1), compilations: Vec::new() }
+impl Objects<'_> {
+    pub(crate) fn new<'a>(folder: &Path, jobs: usize, store: &'a Store) -> Objects<'a> {
+        Objects { folder: folder.to_owned(), jobs: jobs.max(1), store, compilations: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, compilation: Compilation) {
@@ -114,6 +187,11 @@ impl Objects {
             return Ok(());
         }
         let _ = fs::remove_file(&record);
+        let kept = self.store.object(compilation)?;
+        if kept.exists() && fs::copy(&kept, &object).is_ok() {
+            let source = std::iter::once(&compilation.source);
+            return write_record(&record, compilation, source.chain(&self.store.headers));
+        }
         let mut command = Command::new(&compilation.program);
         command.args(&compilation.arguments).envs(compilation.environment.iter().cloned());
         command.arg("-MMD").arg("-MF").arg(&dependencies);
@@ -130,13 +208,23 @@ impl Objects {
         for line in said.lines().filter(|l| l.contains("warning:")).filter(of_ours) {
             println!("cargo:warning={line}");
         }
-        let mut text = compilation.id().to_string();
-        for path in ours {
-            text += &format!("\n{} {}", zmlx_patch::object_id::blob_id(&path)?, path.display());
-        }
-        fs::write(record, text)?;
-        Ok(())
+        self.store.keep(&object, &kept);
+        write_record(&record, compilation, &ours)
     }
+}
+
+/// Notes what an object was made from, for [`is_current`].
+fn write_record<'a>(
+    record: &Path,
+    compilation: &Compilation,
+    files: impl IntoIterator<Item = &'a PathBuf>,
+) -> Result<()> {
+    let mut text = compilation.id().to_string();
+    for path in files {
+        text += &format!("\n{} {}", blob_id(path)?, path.display());
+    }
+    fs::write(record, text)?;
+    Ok(())
 }
 
 /// Whether the file and everything of ours that it includes are as they were.
@@ -148,7 +236,7 @@ fn is_current(record: &Path, compilation: &Compilation) -> bool {
     }
     lines.all(|line| {
         let Some((id, path)) = line.split_once(' ') else { return false };
-        let now = zmlx_patch::object_id::blob_id(Path::new(path));
+        let now = blob_id(Path::new(path));
         now.is_ok_and(|now| now.to_string() == id)
     })
 }
