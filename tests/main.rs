@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "a failing test should panic where it fails")]
 
 mod checkpoints;
+mod cli;
 mod primitives;
 mod runtime;
 mod support;

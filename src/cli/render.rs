@@ -215,7 +215,7 @@ fn validated(summary: &validate::Summary, text: &mut String) {
     row("reference", summary.reference.clone());
     let precision = if summary.precision == "exact" { "" } else { ", precision fast" };
     row(
-        "patched",
+        "fused",
         format!(
             "{} of {} MoE modules ({}{precision})",
             summary.patched_modules,
@@ -230,12 +230,11 @@ fn validated(summary: &validate::Summary, text: &mut String) {
     for (reason, modules) in grouped(summary) {
         row("fallback", format!("{modules}: {reason}"));
     }
+    let runs = if summary.runs == 1 { String::new() } else { format!(", {} runs", summary.runs) };
+    let prompts = if summary.prompts == 1 { "prompt" } else { "prompts" };
     row(
         "compared",
-        format!(
-            "{} tokens: {} prompts, {} runs",
-            summary.tokens_compared, summary.prompts, summary.runs
-        ),
+        format!("{} tokens: {} {prompts}{runs}", summary.tokens_compared, summary.prompts),
     );
     if let Some(d) = &summary.first_divergence {
         let token = |id: Option<u32>, text: &Option<String>| match (id, text) {
@@ -260,7 +259,7 @@ fn validated(summary: &validate::Summary, text: &mut String) {
     row("patched", format!("{} tok/s", rate(summary.patched_decode_tok_per_s)));
     row("speedup", summary.speedup.map_or_else(|| "-".to_owned(), |x| format!("{x:.2}x")));
     if summary.require_fused && !summary.is_fused() {
-        row("required", "fused: no, see the fallbacks above".to_owned());
+        row("required", "all fused, which is not so: see the fallbacks".to_owned());
     }
     text.push_str(&format!("identical: {}\n", if summary.identical { "yes" } else { "no" }));
 }

@@ -1,0 +1,259 @@
+use std::io::Read;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use super::{assert_has_keys, command, demo, keys, lines, stderr, stdout, summary, tiny, zmlx};
+
+/// `generate` on the random checkpoint.
+fn generate(more: &[&str]) -> Vec<String> {
+    let mut arguments = vec!["generate", tiny(), "--prompt-tokens", "1,5,9", "--max-tokens", "12"];
+    arguments.extend(more);
+    arguments.into_iter().map(str::to_owned).collect()
+}
+
+fn run(arguments: &[String]) -> std::process::Output {
+    zmlx(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[test]
+fn generate_json_has_the_fields_of_the_contract() {
+    let output = run(&generate(&["--ignore-eos", "--json"]));
+    let summary = summary(&output);
+    assert_has_keys(
+        &summary,
+        &[
+            "token_ids",
+            "text",
+            "prompt_tokens",
+            "prompt_tok_per_s",
+            "generated_tokens",
+            "decode_tok_per_s",
+            "ttft_ms",
+            "peak_memory_bytes",
+            "patched_modules",
+        ],
+    );
+    assert_eq!(summary["prompt_tokens"], 3);
+    assert_eq!(summary["generated_tokens"], 12);
+    assert_eq!(summary["text"], Value::Null, "there is no tokenizer");
+    assert!(summary["peak_memory_bytes"].as_u64().unwrap() > 0);
+
+    let lines = lines(&output);
+    assert_eq!(lines[0]["prompt_token_ids"], json!([1, 5, 9]));
+    let tokens: Vec<&Value> = lines.iter().filter(|line| line["type"] == "token").collect();
+    assert_eq!(tokens.len(), 12);
+    for (index, token) in tokens.iter().enumerate() {
+        assert_eq!(token["index"], index);
+        assert_eq!(token["id"], summary["token_ids"][index]);
+    }
+}
+
+#[test]
+fn generate_without_json_prints_the_answer_alone() {
+    let output = run(&generate(&["--ignore-eos"]));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    let ids: Vec<u32> = text.trim_end().split(',').map(|id| id.parse().unwrap()).collect();
+    assert_eq!(ids.len(), 12);
+    assert!(stderr(&output).contains("tok/s"));
+}
+
+#[test]
+fn generate_same_seed_same_tokens_other_seed_others() {
+    let ids = |seed: &str| {
+        let flags = ["--ignore-eos", "--json", "--temp", "1.5", "--seed", seed];
+        summary(&run(&generate(&flags)))["token_ids"].clone()
+    };
+    assert_eq!(ids("3"), ids("3"));
+    assert_ne!(ids("3"), ids("4"));
+}
+
+#[test]
+fn generate_patched_and_unpatched_agree() {
+    let of = |patch: &str| summary(&run(&generate(&["--ignore-eos", "--json", "--patch", patch])));
+    let (auto, off) = (of("auto"), of("off"));
+    assert_eq!(auto["token_ids"], off["token_ids"]);
+    assert_eq!(off["patched_modules"], 0);
+    if cfg!(feature = "custom-primitive") {
+        assert_eq!(auto["patched_modules"], 2);
+        assert_eq!(of("moe_mlp")["token_ids"], off["token_ids"]);
+    }
+}
+
+#[test]
+fn generate_one_token_has_no_decode_speed() {
+    let output = zmlx(&["generate", tiny(), "--prompt-tokens", "1", "--max-tokens", "1", "--json"]);
+    assert_eq!(summary(&output)["decode_tok_per_s"], Value::Null);
+}
+
+#[test]
+fn generate_text_streams_what_the_summary_says() {
+    let flags = ["--prompt", "What is a shell? ☃", "--max-tokens", "24", "--json"];
+    let output = zmlx(&[&["generate"], &flags[..]].concat());
+    let summary = summary(&output);
+    let streamed: String =
+        lines(&output).iter().filter_map(|line| line["text"].as_str()).collect::<Vec<_>>().concat();
+    let text = summary["text"].as_str().unwrap();
+    assert!(streamed.starts_with(text), "{streamed:?} against {text:?}");
+    let plain = zmlx(&["generate", "--prompt", "What is a shell? ☃", "--max-tokens", "24"]);
+    assert_eq!(stdout(&plain), format!("{text}\n"));
+}
+
+#[test]
+fn generate_reads_the_prompt_from_a_file_or_stdin() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    std::fs::write(&file, "What is a shell?").unwrap();
+    let tail = ["--max-tokens", "4", "--json"];
+    let of = |source: &[&str]| {
+        let mut command = command(&[&["generate"], source, &tail[..]].concat());
+        command.stdin(std::fs::File::open(&file).unwrap());
+        summary(&command.output().unwrap())["token_ids"].clone()
+    };
+    let expected = of(&["--prompt", "What is a shell?"]);
+    assert_eq!(of(&["--prompt-file", file.to_str().unwrap()]), expected);
+    assert_eq!(of(&["--prompt-file", "-"]), expected);
+}
+
+#[test]
+fn generate_into_a_closed_pipe_ends_quietly() {
+    let mut child = command(&["generate", tiny(), "--prompt-tokens", "1,5,9", "--json"])
+        .args(["--max-tokens", "512", "--ignore-eos"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 10];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn validate_json_has_the_fields_of_the_contract() {
+    let flags = ["--max-tokens", "8", "--runs", "2", "--json"];
+    let summary = summary(&zmlx(&[&["validate", tiny()], &flags[..]].concat()));
+    assert_has_keys(
+        &summary,
+        &[
+            "identical",
+            "tokens_compared",
+            "first_divergence",
+            "baseline_decode_tok_per_s",
+            "patched_decode_tok_per_s",
+            "speedup",
+            "patched_modules",
+            "fallbacks",
+        ],
+    );
+    assert_eq!(summary["identical"], true);
+    assert_eq!(summary["tokens_compared"], 3 * 8 * 2, "three prompts, two runs");
+    assert_eq!(summary["first_divergence"], Value::Null);
+    if cfg!(feature = "custom-primitive") {
+        assert_eq!(summary["patched_modules"], 2);
+        assert_eq!(summary["fallbacks"], json!([]));
+    }
+}
+
+#[test]
+fn validate_of_the_demo_model_ends_with_identical_yes() {
+    let output = zmlx(&["validate", "--max-tokens", "8"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).ends_with("identical: yes\n"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("24 tokens: 3 prompts"), "{}", stdout(&output));
+}
+
+#[test]
+fn validate_takes_several_prompts() {
+    let flags = ["--prompt-tokens", "1", "--prompt-tokens", "2,3", "--max-tokens", "4", "--json"];
+    let summary = summary(&zmlx(&[&["validate", tiny()], &flags[..]].concat()));
+    assert_eq!(summary["tokens_compared"], 8);
+}
+
+#[test]
+fn validate_require_fused_answers_no_with_reasons_when_a_module_is_not() {
+    // The experts of a dense checkpoint cannot take a primitive for quantised weights.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dense");
+    let path = path.to_str().unwrap();
+    let output = zmlx(&["synth", "--like", "qwen3-moe-tiny", "--bits", "16", "--out", path]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let flags = ["--max-tokens", "4", "--json"];
+    let free = summary(&zmlx(&[&["validate", path], &flags[..]].concat()));
+    assert_eq!(free["patched_modules"], 0);
+    let fallbacks = free["fallbacks"].as_array().unwrap();
+    assert!(!fallbacks.is_empty());
+    assert!(fallbacks.iter().all(|f| !f["reason"].as_str().unwrap().is_empty()));
+
+    let output = zmlx(&[&["validate", path, "--require-fused"], &flags[..]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let last = lines(&output).pop().unwrap();
+    assert_eq!(last["type"], "summary");
+    assert_eq!(last["fallbacks"], free["fallbacks"]);
+}
+
+#[test]
+fn validate_against_mlx_lm_without_it_says_what_to_install() {
+    let mut command = command(&["validate", tiny(), "--reference", "mlx-lm"]);
+    let output = command.env("ZMLX_PYTHON", "/no/such/python").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("ZMLX_PYTHON"), "{}", stderr(&output));
+}
+
+#[test]
+fn inspect_shows_every_module_with_its_outcome() {
+    let summary = summary(&zmlx(&["inspect", tiny(), "--json"]));
+    assert_eq!(summary["model_type"], "qwen3_moe");
+    assert_eq!(summary["architecture"]["num_experts"], 16);
+    assert_eq!(summary["quantization"], json!({"mode": "affine", "bits": 4, "group_size": 64}));
+    let modules = summary["modules"].as_array().unwrap();
+    assert!(!modules.is_empty());
+    for module in modules {
+        assert_eq!(module["fused"] == true, module["reason"].is_null(), "{module}");
+    }
+    let text = stdout(&zmlx(&["inspect", &demo()]));
+    assert!(text.contains("qwen3_moe") && text.contains("model.layers.0.mlp"), "{text}");
+}
+
+#[test]
+fn inspect_of_no_patterns_plans_nothing() {
+    let summary = summary(&zmlx(&["inspect", tiny(), "--patch", "off", "--json"]));
+    assert_eq!(summary["modules"], json!([]));
+    assert_eq!(summary["patched_modules"], 0);
+}
+
+#[test]
+fn doctor_says_what_is_fused_and_why_not() {
+    let summary = summary(&zmlx(&["doctor", "--json"]));
+    assert_has_keys(
+        &summary,
+        &["version", "git_hash", "pin", "patches", "mode", "backends", "devices", "cpu_isa"],
+    );
+    assert_eq!(summary["mlx_version"], summary["pinned_mlx_version"]);
+    let primitives = summary["primitives"].as_array().unwrap();
+    assert!(primitives.iter().any(|p| p["primitive"] == "gather_qmm_swiglu"));
+    for primitive in primitives {
+        assert_eq!(primitive["fused"] == true, primitive["reason"].is_null(), "{primitive}");
+    }
+    assert!(stdout(&zmlx(&["doctor"])).contains("gather_qmm_swiglu"));
+}
+
+#[test]
+fn synth_reports_what_it_wrote() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out");
+    let path = path.to_str().unwrap();
+    for (flags, name) in [(&["--mode", "mxfp4"][..], "mxfp4"), (&["--bits", "8"], "affine")] {
+        let path = format!("{path}-{name}");
+        let base = ["synth", "--like", "qwen3-moe-tiny", "--layers", "1", "--out", &path, "--json"];
+        let summary = summary(&zmlx(&[&base[..], flags].concat()));
+        assert_eq!(summary["num_layers"], 1);
+        assert_eq!(summary["num_files"], 1);
+        let config = std::fs::read_to_string(format!("{path}/config.json")).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["quantization"]["mode"], name);
+        assert!(keys(&config).contains(&"num_experts"));
+    }
+}
