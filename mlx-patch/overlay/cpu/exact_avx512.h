@@ -248,9 +248,9 @@ struct alignas(64) Workspace {
 
 // Scales (or biases) of `groups` groups of 128 rows, transposed to f32.
 template <DType D>
-void load_affine(const uint8_t* const rows[kBlock], int64_t first, int groups, float* out) {
+void load_affine(const uint8_t* const rows[kBlock], int active, int64_t first, int groups, float* out) {
   __mmask16 mask = (1u << groups) - 1;
-  for (int r = 0; r < kBlock; r += 16) {
+  for (int r = 0; r < active; r += 16) {
     __m512i v[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
@@ -263,9 +263,15 @@ void load_affine(const uint8_t* const rows[kBlock], int64_t first, int groups, f
   }
 }
 
-inline void load_bytes(const uint8_t* const rows[kBlock], int64_t first, int groups, const float* table, float* out) {
+inline void load_bytes(
+    const uint8_t* const rows[kBlock],
+    int active,
+    int64_t first,
+    int groups,
+    const float* table,
+    float* out) {
   __mmask16 mask = (1u << groups) - 1;
-  for (int r = 0; r < kBlock; r += 16) {
+  for (int r = 0; r < active; r += 16) {
     __m512i v[16];
     for (int i = 0; i < 16; i++) {
       __m512i index = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, rows[r + i] + first));
@@ -300,6 +306,7 @@ ZMLX_INLINE void unpack_weights(
 template <typename S, Mode mode, int bits>
 void unpack_chunk(
     const uint32_t* t,
+    int pairs,
     int count,
     int first, // position of the first weight in its group
     int group_size,
@@ -307,7 +314,7 @@ void unpack_chunk(
     const float* biases,
     typename S::Stored* w) {
   Unpack<mode, bits> unpack;
-  for (int p = 0; p < kPairs; p++) {
+  for (int p = 0; p < pairs; p++) {
     Pair scale{}, bias{};
     for (int k = 0; k < count; k += 32) {
       if constexpr (mode == Mode::Affine) {
@@ -368,8 +375,8 @@ ZMLX_INLINE void accumulate(
   }
 }
 
-template <typename S>
-void accumulate_rows(
+template <typename S, int pairs>
+void accumulate_pairs(
     const typename S::Stored* w,
     const float* x,
     int64_t x_stride,
@@ -378,14 +385,34 @@ void accumulate_rows(
     float* sums) {
   int i = 0;
   for (; i + 4 <= m; i += 4) {
-    accumulate<S, 2, 4>(w, x + i * x_stride, x_stride, count, sums + i * kBlock);
-    accumulate<S, 2, 4>(w + 64, x + i * x_stride, x_stride, count, sums + i * kBlock + 64);
+    constexpr int half = pairs > 2 ? 2 : pairs;
+    for (int p = 0; p < pairs; p += half) {
+      accumulate<S, half, 4>(w + p * 32, x + i * x_stride, x_stride, count, sums + i * kBlock + p * 32);
+    }
   }
   for (; i + 2 <= m; i += 2) {
-    accumulate<S, 4, 2>(w, x + i * x_stride, x_stride, count, sums + i * kBlock);
+    accumulate<S, pairs, 2>(w, x + i * x_stride, x_stride, count, sums + i * kBlock);
   }
   for (; i < m; i++) {
-    accumulate<S, 4, 1>(w, x + i * x_stride, x_stride, count, sums + i * kBlock);
+    accumulate<S, pairs, 1>(w, x + i * x_stride, x_stride, count, sums + i * kBlock);
+  }
+}
+
+template <typename S>
+void accumulate_rows(
+    const typename S::Stored* w,
+    const float* x,
+    int64_t x_stride,
+    int m,
+    int pairs,
+    int count,
+    float* sums) {
+  if (pairs > 2) {
+    accumulate_pairs<S, 4>(w, x, x_stride, m, count, sums);
+  } else if (pairs == 2) {
+    accumulate_pairs<S, 2>(w, x, x_stride, m, count, sums);
+  } else {
+    accumulate_pairs<S, 1>(w, x, x_stride, m, count, sums);
   }
 }
 
@@ -419,11 +446,14 @@ void exact_block(
   const int64_t row_bytes = q.K * bits / 8;
   const int64_t groups = q.K / q.group_size;
   const int scale_item = mode == Mode::Affine ? item : 1;
-  // Rows past the end repeat the last one; their results are not stored.
+  // Rows past the end repeat the last one; their results are not stored. Three pairs run as four.
+  const int used = static_cast<int>(n1 - n0 + 31) / 32;
+  const int pairs = used == 3 ? 4 : used;
+  const int active = pairs * 32;
   const uint8_t* w_rows[kBlock];
   const uint8_t* scale_rows[kBlock];
   const uint8_t* bias_rows[kBlock];
-  for (int r = 0; r < kBlock; r++) {
+  for (int r = 0; r < active; r++) {
     int64_t n = n0 + r < n1 ? n0 + r : n1 - 1;
     w_rows[r] = q.w + n * row_bytes;
     scale_rows[r] = q.scales + n * groups * scale_item;
@@ -441,8 +471,8 @@ void exact_block(
   for (int64_t g0 = 0; g0 < groups; g0 += kGroups) {
     int here = groups - g0 < kGroups ? groups - g0 : kGroups;
     if constexpr (mode == Mode::Affine) {
-      load_affine<D>(scale_rows, g0, here, ws.scales);
-      load_affine<D>(bias_rows, g0, here, ws.biases);
+      load_affine<D>(scale_rows, active, g0, here, ws.scales);
+      load_affine<D>(bias_rows, active, g0, here, ws.biases);
       if constexpr (S::kBiasOrder != 0) {
         for (int i = 0; i < here * kBlock; i += 32) {
           Pair b = S::permute({_mm512_load_ps(ws.biases + i), _mm512_load_ps(ws.biases + i + 16)}, S::kBiasOrder);
@@ -451,7 +481,7 @@ void exact_block(
         }
       }
     } else {
-      load_bytes(scale_rows, g0, here, scale_table, ws.scales);
+      load_bytes(scale_rows, active, g0, here, scale_table, ws.scales);
       if constexpr (order != 0) {
         for (int i = 0; i < here * kBlock; i += 32) {
           Pair b = S::permute({_mm512_load_ps(ws.scales + i), _mm512_load_ps(ws.scales + i + 16)}, order);
@@ -469,7 +499,7 @@ void exact_block(
       for (int d = 0; d < dwords; d += 16) {
         __mmask16 mask = dwords - d >= 16 ? 0xffff : (1u << (dwords - d)) - 1;
         int64_t offset = k0 * bits / 8 + d * 4;
-        for (int r = 0; r < kBlock; r += 16) {
+        for (int r = 0; r < active; r += 16) {
           __m512i v[16];
 #pragma GCC unroll 16
           for (int i = 0; i < 16; i++) {
@@ -490,6 +520,7 @@ void exact_block(
         int group = k / q.group_size - g0;
         unpack_chunk<S, mode, bits>(
             ws.packed + c * bits / 32 * kBlock,
+            pairs,
             part,
             k % q.group_size,
             q.group_size,
@@ -497,7 +528,7 @@ void exact_block(
             ws.biases + group * kBlock,
             ws.weights);
         if constexpr (mode == Mode::Affine) {
-          accumulate_rows<S>(ws.weights, x + k, x_stride, m, part, ws.sums);
+          accumulate_rows<S>(ws.weights, x + k, x_stride, m, pairs, part, ws.sums);
         } else {
           // One sum per group, then sums += scale * group sum. Groups are 16 or 32 long and never straddle a chunk.
           for (int j = 0; j < part; j += q.group_size, group++) {
@@ -505,7 +536,7 @@ void exact_block(
               _mm512_store_ps(ws.group_sums + i, _mm512_setzero_ps());
             }
             accumulate_rows<S>(
-                ws.weights + j * kBlock, x + k + j, x_stride, m, q.group_size, ws.group_sums);
+                ws.weights + j * kBlock, x + k + j, x_stride, m, pairs, q.group_size, ws.group_sums);
             for (int i = 0; i < m * kBlock; i += 32) {
               const float* s = ws.scales + group * kBlock + i % kBlock;
               Pair sum = S::scale_add(
@@ -523,7 +554,7 @@ void exact_block(
 
   for (int i = 0; i < m; i++) {
     auto out = static_cast<uint8_t*>(y[i]) + y_first * item;
-    for (int p = 0; p < kPairs; p++) {
+    for (int p = 0; p < used; p++) {
       const float* s = ws.sums + i * kBlock + p * 32;
       Pair v = S::finish(S::unpermute({_mm512_load_ps(s), _mm512_load_ps(s + 16)}, order));
       int left = static_cast<int>(n1 - n0) - p * 32;

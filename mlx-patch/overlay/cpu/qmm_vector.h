@@ -31,6 +31,7 @@ uint16_t float_to_f16(float v);
 
 constexpr int kWide = 32; // outputs side by side
 constexpr int kVecs = kWide / ZMLX_LANES;
+constexpr int kRowDwords = 8 + ZMLX_LANES; // 32 fields of up to 8 bits, and room to read a whole vector
 constexpr int kDeep = 128; // weights of each output unpacked at once
 
 ZMLX_INLINE_V Vec splat(float v) {
@@ -102,36 +103,17 @@ struct alignas(64) VectorWorkspace {
   float scales[kWide];
   float biases[kWide];
   float weights[kDeep * kWide]; // [k][row]
-  float scaled[kDeep * kWide]; // scales of float modes, [k][row], for weights that are not transposed
+  uint32_t rows[kDeep * kRowDwords]; // [k][dword], for weights that are not transposed
+  float column_scales[kDeep * kVecs]; // their scales in the float modes, [k][vector]
   float sums[kMaxRows * kWide];
 };
 
+typedef uint32_t VecU __attribute__((vector_size(4 * ZMLX_LANES)));
+
+// Packed fields to f32.
 template <Mode mode, int bits>
 struct Fields {
-  const float* fp4;
-  const float* fp8;
-  Fields() : fp4(float_tables().fp4), fp8(float_tables().fp8) {}
-
-  ZMLX_INLINE_V float decode(uint32_t q) const {
-    if constexpr (mode == Mode::Affine) {
-      return static_cast<float>(static_cast<int32_t>(q));
-    } else if constexpr (bits == 4) {
-      return fp4[q];
-    } else {
-      return fp8[q];
-    }
-  }
-
-  // Field `i` of a unit of 32 weights for one vector of rows.
-  template <int i>
-  ZMLX_INLINE_V Vec get(const uint32_t* t) const {
-    constexpr int d = i * bits / 32;
-    constexpr int shift = i * bits % 32;
-    typedef uint32_t VecU __attribute__((vector_size(4 * ZMLX_LANES)));
-    VecU v = *reinterpret_cast<const VecU*>(t + d * kWide) >> shift;
-    if constexpr (shift + bits > 32) {
-      v |= *reinterpret_cast<const VecU*>(t + (d + 1) * kWide) << (32 - shift);
-    }
+  static ZMLX_INLINE_V Vec decode(VecU v) { // the field in the low bits, anything above
     v &= (1u << bits) - 1;
     if constexpr (mode == Mode::Affine) {
       return __builtin_convertvector((VecI)v, Vec);
@@ -140,22 +122,51 @@ struct Fields {
       return (Vec)((VecU)f | ((v & 0x80) << 24));
     } else {
       // e2m1: 1, 1.5, 2, .. 6 are 1.m * 2^(e - 1); 0.5 is the one denormal.
-      VecU magnitude = v & 7;
-      Vec f = (Vec)((VecI)(magnitude << 22)) * 0x1p126f;
+      Vec f = (Vec)((VecI)((v & 7) << 22)) * 0x1p126f;
       return (Vec)((VecU)f | ((v & 8) << 28));
     }
+  }
+
+  // Field `i` of a unit of 32 weights for one vector of rows, [dword][row].
+  template <int i>
+  static ZMLX_INLINE_V Vec get(const uint32_t* t) {
+    constexpr int d = i * bits / 32;
+    constexpr int shift = i * bits % 32;
+    VecU v = *reinterpret_cast<const VecU*>(t + d * kWide) >> shift;
+    if constexpr (shift + bits > 32) {
+      v |= *reinterpret_cast<const VecU*>(t + (d + 1) * kWide) << (32 - shift);
+    }
+    return decode(v);
+  }
+
+  // The vector of fields that starts at field `first` of a row; `row` is readable for a whole vector from there.
+  template <int first>
+  static ZMLX_INLINE_V Vec neighbours(const uint32_t* row) {
+    constexpr int start = first * bits / 32;
+    VecU lane;
+    for (int i = 0; i < ZMLX_LANES; i++) {
+      lane[i] = i;
+    }
+    VecU bit = lane * bits + (first * bits - start * 32);
+    VecU words;
+    __builtin_memcpy(&words, row + start, sizeof(words));
+    VecU v = __builtin_shuffle(words, bit / 32) >> (bit % 32);
+    if constexpr (32 % bits != 0) {
+      v |= (__builtin_shuffle(words, bit / 32 + 1) << 1) << (31 - bit % 32);
+    }
+    return decode(v);
   }
 };
 
 template <DType R, Mode mode, int bits, int i>
-ZMLX_INLINE_V void unpack_unit(const Fields<mode, bits>& fields, const uint32_t* t, Vec scale, Vec bias, float* w) {
+ZMLX_INLINE_V void unpack_unit(const uint32_t* t, Vec scale, Vec bias, float* w) {
   if constexpr (i < 32) {
-    Vec q = fields.template get<i>(t);
+    Vec q = Fields<mode, bits>::template get<i>(t);
     if constexpr (mode == Mode::Affine) {
       q = round_to<R>(round_to<R>(scale * q) + bias);
     }
     store(w + i * kWide, q);
-    unpack_unit<R, mode, bits, i + 1>(fields, t, scale, bias, w);
+    unpack_unit<R, mode, bits, i + 1>(t, scale, bias, w);
   }
 }
 
@@ -211,7 +222,6 @@ void transposed_block(
     const auto& tables = float_tables();
     table = mode == Mode::Nvfp4 ? tables.fp8 : A::D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
-  Fields<mode, bits> fields;
   const uint8_t* w_rows[kWide];
   for (int r = 0; r < kWide; r++) {
     w_rows[r] = q.w + (n0 + r < n1 ? n0 + r : n1 - 1) * row_bytes;
@@ -242,7 +252,6 @@ void transposed_block(
       for (int k = 0; k < q.group_size; k += 32) {
         // A group of 16 unpacks 16 weights too many, into scratch that nothing reads.
         unpack_unit<R, mode, bits, 0>(
-            fields,
             ws.packed + k * bits / 32 * kWide + v * ZMLX_LANES,
             scale,
             bias,
@@ -269,6 +278,14 @@ void transposed_block(
   }
 }
 
+template <Mode mode, int bits, int v>
+ZMLX_INLINE_V void unpack_neighbours(const uint32_t* row, float* w) {
+  if constexpr (v < kVecs) {
+    store(w + v * ZMLX_LANES, Fields<mode, bits>::template neighbours<v * ZMLX_LANES>(row));
+    unpack_neighbours<mode, bits, v + 1>(row, w);
+  }
+}
+
 // Weights [K, N]: scales belong to columns. Stock rounds x * scale before it meets a weight in the float modes.
 template <typename A, Mode mode, int bits>
 void plain_block(
@@ -288,34 +305,34 @@ void plain_block(
     const auto& tables = float_tables();
     table = mode == Mode::Nvfp4 ? tables.fp8 : A::D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
-  Fields<mode, bits> fields;
+  // 32 columns are `bits` dwords of a row; fewer (16, at the end of nvfp4 rows) are padded.
+  const int bytes = wide * bits / 8;
   for (int64_t k0 = 0; k0 < q.K; k0 += kDeep) {
     const int deep = q.K - k0 < kDeep ? q.K - k0 : kDeep;
     for (int k = 0; k < deep; k++) {
-      const uint8_t* row = q.w + (k0 + k) * row_bytes;
+      const uint8_t* row = q.w + (k0 + k) * row_bytes + n0 * bits / 8;
+      if (wide == kWide) {
+        __builtin_memcpy(ws.rows + k * kRowDwords, row, bits * 4);
+      } else {
+        __builtin_memcpy(ws.rows + k * kRowDwords, row, bytes);
+      }
+    }
+    for (int k = 0; k < deep; k++) {
       const int64_t scale_row = (k0 + k) * groups;
       float* w = ws.weights + k * kWide;
-      for (int n = 0; n < wide; n++) {
-        // n0 is a multiple of 32, so the field starts at a byte that is a multiple of bits * 4.
-        const int64_t bit = (n0 + n) * bits;
-        uint32_t two = row[bit / 8];
-        if (bits != 8 && bit % 8 + bits > 8) {
-          two |= uint32_t(row[bit / 8 + 1]) << 8;
-        }
-        w[n] = fields.decode((two >> (bit % 8)) & ((1u << bits) - 1));
-      }
-      for (int n = 0; n < wide; n++) {
-        const int64_t g = scale_row + (n0 + n) / q.group_size;
-        if constexpr (mode == Mode::Affine) {
-          ws.scales[n] = value_at<A::D>(q.scales, g);
-          ws.biases[n] = value_at<A::D>(q.biases, g);
-        } else {
-          ws.scaled[k * kWide + n] = table[q.scales[g]];
-        }
-      }
-      if constexpr (mode == Mode::Affine) {
+      const uint32_t* row = ws.rows + k * kRowDwords;
+      int64_t g = scale_row + n0 / q.group_size;
+      unpack_neighbours<mode, bits, 0>(row, w);
+      if constexpr (mode == Mode::Affine) { // groups are at least 32: one for all columns
+        Vec scale = splat(value_at<A::D>(q.scales, g));
+        Vec bias = splat(value_at<A::D>(q.biases, g));
         for (int v = 0; v < kWide; v += ZMLX_LANES) {
-          store(w + v, round_to<R>(round_to<R>(load(ws.scales + v) * load(w + v)) + load(ws.biases + v)));
+          store(w + v, round_to<R>(round_to<R>(scale * load(w + v)) + bias));
+        }
+      } else {
+        for (int v = 0; v < kVecs; v++) {
+          int column = v * ZMLX_LANES < wide ? v * ZMLX_LANES : 0;
+          ws.column_scales[k * kVecs + v] = table[q.scales[g + column / q.group_size]];
         }
       }
     }
@@ -330,9 +347,9 @@ void plain_block(
         for (int k = 0; k < deep; k++) {
           Vec xk = splat(x[i * x_stride + k0 + k]);
           for (int v = 0; v < kVecs; v++) {
-            int at = k * kWide + v * ZMLX_LANES;
-            Vec scaled = round_to<R>(xk * load(ws.scaled + at));
-            sum[v] = round_to<R>(sum[v] + round_to<R>(scaled * load(ws.weights + at)));
+            Vec scaled = round_to<R>(xk * splat(ws.column_scales[k * kVecs + v]));
+            Vec weight = load(ws.weights + k * kWide + v * ZMLX_LANES);
+            sum[v] = round_to<R>(sum[v] + round_to<R>(scaled * weight));
           }
         }
         for (int v = 0; v < kVecs; v++) {

@@ -58,25 +58,27 @@ Support supports(
     int group_size,
     const std::string& mode,
     bool transpose) {
-  std::ostringstream reason;
   auto entry =
       std::find_if(std::begin(kPrimitives), std::end(kPrimitives), [&](auto& e) { return primitive == e.name; });
   if (entry == std::end(kPrimitives)) {
-    reason << "there is no primitive '" << primitive << "', only " << known_names();
-    return {false, reason.str()};
+    return {false, "there is no primitive '" + primitive + "', only " + known_names()};
   }
   if (device != Device::cpu) {
-    reason << "no gpu kernel for " << primitive << " is compiled into this build";
-    return {false, reason.str()};
+    return {false, "no gpu kernel for " + primitive + " is compiled into this build"};
   }
 #if defined(MLX_USE_ACCELERATE) || defined(__APPLE__)
-  reason << "the cpu kernels reproduce MLX's portable cpu backend, not the one with Accelerate";
-  return {false, reason.str()};
+  return {false, "the cpu kernels reproduce MLX's portable cpu backend, not the one with Accelerate"};
 #endif
   if (dtype != float32 && dtype != float16 && dtype != bfloat16) {
+    std::ostringstream reason;
     reason << primitive << " computes in float32, float16 or bfloat16, not in " << dtype;
     return {false, reason.str()};
   }
+#if defined(__aarch64__)
+  if (entry->quantized && dtype == float32) {
+    return {false, "compilers fuse the multiplies and adds of stock's float32 loop on this processor, in places of their own choosing"};
+  }
+#endif
   if (primitive == "attention" && dtype == float32) {
     return {false, "stock multiplies float32 matrices by BLAS, in an order of its own: attention in float32 is fast only"};
   }
