@@ -27,7 +27,7 @@ SOURCES = [
            r"developers-reference/developers-reference\.html|genindex|search"),
     Source("debian-reference-en", "html", HTML, "GPL-2.0-or-later", "the Debian Reference"),
     Source("maint-guide", "html", r"\.en\.html$", "GPL-2.0-or-later", "the New Maintainers' Guide"),
-    Source("debian-faq", "html", r"\.en\.html$", "GPL-2.0-or-later", "the Debian FAQ"),
+    Source("debian-faq", "html", r"\.en\.html$", "free verbatim-and-modified-copies notice", "the Debian FAQ"),
     Source("debian-handbook", "html", r"/html/en-US/.*\.html$", "GPL-2.0-or-later OR CC-BY-SA-3.0",
            "the Debian Administrator's Handbook"),
     Source("debmake-doc", "html", r"\.en\.html$", "MIT", "the Guide for Debian Maintainers"),
