@@ -1,0 +1,213 @@
+//! Prefill and decode speed of a whole model: stock ops, exact patches and fast patches in turns, and
+//! llama.cpp on the same shape where a `llama-bench` and a GGUF file are given.
+//!
+//! Greedy tokens of the exact path must equal stock's before anything is timed.
+//! `cargo run --release -p zmlx-benchmarks --bin model -- --help`
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use mlx::primitives::Precision;
+use serde::Serialize;
+use zmlx_benchmarks::{Machine, write_raw};
+use zmlx_lm::patch::{Fused, PatchOptions, Patterns};
+use zmlx_lm::{GenerateOptions, Generation, LoadedModel, generate, load, patch};
+
+#[derive(Parser)]
+#[command(about = "Times prefill and decode of a model on the CPU, variants in turns")]
+struct Args {
+    /// Folder of the checkpoint (`zmlx synth` writes one).
+    model: PathBuf,
+    /// Tokens of the prompt whose prefill is timed.
+    #[arg(long, default_value_t = 128)]
+    prompt: usize,
+    /// Tokens decoded per round.
+    #[arg(long, default_value_t = 48)]
+    decode: usize,
+    /// Tokens decoded, and of the prompt, by stock ops, which can be very slow; 0 leaves stock out.
+    #[arg(long, default_value_t = 2)]
+    stock_decode: usize,
+    /// Rounds; medians are printed.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Threads (0: all cores).
+    #[arg(long, default_value_t = 0)]
+    threads: i32,
+    /// llama.cpp's `llama-bench`, to run in turns with the others.
+    #[arg(long, requires = "gguf")]
+    llama_bench: Option<PathBuf>,
+    /// Model of the same shape for llama.cpp.
+    #[arg(long)]
+    gguf: Option<PathBuf>,
+    /// Folder for the raw results (JSON Lines).
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(Serialize, Clone)]
+struct Round {
+    variant: &'static str,
+    prompt_tokens: usize,
+    prompt_tok_per_s: f64,
+    decode_tokens: usize,
+    decode_tok_per_s: f64,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    mlx::set_default_device(mlx::Device::Cpu)?;
+    mlx::set_num_threads(args.threads)?;
+    let machine = Machine::probe();
+    let mut loaded = load(&args.model).with_context(|| args.model.display().to_string())?;
+    let vocab = u32::try_from(
+        zmlx_lm::inspect(&args.model, &PatchOptions::default())?.architecture.vocab_size,
+    )?;
+
+    if args.stock_decode > 0 {
+        check(&mut loaded, vocab, args.stock_decode + 1)?;
+    }
+    let mut rounds: Vec<Round> = Vec::new();
+    for round in 0..args.rounds {
+        // Stock does the same work every time and is slow: one round of it is enough.
+        if round == 0 && args.stock_decode > 0 {
+            rounds.push(measure(&mut loaded, "stock", None, vocab, 4, args.stock_decode)?);
+        }
+        for (name, precision) in [("exact", Precision::Exact), ("fast", Precision::Fast)] {
+            rounds.push(measure(
+                &mut loaded,
+                name,
+                Some(precision),
+                vocab,
+                args.prompt,
+                args.decode,
+            )?);
+        }
+        if let (Some(bench), Some(gguf)) = (&args.llama_bench, &args.gguf) {
+            rounds.push(llama_cpp(bench, gguf, args.prompt, args.decode)?);
+        }
+        eprintln!("round {} of {}", round + 1, args.rounds);
+    }
+    print_table(&machine, &args, &rounds);
+    if let Some(dir) = &args.out {
+        write_raw(dir, "model.jsonl", &rounds)?;
+        write_raw(dir, "machine.jsonl", &[machine])?;
+    }
+    Ok(())
+}
+
+fn prompt(tokens: usize, vocab: u32) -> Vec<u32> {
+    (0..tokens as u32).map(|i| (i * 7919 + 13) % vocab).collect()
+}
+
+fn set(loaded: &mut LoadedModel, precision: Option<Precision>) -> Result<()> {
+    let options = PatchOptions {
+        patterns: if precision.is_some() { Patterns::Auto } else { Patterns::Off },
+        precision: precision.unwrap_or_default(),
+        fused: if precision.is_some() { Fused::Require } else { Fused::Auto },
+    };
+    let model_type = loaded.config.model_type.clone();
+    patch(loaded.model.as_mut(), &model_type, &options)?;
+    Ok(())
+}
+
+fn run(loaded: &LoadedModel, prompt: &[u32], tokens: usize) -> Result<Generation> {
+    let options =
+        GenerateOptions { max_tokens: tokens, ignore_eos: true, ..GenerateOptions::default() };
+    Ok(generate(loaded.model.as_ref(), prompt, &options, &mut |_| ControlFlow::Continue(()))?)
+}
+
+fn check(loaded: &mut LoadedModel, vocab: u32, tokens: usize) -> Result<()> {
+    let prompt = prompt(3, vocab);
+    set(loaded, None)?;
+    let stock = run(loaded, &prompt, tokens)?.token_ids;
+    set(loaded, Some(Precision::Exact))?;
+    let exact = run(loaded, &prompt, tokens)?.token_ids;
+    ensure!(stock == exact, "exact says {exact:?}, stock says {stock:?}");
+    Ok(())
+}
+
+fn measure(
+    loaded: &mut LoadedModel,
+    variant: &'static str,
+    precision: Option<Precision>,
+    vocab: u32,
+    prompt_tokens: usize,
+    decode: usize,
+) -> Result<Round> {
+    set(loaded, precision)?;
+    let g = run(loaded, &prompt(prompt_tokens, vocab), decode + 1)?;
+    Ok(Round {
+        variant,
+        prompt_tokens,
+        prompt_tok_per_s: g.prompt_tok_per_s,
+        decode_tokens: decode,
+        decode_tok_per_s: g.decode_tok_per_s.context("too few tokens to time decode")?,
+    })
+}
+
+/// `llama-bench` prints one JSON object per test: prompt processing, then text generation.
+fn llama_cpp(bench: &Path, gguf: &Path, prompt: usize, decode: usize) -> Result<Round> {
+    let threads = mlx::num_threads().to_string();
+    let output = Command::new(bench)
+        .args(["-m", &gguf.to_string_lossy(), "-t", &threads, "-r", "1", "-o", "jsonl"])
+        .args(["-p", &prompt.to_string(), "-n", &decode.to_string()])
+        .output()
+        .with_context(|| format!("run {}", bench.display()))?;
+    if !output.status.success() {
+        bail!("llama-bench: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let mut speeds = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines().filter(|l| l.starts_with('{')) {
+        let row: serde_json::Value = serde_json::from_str(line)?;
+        speeds.push(row["avg_ts"].as_f64().context("llama-bench printed no avg_ts")?);
+    }
+    let [prompt_tok_per_s, decode_tok_per_s] = speeds[..] else {
+        bail!("llama-bench printed {} results, expected 2", speeds.len());
+    };
+    Ok(Round {
+        variant: "llama.cpp",
+        prompt_tokens: prompt,
+        prompt_tok_per_s,
+        decode_tokens: decode,
+        decode_tok_per_s,
+    })
+}
+
+fn print_table(machine: &Machine, args: &Args, rounds: &[Round]) {
+    println!(
+        "{}, {} threads, {}, MLX {}; copy {:.1} GB/s, read {:.1} GB/s",
+        machine.cpu,
+        machine.threads,
+        machine.isa,
+        machine.mlx,
+        machine.copy_bytes_per_s / 1e9,
+        machine.read_bytes_per_s / 1e9
+    );
+    println!(
+        "{}: prompt {} tokens, decode {} tokens",
+        args.model.display(),
+        args.prompt,
+        args.decode
+    );
+    println!(
+        "{:<10} {:>7} {:>28} {:>28}",
+        "variant", "rounds", "prefill tok/s (min..max)", "decode tok/s (min..max)"
+    );
+    for variant in ["stock", "exact", "fast", "llama.cpp"] {
+        let of = |f: fn(&Round) -> f64| {
+            let mut v: Vec<f64> = rounds.iter().filter(|r| r.variant == variant).map(f).collect();
+            v.sort_by(f64::total_cmp);
+            v
+        };
+        let (p, d) = (of(|r| r.prompt_tok_per_s), of(|r| r.decode_tok_per_s));
+        if p.is_empty() {
+            continue;
+        }
+        let show =
+            |v: &[f64]| format!("{:.2} ({:.2}..{:.2})", v[v.len() / 2], v[0], v[v.len() - 1]);
+        println!("{variant:<10} {:>7} {:>28} {:>28}", p.len(), show(&p), show(&d));
+    }
+}

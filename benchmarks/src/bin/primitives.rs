@@ -1,0 +1,409 @@
+//! Stock ops against the primitives that replace them, exact and fast, at one shape after another.
+//!
+//! Exact outputs must equal stock's bits and fast ones must be near them before anything is timed.
+//! `cargo run --release -p zmlx-benchmarks --bin primitives -- --help`
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use mlx::primitives::{self, Precision, Scoring};
+use mlx::quantization::{self, Mode, Quantization, QuantizedWeight};
+use mlx::{Array, Dtype, ops};
+use serde::Serialize;
+use zmlx_benchmarks::{Budget, Machine, Samples, Variant, interleave, write_raw};
+
+#[derive(Parser)]
+#[command(about = "Times stock ops, exact and fast primitives in turns, on the CPU")]
+struct Args {
+    /// Threads of the primitives' pool (0: all cores).
+    #[arg(long, default_value_t = 0)]
+    threads: i32,
+    /// Only cases whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Seconds per variant and case.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Folder for the raw results (JSON Lines).
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// A case: name, work, and how to do it in each way.
+struct Case {
+    name: String,
+    /// Bytes of weights that the work reads at least.
+    bytes: f64,
+    /// Multiplications and additions of the products.
+    flops: f64,
+    build: Box<dyn Fn() -> Result<Ways>>,
+}
+
+/// The same work in three ways. Each call uses the next of several inputs.
+struct Ways {
+    stock: Box<dyn Fn(usize) -> mlx::Result<Array>>,
+    exact: Box<dyn Fn(usize) -> mlx::Result<Array>>,
+    fast: Option<Box<dyn Fn(usize) -> mlx::Result<Array>>>,
+}
+
+/// Inputs to rotate over, so that repeated calls do not find their weights in the cache.
+const NUM_INPUTS: usize = 16;
+
+#[derive(Serialize)]
+struct Row {
+    case: String,
+    bytes: f64,
+    flops: f64,
+    max_relative_error_fast: Option<f64>,
+    samples: Vec<Samples>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    mlx::set_default_device(mlx::Device::Cpu)?;
+    mlx::set_num_threads(args.threads)?;
+    let machine = Machine::probe();
+    println!(
+        "{}, {} threads, {}, MLX {}; copy {:.1} GB/s, read {:.1} GB/s",
+        machine.cpu,
+        machine.threads,
+        machine.isa,
+        machine.mlx,
+        machine.copy_bytes_per_s / 1e9,
+        machine.read_bytes_per_s / 1e9
+    );
+    println!(
+        "{:<52} {:>10} {:>10} {:>10} {:>8} {:>8} {:>8} {:>9}",
+        "case", "stock ms", "exact ms", "fast ms", "exact x", "fast x", "GB/s", "GFLOP/s"
+    );
+    let budget = Budget { per_variant: Duration::from_secs_f64(args.seconds), ..Budget::default() };
+    let mut rows = Vec::new();
+    let mut slower = Vec::new();
+    for case in cases().into_iter().filter(|c| c.name.contains(&args.only)) {
+        let row = run(&case, budget).with_context(|| case.name.clone())?;
+        let median =
+            |name: &str| row.samples.iter().find(|s| s.variant == name).map(Samples::median);
+        let (stock, exact) =
+            (median("stock").unwrap_or(f64::NAN), median("exact").unwrap_or(f64::NAN));
+        let fast = median("fast");
+        let best = fast.unwrap_or(exact);
+        println!(
+            "{:<52} {:>10.3} {:>10.3} {:>10} {:>7.2}x {:>8} {:>8.2} {:>9.2}",
+            row.case,
+            stock * 1e3,
+            exact * 1e3,
+            fast.map_or("-".into(), |f| format!("{:.3}", f * 1e3)),
+            stock / exact,
+            fast.map_or("-".into(), |f| format!("{:.2}x", stock / f)),
+            row.bytes / best / 1e9,
+            row.flops / best / 1e9,
+        );
+        if exact > stock || fast.is_some_and(|f| f > stock) {
+            slower.push(row.case.clone());
+        }
+        rows.push(row);
+    }
+    if let Some(dir) = &args.out {
+        write_raw(dir, "primitives.jsonl", &rows)?;
+        write_raw(dir, "machine.jsonl", &[machine])?;
+    }
+    if slower.is_empty() {
+        println!("no case is slower than stock");
+    } else {
+        println!("slower than stock: {}", slower.join(", "));
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn run(case: &Case, budget: Budget) -> Result<Row> {
+    let ways = (case.build)()?;
+    let reference = (ways.stock)(0)?;
+    let exact = (ways.exact)(0)?;
+    ensure!(ops::array_equal(&reference, &exact, true)?, "exact differs from stock");
+    let error = match &ways.fast {
+        Some(fast) => {
+            let error = relative_error(&fast(0)?, &reference)?;
+            // stock's own bf16 accumulation is what dominates this distance
+            ensure!(error < 0.1, "fast is {error} away from stock");
+            Some(error)
+        }
+        None => None,
+    };
+    let (mut i, mut j, mut k) = (0usize, 0usize, 0usize);
+    let mut variants = vec![
+        Variant {
+            name: "stock",
+            run: Box::new(|| {
+                i += 1;
+                Ok((ways.stock)(i)?.eval()?)
+            }),
+        },
+        Variant {
+            name: "exact",
+            run: Box::new(|| {
+                j += 1;
+                Ok((ways.exact)(j)?.eval()?)
+            }),
+        },
+    ];
+    if let Some(fast) = &ways.fast {
+        variants.push(Variant {
+            name: "fast",
+            run: Box::new(move || {
+                k += 1;
+                Ok(fast(k)?.eval()?)
+            }),
+        });
+    }
+    let samples = interleave(&mut variants, budget)?;
+    mlx::memory::clear_cache()?;
+    Ok(Row {
+        case: case.name.clone(),
+        bytes: case.bytes,
+        flops: case.flops,
+        max_relative_error_fast: error,
+        samples,
+    })
+}
+
+/// ‖a - b‖ / ‖b‖.
+fn relative_error(a: &Array, b: &Array) -> Result<f64> {
+    let (a, b) = (a.astype(Dtype::F32)?, b.astype(Dtype::F32)?);
+    let norm = |x: &Array| -> mlx::Result<f64> {
+        Ok(f64::from(ops::sqrt(&ops::sum(&ops::square(x)?, &[], false)?)?.item::<f32>()?))
+    };
+    Ok(norm(&ops::subtract(&a, &b)?)? / norm(&b)?)
+}
+
+fn random(shape: &[i32], dtype: Dtype, seed: u64) -> Result<Array> {
+    let a = mlx::random::normal(shape, dtype, 0.0, 1.0, Some(&mlx::random::key(seed)?))?;
+    a.eval()?;
+    Ok(a)
+}
+
+fn weight(shape: &[i32], dtype: Dtype, q: Quantization, seed: u64) -> Result<QuantizedWeight> {
+    let scale = 1.0 / (shape[shape.len() - 1] as f32).sqrt();
+    let key = mlx::random::key(seed)?;
+    let w = mlx::random::normal(shape, dtype, 0.0, scale, Some(&key))?;
+    let w = QuantizedWeight::quantize(&w, q)?;
+    mlx::eval([&w.w, &w.scales].into_iter().chain(&w.biases))?;
+    mlx::memory::clear_cache()?;
+    Ok(w)
+}
+
+/// Distinct experts for each of `tokens` tokens, different for every input.
+fn experts(tokens: i32, top_k: i32, num_experts: i32) -> Result<Vec<Array>> {
+    (0..NUM_INPUTS as u64)
+        .map(|i| {
+            let logits = random(&[tokens, num_experts], Dtype::F32, 1000 + i)?;
+            let order = ops::argsort(&logits, -1)?;
+            let picked = ops::slice(&order, &[0, 0], &[tokens, top_k])?;
+            let picked = ops::contiguous(&picked)?;
+            picked.eval()?;
+            Ok(picked)
+        })
+        .collect()
+}
+
+fn bytes_per_weight(q: Quantization, dtype: Dtype) -> f64 {
+    let per_group = if q.mode == Mode::Affine { 2 * dtype.size() } else { 1 } as f64;
+    f64::from(q.bits) / 8.0 + per_group / f64::from(q.group_size)
+}
+
+/// Weights of the distinct experts that a call touches, in expectation.
+fn touched(num_experts: i32, picks: i32) -> f64 {
+    let e = f64::from(num_experts);
+    e * (1.0 - (1.0 - 1.0 / e).powi(picks))
+}
+
+#[derive(Clone, Copy)]
+struct Moe {
+    model: &'static str,
+    k: i32,
+    n: i32,
+    num_experts: i32,
+    top_k: i32,
+}
+
+const QWEN3_30B: Moe = Moe { model: "qwen3-30b-a3b", k: 2048, n: 768, num_experts: 128, top_k: 8 };
+const SMALL: Moe = Moe { model: "small", k: 256, n: 128, num_experts: 16, top_k: 4 };
+
+fn cases() -> Vec<Case> {
+    let q4 = Quantization::affine(64, 4);
+    let mut cases = Vec::new();
+    for tokens in [1, 4, 32, 128] {
+        cases.push(swiglu(QWEN3_30B, tokens, Dtype::Bf16, q4));
+        cases.push(combine(QWEN3_30B, tokens, Dtype::Bf16, q4));
+        cases.push(router(QWEN3_30B, tokens, Dtype::Bf16));
+    }
+    for q in [
+        Quantization::affine(64, 2),
+        Quantization::affine(64, 3),
+        Quantization::affine(64, 5),
+        Quantization::affine(64, 6),
+        Quantization::affine(64, 8),
+        Quantization::affine(32, 4),
+        Quantization::affine(128, 4),
+        Quantization::default_of(Mode::Mxfp4),
+        Quantization::default_of(Mode::Mxfp8),
+        Quantization::default_of(Mode::Nvfp4),
+    ] {
+        cases.push(swiglu(QWEN3_30B, 1, Dtype::Bf16, q));
+    }
+    for dtype in [Dtype::F16, Dtype::F32] {
+        cases.push(swiglu(QWEN3_30B, 1, dtype, q4));
+        cases.push(combine(QWEN3_30B, 1, dtype, q4));
+    }
+    for tokens in [1, 32] {
+        cases.push(swiglu(SMALL, tokens, Dtype::Bf16, q4));
+        cases.push(combine(SMALL, tokens, Dtype::Bf16, q4));
+        cases.push(router(SMALL, tokens, Dtype::Bf16));
+    }
+    for (rows, k, n) in [
+        (1, 2048, 4096),
+        (1, 2048, 512),
+        (1, 4096, 2048),
+        (1, 256, 256),
+        (1, 2048, 151_936),
+        (128, 2048, 4096),
+        (128, 256, 256),
+    ] {
+        cases.push(linear(rows, k, n, Dtype::Bf16, q4));
+    }
+    cases
+}
+
+fn swiglu(m: Moe, tokens: i32, dtype: Dtype, q: Quantization) -> Case {
+    let picks = tokens * m.top_k;
+    let weights = 2.0 * f64::from(m.k) * f64::from(m.n);
+    Case {
+        name: format!("gather_qmm_swiglu {} {tokens} tok {dtype} {}", m.model, short(q)),
+        bytes: weights * touched(m.num_experts, picks) * bytes_per_weight(q, dtype),
+        flops: 2.0 * weights * f64::from(picks),
+        build: Box::new(move || {
+            let gate = weight(&[m.num_experts, m.n, m.k], dtype, q, 1)?;
+            let up = weight(&[m.num_experts, m.n, m.k], dtype, q, 2)?;
+            let x = random(&[tokens, 1, 1, m.k], dtype, 3)?;
+            let indices = experts(tokens, m.top_k, m.num_experts)?;
+            let fused = |precision| {
+                let (x, gate, up, indices) = (x.clone(), gate.clone(), up.clone(), indices.clone());
+                move |i: usize| {
+                    let index = Some(&indices[i % NUM_INPUTS]);
+                    primitives::gather_qmm_swiglu(
+                        &x, &gate, &up, None, index, true, false, precision,
+                    )
+                }
+            };
+            Ok(Ways {
+                exact: Box::new(fused(Precision::Exact)),
+                fast: Some(Box::new(fused(Precision::Fast))),
+                stock: Box::new(move |i| {
+                    let index = Some(&indices[i % NUM_INPUTS]);
+                    let up = quantization::gather_qmm(&x, &up, None, index, true, false)?;
+                    let gate = quantization::gather_qmm(&x, &gate, None, index, true, false)?;
+                    ops::swiglu(&gate, &up)
+                }),
+            })
+        }),
+    }
+}
+
+fn combine(m: Moe, tokens: i32, dtype: Dtype, q: Quantization) -> Case {
+    let picks = tokens * m.top_k;
+    let weights = f64::from(m.k) * f64::from(m.n);
+    Case {
+        name: format!("gather_qmm_combine {} {tokens} tok {dtype} {}", m.model, short(q)),
+        bytes: weights * touched(m.num_experts, picks) * bytes_per_weight(q, dtype),
+        flops: 2.0 * weights * f64::from(picks),
+        build: Box::new(move || {
+            let down = weight(&[m.num_experts, m.k, m.n], dtype, q, 1)?;
+            let x = random(&[tokens, m.top_k, 1, m.n], dtype, 3)?;
+            let scores = ops::softmax(&random(&[tokens, m.top_k], dtype, 4)?, -1, true)?;
+            let indices = experts(tokens, m.top_k, m.num_experts)?;
+            let fused = |precision| {
+                let (x, down) = (x.clone(), down.clone());
+                let (scores, indices) = (scores.clone(), indices.clone());
+                move |i: usize| {
+                    let index = &indices[i % NUM_INPUTS];
+                    primitives::gather_qmm_combine(&x, &down, index, &scores, precision)
+                }
+            };
+            Ok(Ways {
+                exact: Box::new(fused(Precision::Exact)),
+                fast: Some(Box::new(fused(Precision::Fast))),
+                stock: Box::new(move |i| {
+                    let index = Some(&indices[i % NUM_INPUTS]);
+                    let y = quantization::gather_qmm(&x, &down, None, index, true, false)?;
+                    let y = ops::squeeze(&y, &[-2])?;
+                    let y = ops::multiply(&y, &ops::expand_dims(&scores, &[-1])?)?;
+                    ops::sum(&y, &[-2], false)
+                }),
+            })
+        }),
+    }
+}
+
+fn router(m: Moe, tokens: i32, dtype: Dtype) -> Case {
+    let (k, e) = (m.top_k, m.num_experts);
+    Case {
+        name: format!("moe_router {} {tokens} tok {dtype}", m.model),
+        bytes: f64::from(tokens * e) * dtype.size() as f64,
+        flops: 0.0,
+        build: Box::new(move || {
+            let logits: Vec<Array> = (0..NUM_INPUTS as u64)
+                .map(|i| random(&[tokens, e], dtype, i))
+                .collect::<Result<_>>()?;
+            let fused = logits.clone();
+            // Both outputs in one array, so that both are computed and compared.
+            let join = |indices: &Array, scores: &Array| {
+                ops::concatenate([&indices.astype(scores.dtype())?, scores], -1)
+            };
+            Ok(Ways {
+                stock: Box::new(move |i| {
+                    let gates = ops::softmax(&logits[i % NUM_INPUTS], -1, true)?;
+                    let order = ops::argpartition(&gates, -k, -1)?;
+                    let indices = ops::slice(&order, &[0, e - k], &[tokens, e])?;
+                    let scores = ops::take_along_axis(&gates, &indices, -1)?;
+                    let scores = ops::divide(&scores, &ops::sum(&scores, &[-1], true)?)?;
+                    join(&indices, &scores)
+                }),
+                exact: Box::new(move |i| {
+                    let logits = &fused[i % NUM_INPUTS];
+                    let (indices, scores) =
+                        primitives::moe_router(logits, k, true, Scoring::Softmax)?;
+                    join(&indices, &scores)
+                }),
+                fast: None,
+            })
+        }),
+    }
+}
+
+fn linear(rows: i32, k: i32, n: i32, dtype: Dtype, q: Quantization) -> Case {
+    let weights = f64::from(k) * f64::from(n);
+    Case {
+        name: format!("quantized_matmul {rows}x{k}x{n} {dtype} {}", short(q)),
+        bytes: weights * bytes_per_weight(q, dtype),
+        flops: 2.0 * weights * f64::from(rows),
+        build: Box::new(move || {
+            let w = weight(&[n, k], dtype, q, 1)?;
+            let x = random(&[1, rows, k], dtype, 2)?;
+            let fused = |precision| {
+                let (x, w) = (x.clone(), w.clone());
+                move |_: usize| primitives::quantized_matmul(&x, &w, true, precision)
+            };
+            Ok(Ways {
+                exact: Box::new(fused(Precision::Exact)),
+                fast: Some(Box::new(fused(Precision::Fast))),
+                stock: Box::new(move |_| quantization::quantized_matmul(&x, &w, true)),
+            })
+        }),
+    }
+}
+
+fn short(q: Quantization) -> String {
+    format!("{} {}b gs{}", q.mode, q.bits, q.group_size)
+}
