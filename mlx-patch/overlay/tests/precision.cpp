@@ -29,7 +29,8 @@ int main() {
       auto s32 = mx::astype(q[1], mx::float32);
       auto b32 = mx::astype(q[2], mx::float32);
       auto x32 = mx::astype(xa, mx::float32);
-      mx::eval(q, s32, b32, x32);
+      mx::eval(q);
+      mx::eval(s32, b32, x32);
       std::vector<double> y(N);
       double square = 0;
       for (int n = 0; n < N; n++) {
