@@ -292,7 +292,6 @@ fn non_finite_literal(text: &str, error: &serde_json::Error) -> Option<&'static 
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use serde_json::json;
 

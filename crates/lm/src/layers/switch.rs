@@ -90,7 +90,7 @@ impl SwitchGlu {
         let (x, sorted, inverse) = gather_sort(&x, indices)?;
         let y = self.project(&x, &sorted, true)?; // [entries, 1, K]
         let y = ops::take(&y, &inverse, 0)?;
-        let shape = [&indices.shape()[..], &y.shape()[1..]].concat();
+        let shape = [indices.shape(), &y.shape()[1..]].concat();
         Ok(ops::squeeze(&ops::reshape(&y, &shape)?, &[-2])?)
     }
 

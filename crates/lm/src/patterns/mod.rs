@@ -63,7 +63,16 @@ const PRESETS: &[Preset] = &[
     Preset {
         model_type: "qwen3_moe",
         device: Device::Cpu,
-        patterns: &["moe_mlp", "moe_combine", "moe_router", "quantized_linear"],
+        patterns: &[
+            "moe_mlp",
+            "moe_combine",
+            "moe_router",
+            "quantized_linear",
+            "qk_norm_rope",
+            "attention",
+            "rms_norm",
+            "greedy_token",
+        ],
     },
     Preset { model_type: "qwen3_moe", device: Device::Gpu, patterns: &["moe_mlp"] },
 ];
