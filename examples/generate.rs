@@ -2,6 +2,7 @@ use std::ops::ControlFlow;
 
 use zmlx::lm::{self, GenerateOptions, PatchOptions, Tokenizer};
 
+#[allow(clippy::print_stdout, reason = "an example shows what it made")]
 fn main() -> lm::Result<()> {
     let folder = std::path::Path::new("models/demo");
     let mut loaded = lm::load(folder)?;

@@ -9,6 +9,8 @@
 //! devices present are used and others are counted as skipped.
 
 #![allow(clippy::unwrap_used, reason = "a failing test should panic where it fails")]
+#![allow(clippy::print_stdout, reason = "a skipped test says so")]
+#![allow(clippy::cloned_ref_to_slice_refs, reason = "macros take inputs by value")]
 
 mod checkpoints;
 mod cli;

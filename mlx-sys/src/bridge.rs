@@ -62,11 +62,8 @@ pub mod ffi {
 
         fn live_arrays() -> usize;
         fn array_clone(a: &Array) -> UniquePtr<Array>;
-        fn array_from_bytes(
-            data: &[u8],
-            shape: &[i32],
-            dtype: DtypeId,
-        ) -> Result<UniquePtr<Array>>;
+        fn array_from_bytes(data: &[u8], shape: &[i32], dtype: DtypeId)
+        -> Result<UniquePtr<Array>>;
         fn array_dtype(a: &Array) -> DtypeId;
         fn array_ndim(a: &Array) -> usize;
         fn array_shape(a: &Array) -> &[i32];
@@ -172,23 +169,14 @@ pub mod ffi {
         fn select(cond: &Array, a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn array_equal(a: &Array, b: &Array, equal_nan: bool) -> Result<UniquePtr<Array>>;
         fn softmax(a: &Array, axis: i32, precise: bool) -> Result<UniquePtr<Array>>;
-        fn cumsum(
-            a: &Array,
-            axis: i32,
-            reverse: bool,
-            inclusive: bool,
-        ) -> Result<UniquePtr<Array>>;
+        fn cumsum(a: &Array, axis: i32, reverse: bool, inclusive: bool)
+        -> Result<UniquePtr<Array>>;
 
         // creation
         fn zeros(shape: &[i32], dtype: DtypeId) -> Result<UniquePtr<Array>>;
         fn ones(shape: &[i32], dtype: DtypeId) -> Result<UniquePtr<Array>>;
         fn full(shape: &[i32], value: &Array, dtype: DtypeId) -> Result<UniquePtr<Array>>;
-        fn arange(
-            start: f64,
-            stop: f64,
-            step: f64,
-            dtype: DtypeId,
-        ) -> Result<UniquePtr<Array>>;
+        fn arange(start: f64, stop: f64, step: f64, dtype: DtypeId) -> Result<UniquePtr<Array>>;
         fn tri(n: i32, m: i32, k: i32, dtype: DtypeId) -> Result<UniquePtr<Array>>;
 
         // shape

@@ -1,6 +1,7 @@
 //! Raw bindings to the patched MLX: the bridge table ([`ffi`]) and what this build contains
 //! ([`build`]). Safe wrappers are in the `mlx` crate.
 
+#[allow(clippy::too_many_arguments, reason = "the arguments of MLX's own functions")]
 mod bridge;
 
 pub use bridge::{Callback, ffi};

@@ -56,6 +56,10 @@ fn quantization_inferred_from_shapes_says_the_same() {
     modeless["quantization_config"] = modeless["quantization"].clone();
     tiny.write_config(&modeless);
     assert_eq!(expected, ids(&tiny, &[]));
+    // As in mlx-lm, what the weights' shapes say wins over a default that contradicts them.
+    modeless["quantization"] = json!({ "group_size": 32, "bits": 8 });
+    tiny.write_config(&modeless);
+    assert_eq!(expected, ids(&tiny, &[]));
 }
 
 #[test]

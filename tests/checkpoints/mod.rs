@@ -28,17 +28,25 @@ pub(crate) fn config() -> Value {
 
 /// Every tensor of the tiny checkpoint by name.
 pub(crate) fn tensors() -> Vec<(String, Array)> {
+    tensors_of(Some(Quantization::affine(64, 4)), Dtype::Bf16)
+}
+
+fn tensors_of(quantization: Option<Quantization>, dtype: Dtype) -> Vec<(String, Array)> {
     let mut rng = Rng::new(7);
     let mut out = Vec::new();
     let norm = |rng: &mut Rng, name: String, size: i32, out: &mut Vec<(String, Array)>| {
-        let noise = rng.array(&[size], Dtype::Bf16, 0.1);
+        let noise = rng.array(&[size], dtype, 0.1);
         let one = Array::scalar_like(1.0, &noise).unwrap();
         out.push((format!("{name}.weight"), mlx::ops::add(&noise, &one).unwrap()));
     };
     let linear = |rng: &mut Rng, name: String, shape: &[i32], out: &mut Vec<(String, Array)>| {
         let k = shape[shape.len() - 1] as f32;
-        let w = rng.array(shape, Dtype::Bf16, 1.0 / k.sqrt());
-        let q = QuantizedWeight::quantize(&w, Quantization::affine(64, 4)).unwrap();
+        let w = rng.array(shape, dtype, 1.0 / k.sqrt());
+        let Some(quantization) = quantization else {
+            out.push((format!("{name}.weight"), w));
+            return;
+        };
+        let q = QuantizedWeight::quantize(&w, quantization).unwrap();
         out.push((format!("{name}.weight"), q.w));
         out.push((format!("{name}.scales"), q.scales));
         out.push((format!("{name}.biases"), q.biases.unwrap()));
@@ -77,6 +85,16 @@ impl Tiny {
         let tiny = Self { folder: tempfile::tempdir().unwrap() };
         tiny.write_config(&config());
         tiny.write_weights("model.safetensors", &tensors());
+        tiny
+    }
+
+    /// Nothing quantised, in the one type that stock MLX gathers unquantised experts in on a CPU.
+    pub(crate) fn dense() -> Self {
+        let tiny = Self { folder: tempfile::tempdir().unwrap() };
+        let mut config = config();
+        config.as_object_mut().unwrap().remove("quantization");
+        tiny.write_config(&config);
+        tiny.write_weights("model.safetensors", &tensors_of(None, Dtype::F32));
         tiny
     }
 

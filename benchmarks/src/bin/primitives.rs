@@ -4,6 +4,7 @@
 //! `cargo run --release -p zmlx-benchmarks --bin primitives -- --help`
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -60,7 +61,7 @@ struct Row {
     samples: Vec<Samples>,
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let args = Args::parse();
     mlx::set_default_device(mlx::Device::Cpu)?;
     mlx::set_num_threads(args.threads)?;
@@ -111,11 +112,10 @@ fn main() -> Result<()> {
     }
     if slower.is_empty() {
         println!("no case is slower than stock");
-    } else {
-        println!("slower than stock: {}", slower.join(", "));
-        std::process::exit(1);
+        return Ok(ExitCode::SUCCESS);
     }
-    Ok(())
+    println!("slower than stock: {}", slower.join(", "));
+    Ok(ExitCode::FAILURE)
 }
 
 fn run(case: &Case, budget: Budget) -> Result<Row> {

@@ -20,6 +20,8 @@ pub mod patch;
 pub mod patterns;
 pub mod sampler;
 pub mod synth;
+#[cfg(test)]
+mod tests;
 pub mod tokenizer;
 pub mod validate;
 pub mod weights;

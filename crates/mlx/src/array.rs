@@ -228,10 +228,12 @@ impl fmt::Debug for Array {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut d = f.debug_struct("Array");
         d.field("shape", &self.shape()).field("dtype", &self.dtype());
-        if self.is_available() && self.size() <= 16 && self.dtype() == Dtype::F32 {
-            if let Ok(values) = self.to_vec::<f32>() {
-                d.field("values", &values);
-            }
+        if self.is_available()
+            && self.size() <= 16
+            && self.dtype() == Dtype::F32
+            && let Ok(values) = self.to_vec::<f32>()
+        {
+            d.field("values", &values);
         }
         d.finish()
     }
@@ -242,7 +244,7 @@ impl fmt::Debug for Array {
 /// # Errors
 /// Whatever their graph reports while running.
 pub fn eval<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
-    Ok(ffi::eval(&*array_vec(arrays))?)
+    Ok(ffi::eval(&array_vec(arrays))?)
 }
 
 /// Starts computing all of `arrays` and returns; reading a value waits for it.
@@ -250,7 +252,7 @@ pub fn eval<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
 /// # Errors
 /// What is found out while the work is enqueued; the rest is reported by the next wait.
 pub fn async_eval<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
-    Ok(ffi::async_eval(&*array_vec(arrays))?)
+    Ok(ffi::async_eval(&array_vec(arrays))?)
 }
 
 /// Number of array handles alive in this process, for leak tests.

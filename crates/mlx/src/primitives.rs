@@ -138,8 +138,8 @@ pub fn gather_qmm_swiglu(
     }
     Ok(Array::wrap(ffi::fused_gather_qmm_swiglu(
         x.raw(),
-        &*parts(gate),
-        &*parts(up),
+        &parts(gate),
+        &parts(up),
         &opt(lhs_indices),
         &opt(rhs_indices),
         transpose,
@@ -167,7 +167,7 @@ pub fn gather_qmm_combine(
 ) -> Result<Array> {
     Ok(Array::wrap(ffi::fused_gather_qmm_combine(
         x.raw(),
-        &*parts(down),
+        &parts(down),
         indices.raw(),
         scores.raw(),
         &down.quantization.params(),
@@ -227,7 +227,7 @@ pub fn quantized_matmul(
 ) -> Result<Array> {
     Ok(Array::wrap(ffi::fused_quantized_matmul(
         x.raw(),
-        &*parts(w),
+        &parts(w),
         transpose,
         &w.quantization.params(),
         precision == Precision::Fast,

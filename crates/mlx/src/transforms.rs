@@ -21,13 +21,13 @@ fn callback(f: impl Function) -> Callback {
 /// Vector-Jacobian products of `f` at `primals`: one array per primal.
 pub fn vjp(f: impl Function, primals: &[Array], cotangents: &[Array]) -> Result<Vec<Array>> {
     let (primals, cotangents) = (array_vec(primals), array_vec(cotangents));
-    from_array_vec(&*ffi::vjp(&callback(f), &*primals, &*cotangents)?)
+    from_array_vec(&*ffi::vjp(&callback(f), &primals, &cotangents)?)
 }
 
 /// Jacobian-vector products of `f` at `primals`: one array per output.
 pub fn jvp(f: impl Function, primals: &[Array], tangents: &[Array]) -> Result<Vec<Array>> {
     let (primals, tangents) = (array_vec(primals), array_vec(tangents));
-    from_array_vec(&*ffi::jvp(&callback(f), &*primals, &*tangents)?)
+    from_array_vec(&*ffi::jvp(&callback(f), &primals, &tangents)?)
 }
 
 /// `f` applied along `in_axes` of `inputs` (-1: not mapped), results stacked along `out_axes`.
@@ -37,7 +37,7 @@ pub fn vmap(
     in_axes: &[i32],
     out_axes: &[i32],
 ) -> Result<Vec<Array>> {
-    from_array_vec(&*ffi::vmap(&callback(f), &*array_vec(inputs), in_axes, out_axes)?)
+    from_array_vec(&*ffi::vmap(&callback(f), &array_vec(inputs), in_axes, out_axes)?)
 }
 
 fn utf8(path: &Path) -> Result<&str> {
@@ -48,7 +48,7 @@ fn utf8(path: &Path) -> Result<&str> {
 
 /// Traces `f` at `inputs` and writes its graph to `path` (`.mlxfn`).
 pub fn export_function(path: &Path, f: impl Function, inputs: &[Array]) -> Result<()> {
-    Ok(ffi::export_function(utf8(path)?, &callback(f), &*array_vec(inputs))?)
+    Ok(ffi::export_function(utf8(path)?, &callback(f), &array_vec(inputs))?)
 }
 
 /// A graph read from a file.
@@ -62,6 +62,6 @@ impl Imported {
 
     /// The graph applied to `inputs`.
     pub fn call(&self, inputs: &[Array]) -> Result<Vec<Array>> {
-        from_array_vec(&*ffi::imported_call(&self.0, &*array_vec(inputs))?)
+        from_array_vec(&*ffi::imported_call(&self.0, &array_vec(inputs))?)
     }
 }

@@ -52,12 +52,12 @@ pub fn contiguous(a: &Array) -> Result<Array> {
 
 /// Joins along an existing axis.
 pub fn concatenate<'a>(arrays: impl IntoIterator<Item = &'a Array>, axis: i32) -> Result<Array> {
-    Ok(Array::wrap(ffi::concatenate(&*array_vec(arrays), axis)?))
+    Ok(Array::wrap(ffi::concatenate(&array_vec(arrays), axis)?))
 }
 
 /// Joins along a new axis at position `axis`.
 pub fn stack<'a>(arrays: impl IntoIterator<Item = &'a Array>, axis: i32) -> Result<Array> {
-    Ok(Array::wrap(ffi::stack(&*array_vec(arrays), axis)?))
+    Ok(Array::wrap(ffi::stack(&array_vec(arrays), axis)?))
 }
 
 /// Cuts along `axis` before each of `indices`.

@@ -1,0 +1,7 @@
+//! Tests that need a checkpoint: tiny ones, random and seeded, written to a temporary folder.
+
+mod checkpoint;
+mod fixture;
+mod generate;
+mod model;
+mod patch;
