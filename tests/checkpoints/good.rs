@@ -1,8 +1,11 @@
 //! Checkpoints that load, and forms of one that say the same.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::{Tiny, config, generate, summary};
+use crate::support::alone::alone;
 
 fn ids(folder: &Tiny, more: &[&str]) -> Value {
     summary(&generate(folder.path(), more))["token_ids"].clone()
@@ -73,6 +76,21 @@ fn unknown_keys_and_spare_files_do_not_matter() {
     std::fs::write(tiny.file("README.md"), "# a card").unwrap();
     std::fs::write(tiny.file("tokenizer.model"), [0u8; 16]).unwrap();
     assert_eq!(expected, ids(&tiny, &[]));
+}
+
+alone! {
+    fn loading_takes_little_more_memory_than_the_checkpoint() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+        let bytes = std::fs::metadata(folder.join("model.safetensors")).unwrap().len() as usize;
+        mlx::memory::reset_peak().unwrap();
+        let before = mlx::memory::active_bytes().unwrap();
+        let loaded = zmlx::lm::load(&folder).unwrap();
+        let peak = mlx::memory::peak_bytes().unwrap() - before;
+        assert!(peak <= bytes * 11 / 10, "{peak} bytes at most for a file of {bytes}");
+        assert!(mlx::memory::active_bytes().unwrap() - before >= bytes / 2, "nothing was read");
+        drop(loaded);
+        assert_eq!(mlx::memory::active_bytes().unwrap(), before);
+    }
 }
 
 #[test]

@@ -177,7 +177,8 @@ fn validate_require_fused_answers_no_with_reasons_when_a_module_is_not() {
     // The experts of a dense checkpoint cannot take a primitive for quantised weights.
     let dense = crate::checkpoints::Tiny::dense();
     let path = dense.path().to_str().unwrap();
-    let flags = ["--prompt-tokens", "1,5,9", "--max-tokens", "4", "--json"];
+    let flags = "--prompt-tokens 1,5,9 --max-tokens 4 --patterns moe_mlp --json";
+    let flags: Vec<&str> = flags.split(' ').collect();
     let free = summary(&zmlx(&[&["validate", path], &flags[..]].concat()));
     assert_eq!(free["patched_modules"], 0);
     let fallbacks = free["fallbacks"].as_array().unwrap();

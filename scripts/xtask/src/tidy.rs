@@ -248,7 +248,7 @@ fn machine_paths(tree: &Tree, problems: &mut Vec<String>) {
 fn mentions(line: &str, root: &str) -> bool {
     line.match_indices(root).any(|(at, _)| {
         let before = line[..at].chars().next_back();
-        !before.is_some_and(|c| c.is_alphanumeric() || "._-/}*)>".contains(c))
+        !before.is_some_and(|c| c.is_alphanumeric() || "._-/}*)>~".contains(c))
     })
 }
 

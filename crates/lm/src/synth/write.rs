@@ -54,14 +54,19 @@ impl Tensor {
 /// Makes the folder, and refuses one that holds something else.
 pub(super) fn prepare(out: &Path) -> Result<()> {
     fs::create_dir_all(out).map_err(|error| Error::io(out, error))?;
+    let mut leftovers = Vec::new();
     for entry in fs::read_dir(out).map_err(|error| Error::io(out, error))? {
         let name = entry.map_err(|error| Error::io(out, error))?.file_name();
-        let name = name.to_string_lossy();
+        let name = name.to_string_lossy().into_owned();
         if !(name.starts_with("model") && name.contains(".safetensors")) {
             let reason = format!("it holds {name}; choose a new or empty folder");
             return Err(Error::argument("out", out.display(), reason));
         }
-        fs::remove_file(out.join(&*name)).map_err(|error| Error::io(out, error))?;
+        leftovers.push(name);
+    }
+    // only now: a folder that is refused keeps all it has
+    for name in leftovers {
+        fs::remove_file(out.join(name)).map_err(|error| Error::io(out, error))?;
     }
     Ok(())
 }
