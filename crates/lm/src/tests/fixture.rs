@@ -22,7 +22,7 @@ pub(super) struct Fixture {
 }
 
 impl Fixture {
-    /// Dense weights of `dtype`; two layers, the second without experts when `mixed`.
+    /// Dense weights of `dtype`: two layers with experts.
     pub(super) fn dense(dtype: Dtype) -> Self {
         Self::with(dtype, json!({}))
     }
