@@ -109,7 +109,7 @@ impl CommandArgs for Generate {
         let prompt = match (&self.prompt_tokens, &given) {
             (Some(tokens), _) => prompter.tokens(tokens),
             (None, Some(text)) => prompter.text(text)?,
-            (None, None) => prompter.defaults()?.swap_remove(0),
+            (None, None) => prompter.defaults(&folder)?.swap_remove(0),
         };
         if given.is_none()
             && let Some(text) = &prompt.text

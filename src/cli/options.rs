@@ -8,6 +8,7 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use mlx::Device;
 use mlx::primitives::Precision;
+use zmlx::lm::config::ModelConfig;
 use zmlx::lm::{ChatOptions, ChatTemplate, Patterns, Tokenizer, chat};
 
 use super::place;
@@ -20,7 +21,7 @@ pub(super) const DEFAULT_PROMPTS: [&str; 3] = [
     "What is a shell?",
 ];
 
-/// The same for a model without a tokenizer, within the vocabulary of any.
+/// The same for a model without a tokenizer, reduced to its vocabulary.
 const DEFAULT_PROMPT_TOKENS: [&[u32]; 3] = [
     &[1, 5, 9],
     &[17, 3, 101, 64, 7, 88, 23, 250],
@@ -202,12 +203,16 @@ impl Prompter {
     }
 
     /// What is run when the user gives no prompt.
-    pub(super) fn defaults(&self) -> anyhow::Result<Vec<Prompt>> {
+    pub(super) fn defaults(&self, folder: &Path) -> anyhow::Result<Vec<Prompt>> {
         if self.tokenizer.is_some() {
             DEFAULT_PROMPTS.iter().map(|text| self.text(text)).collect()
         } else {
-            let prompt = |ids: &&[u32]| Prompt { text: None, token_ids: ids.to_vec() };
-            Ok(DEFAULT_PROMPT_TOKENS.iter().map(prompt).collect())
+            let vocab_size = ModelConfig::load(folder)?.count("vocab_size", 1)?.unsigned_abs();
+            let reduced = |ids: &&[u32]| Prompt {
+                text: None,
+                token_ids: ids.iter().map(|id| id % vocab_size).collect(),
+            };
+            Ok(DEFAULT_PROMPT_TOKENS.iter().map(reduced).collect())
         }
     }
 }

@@ -367,7 +367,7 @@ fn examined(summary: &doctor::Summary, text: &mut String) {
         let state = if device.available { format!("{name}{default}") } else { "not here".into() };
         row(&device.device, state);
     }
-    row("cpu", format!("{} instructions, {} threads", summary.cpu_isa, summary.threads));
+    row("kernels", format!("{} instructions, {} threads", summary.cpu_isa, summary.threads));
     row("models", list(&summary.models));
     row("patterns", list(&summary.patterns));
     let missing = || "not found".to_owned();

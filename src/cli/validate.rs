@@ -1,6 +1,6 @@
 //! `zmlx validate`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::ValueEnum;
@@ -139,7 +139,7 @@ impl CommandArgs for Validate {
         let device = self.compute.apply()?;
         let folder = self.model.folder(ui)?;
         let prompter = Prompter::load(&folder, true)?;
-        let prompts = self.prompts(&prompter)?;
+        let prompts = self.prompts(&prompter, &folder)?;
         let token_ids: Vec<Vec<u32>> = prompts.iter().map(|p| p.token_ids.clone()).collect();
         let mut loaded = lm::load(&folder)?;
         let reference = match self.reference {
@@ -205,7 +205,7 @@ impl CommandArgs for Validate {
 }
 
 impl Validate {
-    fn prompts(&self, prompter: &Prompter) -> anyhow::Result<Vec<Prompt>> {
+    fn prompts(&self, prompter: &Prompter, folder: &Path) -> anyhow::Result<Vec<Prompt>> {
         let mut prompts = Vec::new();
         for text in &self.prompt {
             prompts.push(prompter.text(text)?);
@@ -215,7 +215,7 @@ impl Validate {
         }
         prompts.extend(self.prompt_tokens.iter().map(|tokens| prompter.tokens(tokens)));
         if prompts.is_empty() {
-            prompts = prompter.defaults()?;
+            prompts = prompter.defaults(folder)?;
         }
         Ok(prompts)
     }

@@ -173,6 +173,16 @@ fn validate_takes_several_prompts() {
 }
 
 #[test]
+fn validate_without_a_prompt_stays_within_a_small_vocabulary() {
+    let small = crate::checkpoints::Tiny::new();
+    let path = small.path().to_str().unwrap();
+    let output = zmlx(&["validate", path, "--max-tokens", "2", "--json"]);
+    let summary = summary(&output);
+    assert_eq!(summary["prompts"], 3);
+    assert_eq!(summary["tokens_compared"], 6);
+}
+
+#[test]
 fn validate_require_fused_answers_no_with_reasons_when_a_module_is_not() {
     // The experts of a dense checkpoint cannot take a primitive for quantised weights.
     let dense = crate::checkpoints::Tiny::dense();
