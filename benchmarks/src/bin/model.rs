@@ -188,7 +188,7 @@ fn print_table(machine: &Machine, args: &Args, rounds: &[Round]) {
     );
     println!(
         "{}: prompt {} tokens, decode {} tokens",
-        args.model.display(),
+        args.model.file_name().unwrap_or_default().display(),
         args.prompt,
         args.decode
     );
