@@ -228,14 +228,15 @@ fn sizes(tree: &Tree, problems: &mut Vec<String>) {
 
 /// Nothing in the repository may name a place on the machine it was written on.
 fn machine_paths(tree: &Tree, problems: &mut Vec<String>) {
-    const ROOTS: [&str; 5] = ["/root/", "/home/", "/Users/", "/work/", "/tmp/w/"];
+    // without their slashes, so that this file passes its own check
+    let roots = ["root", "home", "Users", "work", "tmp/w"].map(|name| format!("/{name}/"));
     for (path, content) in &tree.files {
         let Ok(text) = std::str::from_utf8(content) else { continue };
-        if path == "scripts/xtask/src/tidy.rs" || path.ends_with("tokenizer.json") {
+        if path.ends_with("tokenizer.json") {
             continue;
         }
         for (number, line) in text.lines().enumerate() {
-            if ROOTS.iter().any(|r| mentions(line, r))
+            if roots.iter().any(|r| mentions(line, r))
                 && !line.contains(concat!("/ho", "me/linuxbrew"))
             {
                 problems.push(format!("{path}:{}: an absolute machine path", number + 1));
