@@ -8,10 +8,9 @@
 // Limits:  none beyond MLX's own.
 
 #include "cpu/operands.h"
+#include "cpu/task.h"
 #include "cpu/thread_pool.h"
 #include "gather_qmm_combine/gather_qmm_combine.h"
-#include "mlx/allocator.h"
-#include "mlx/backend/cpu/encoder.h"
 
 namespace zmlx {
 
@@ -89,21 +88,9 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
 } // namespace
 
 void GatherQMMCombine::eval_cpu(const std::vector<array>& inputs, array& out) {
-  out.set_data(mlx::core::allocator::malloc(out.nbytes()));
-  if (out.size() == 0) {
-    return;
-  }
-  auto& encoder = mlx::core::cpu::get_command_encoder(stream());
-  std::vector<array> in;
-  for (auto& a : inputs) {
-    encoder.set_input_array(a);
-    in.push_back(array::unsafe_weak_copy(a));
-  }
-  encoder.set_output_array(out);
-  encoder.dispatch([in = std::move(in),
-                    out = array::unsafe_weak_copy(out),
-                    params = params_,
-                    precision = precision_]() mutable { run(in, out, params, precision); });
+  cpu::dispatch_task(stream(), inputs, out, [params = params_, precision = precision_](auto& in, auto& out) {
+    run(in, out, params, precision);
+  });
 }
 
 } // namespace zmlx

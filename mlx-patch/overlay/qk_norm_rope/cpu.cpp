@@ -12,9 +12,8 @@
 
 #include "cpu/operands.h"
 #include "cpu/step.h"
+#include "cpu/task.h"
 #include "cpu/thread_pool.h"
-#include "mlx/allocator.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "qk_norm_rope/qk_norm_rope.h"
 
 namespace zmlx {
@@ -103,18 +102,7 @@ void run(const std::vector<array>& in, array& out, const QKNormRope::State& stat
 } // namespace
 
 void QKNormRope::eval_cpu(const std::vector<array>& inputs, array& out) {
-  out.set_data(mlx::core::allocator::malloc(out.nbytes()));
-  if (out.size() == 0) {
-    return;
-  }
-  auto& encoder = mlx::core::cpu::get_command_encoder(stream());
-  std::vector<array> in;
-  for (auto& a : inputs) {
-    encoder.set_input_array(a);
-    in.push_back(array::unsafe_weak_copy(a));
-  }
-  encoder.set_output_array(out);
-  encoder.dispatch([in = std::move(in), out = array::unsafe_weak_copy(out), state = state_]() mutable {
+  cpu::dispatch_task(stream(), inputs, out, [state = state_](auto& in, auto& out) {
     run(in, out, state);
   });
 }

@@ -1,0 +1,37 @@
+// Handing the work of a node to MLX's CPU stream.
+
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+
+namespace zmlx::cpu {
+
+// Allocates `out` and enqueues `run(inputs, out)`; an empty `out` needs no work.
+template <typename F>
+void dispatch_task(
+    mlx::core::Stream stream,
+    const std::vector<mlx::core::array>& inputs,
+    mlx::core::array& out,
+    F run) {
+  using mlx::core::array;
+  out.set_data(mlx::core::allocator::malloc(out.nbytes()));
+  if (out.size() == 0) {
+    return;
+  }
+  auto& encoder = mlx::core::cpu::get_command_encoder(stream);
+  std::vector<array> in;
+  for (auto& a : inputs) {
+    encoder.set_input_array(a);
+    in.push_back(array::unsafe_weak_copy(a));
+  }
+  encoder.set_output_array(out);
+  encoder.dispatch([in = std::move(in),
+                    out = array::unsafe_weak_copy(out),
+                    run = std::move(run)]() mutable { run(in, out); });
+}
+
+} // namespace zmlx::cpu
