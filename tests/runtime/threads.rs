@@ -72,7 +72,7 @@ alone! {
                 let block = Block::new(&mut rng, 2, q, dtype);
                 assert!(mlx::set_cpu_isa(&best));
                 let expected = block.run(Precision::Exact).unwrap();
-                for isa in ["avx512", "avx2", "neon", "scalar"] {
+                for isa in ["avx512bf16", "avx512", "avx2", "neon", "scalar"] {
                     if isa == best || !mlx::set_cpu_isa(isa) {
                         continue;
                     }

@@ -15,13 +15,17 @@ const Kernels* usable(const char* isa) {
   }
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!std::strcmp(isa, "avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (!std::strcmp(isa, "avx512bf16") && avx512 && __builtin_cpu_supports("avx512bf16")) {
+    return avx512_bf16_kernels();
+  }
+  if (!std::strcmp(isa, "avx512") && avx512) {
     return avx512_kernels();
   }
-  if (!std::strcmp(isa, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  if (!std::strcmp(isa, "avx2") && avx2) {
     return avx2_kernels();
   }
 #elif defined(__aarch64__)
@@ -33,7 +37,7 @@ const Kernels* usable(const char* isa) {
 }
 
 const Kernels* best() {
-  for (const char* isa : {"avx512", "avx2", "neon"}) {
+  for (const char* isa : {"avx512bf16", "avx512", "avx2", "neon"}) {
     if (const Kernels* k = usable(isa)) {
       return k;
     }

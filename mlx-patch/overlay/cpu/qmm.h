@@ -12,7 +12,7 @@ namespace zmlx::cpu {
 enum class DType : uint8_t { F32, F16, BF16 };
 enum class Mode : uint8_t { Affine, Mxfp4, Mxfp8, Nvfp4 };
 
-inline int64_t size_of(DType t) {
+constexpr int64_t size_of(DType t) {
   return t == DType::F32 ? 4 : 2;
 }
 
@@ -71,6 +71,7 @@ void* kernel_scratch(int64_t bytes);
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* avx512_bf16_kernels();
 const Kernels* neon_kernels();
 
 } // namespace zmlx::cpu

@@ -13,11 +13,6 @@ namespace zmlx::cpu {
 
 namespace {
 
-bool has_bf16() {
-  static const bool has = __builtin_cpu_supports("avx512bf16");
-  return has;
-}
-
 // An f16 NaN carries a sign, and which operand's sign survives an operation on two NaNs depends on the order in which the
 // compiler put them. The scalar loop has stock's order: outputs that are NaN are computed again by it.
 void repeat_nans(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
@@ -32,6 +27,7 @@ void repeat_nans(const QuantView& q, int64_t n0, int64_t n1, int m, const void* 
   }
 }
 
+template <bool bf16_hardware>
 void exact(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
   if (!q.transpose) {
     return plain_avx512(q, n0, n1, m, xs, ys, true);
@@ -43,7 +39,7 @@ void exact(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const*
       exact_transposed<InOrder<RoundF16>>(q, n0, n1, m, xs, ys, kernel_scratch);
       return repeat_nans(q, n0, n1, m, xs, ys);
     case DType::BF16:
-      if (has_bf16() && exact_bf16_hardware(q, n0, n1, m, xs, ys, kernel_scratch)) {
+      if (bf16_hardware && exact_bf16_hardware(q, n0, n1, m, xs, ys, kernel_scratch)) {
         return;
       }
       return exact_transposed<InOrder<RoundBF16Integer>>(q, n0, n1, m, xs, ys, kernel_scratch);
@@ -53,7 +49,12 @@ void exact(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const*
 } // namespace
 
 const Kernels* avx512_kernels() {
-  static const Kernels k{"avx512", exact, fast_avx512};
+  static const Kernels k{"avx512", exact<false>, fast_avx512};
+  return &k;
+}
+
+const Kernels* avx512_bf16_kernels() {
+  static const Kernels k{"avx512bf16", exact<true>, fast_avx512_bf16};
   return &k;
 }
 

@@ -144,7 +144,7 @@ std::vector<std::string> primitives();
 void set_num_threads(int n);
 int num_threads();
 
-// The instruction set that runtime dispatch picked: "avx512", "avx2", "neon" or "scalar".
+// The instruction set that runtime dispatch picked: "avx512bf16", "avx512", "avx2", "neon" or "scalar".
 std::string cpu_isa();
 // Forces one (tests, benchmarks). False, and no change, where the machine or the build lacks it.
 bool set_cpu_isa(const std::string& isa);
