@@ -3,11 +3,13 @@
 //! Machines are noisy, so what counts is the ratio of medians between variants that took turns.
 //! Outputs are compared by the caller before anything is timed.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use mlx::quantization::Quantization;
 use serde::Serialize;
 
 /// One way to do the work of a case.
@@ -45,26 +47,9 @@ pub struct Samples {
 }
 
 impl Samples {
-    fn sorted(&self) -> Vec<f64> {
-        let mut s = self.seconds.clone();
-        s.sort_by(f64::total_cmp);
-        s
-    }
-
     /// The middle one.
     pub fn median(&self) -> f64 {
-        let s = self.sorted();
-        s[s.len() / 2]
-    }
-
-    /// The fastest one.
-    pub fn min(&self) -> f64 {
-        self.sorted()[0]
-    }
-
-    /// The slowest one.
-    pub fn max(&self) -> f64 {
-        *self.sorted().last().expect("at least one round was timed")
+        median(self.seconds.iter().copied())
     }
 }
 
@@ -92,56 +77,98 @@ pub fn interleave(variants: &mut [Variant<'_>], budget: Budget) -> Result<Vec<Sa
     Ok(samples)
 }
 
-/// Bytes per second of `threads` threads copying large buffers, counting bytes read and written:
-/// the ceiling that memory-bound work is measured against. The best of several passes.
-pub fn copy_bytes_per_s(threads: usize) -> f64 {
-    const LEN: usize = 256 << 20;
-    const PASSES: usize = 5;
-    let mut buffers: Vec<_> =
-        (0..threads).map(|i| (vec![i as u8 + 1; LEN], vec![0u8; LEN])).collect();
-    let mut best = f64::INFINITY;
-    for _ in 0..PASSES {
-        let start = Instant::now();
-        std::thread::scope(|s| {
-            for (from, to) in &mut buffers {
-                s.spawn(|| std::hint::black_box(&mut *to).copy_from_slice(from));
-            }
-        });
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    (2 * LEN * threads) as f64 / best
+/// The machine's memory bandwidth, to be measured in turns with the work: it is shared with whatever
+/// else runs on the machine, and changes from minute to minute.
+pub struct Memory {
+    buffers: Vec<(Vec<u64>, Vec<u64>)>,
 }
 
-/// Bytes per second of `threads` threads reading large buffers: what decode, which writes next to
-/// nothing, could reach at most.
-pub fn read_bytes_per_s(threads: usize) -> f64 {
-    const LEN: usize = (256 << 20) / 8;
-    const PASSES: usize = 5;
-    let buffers: Vec<_> = (0..threads).map(|i| vec![i as u64 + 1; LEN]).collect();
-    let mut best = f64::INFINITY;
-    for _ in 0..PASSES {
-        let start = Instant::now();
-        std::thread::scope(|s| {
-            for b in &buffers {
-                s.spawn(|| std::hint::black_box(b.iter().fold(0u64, |x, y| x ^ y)));
-            }
-        });
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    (8 * LEN * threads) as f64 / best
+/// Bytes per second that memory gave in one pass.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Bandwidth {
+    /// Copying, counting bytes read and bytes written.
+    pub copy_bytes_per_s: f64,
+    /// Reading only: what decode, which writes next to nothing, could reach at most.
+    pub read_bytes_per_s: f64,
 }
 
-/// Writes one JSON object per line to `dir/name`, for the record of a run.
-pub fn write_raw<T: Serialize>(dir: &Path, name: &str, rows: &[T]) -> Result<()> {
-    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    let path = dir.join(name);
-    let mut file =
-        std::fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    for row in rows {
-        serde_json::to_writer(&mut file, row)?;
-        file.write_all(b"\n")?;
+impl Memory {
+    /// Buffers for as many threads as the primitives use, far larger than any cache.
+    pub fn new() -> Self {
+        const TOTAL: usize = 512 << 20;
+        let threads = mlx::num_threads().max(1) as usize;
+        let len = TOTAL / threads / size_of::<u64>() / 2;
+        Self { buffers: (0..threads).map(|i| (vec![i as u64 + 1; len], vec![0; len])).collect() }
     }
-    Ok(())
+
+    /// One pass of each kind.
+    pub fn measure(&mut self) -> Bandwidth {
+        let bytes = |b: &(Vec<u64>, Vec<u64>)| size_of_val(b.0.as_slice());
+        let total: usize = self.buffers.iter().map(bytes).sum();
+        let copy = Self::time(&mut self.buffers, |(from, to)| {
+            std::hint::black_box(&mut *to).copy_from_slice(from);
+        });
+        let read = Self::time(&mut self.buffers, |(from, _)| {
+            std::hint::black_box(from.iter().fold(0u64, |x, y| x ^ y));
+        });
+        Bandwidth {
+            copy_bytes_per_s: (2 * total) as f64 / copy,
+            read_bytes_per_s: total as f64 / read,
+        }
+    }
+
+    fn time<B: Send>(buffers: &mut [B], work: impl Fn(&mut B) + Sync) -> f64 {
+        let start = Instant::now();
+        std::thread::scope(|s| {
+            for b in buffers {
+                s.spawn(|| work(b));
+            }
+        });
+        start.elapsed().as_secs_f64()
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The middle of some figures; NaN of none.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut v: Vec<f64> = values.into_iter().collect();
+    v.sort_by(f64::total_cmp);
+    v.get(v.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// A quantisation in a table.
+pub fn short(q: Quantization) -> String {
+    format!("{} {}b gs{}", q.mode, q.bits, q.group_size)
+}
+
+/// Raw results: one JSON object per line, on disk as soon as it is known, so that a run that is cut
+/// off keeps what it measured.
+pub struct Raw(Option<File>);
+
+impl Raw {
+    /// Creates `dir/name`; without a folder, drops what it is given.
+    pub fn create(dir: Option<&Path>, name: &str) -> Result<Self> {
+        let Some(dir) = dir else { return Ok(Self(None)) };
+        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        let path = dir.join(name);
+        let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+        Ok(Self(Some(file)))
+    }
+
+    /// Adds a line.
+    pub fn write<T: Serialize>(&mut self, row: &T) -> Result<()> {
+        if let Some(file) = &mut self.0 {
+            let mut line = serde_json::to_vec(row)?;
+            line.push(b'\n');
+            file.write_all(&line)?;
+        }
+        Ok(())
+    }
 }
 
 /// Facts about the machine that belong beside every figure.
@@ -153,27 +180,26 @@ pub struct Machine {
     pub threads: i32,
     /// Instruction set that the kernels use.
     pub isa: String,
-    /// Copy bandwidth, bytes read plus written per second.
-    pub copy_bytes_per_s: f64,
-    /// Read bandwidth, bytes per second.
-    pub read_bytes_per_s: f64,
     /// MLX version and delivery.
     pub mlx: String,
 }
 
 impl Machine {
-    /// Measures and asks.
+    /// Asks.
     pub fn probe() -> Self {
-        let threads = mlx::num_threads();
         let info = mlx::build_info();
         Self {
             cpu: cpu_name(),
-            threads,
+            threads: mlx::num_threads(),
             isa: mlx::cpu_isa(),
-            copy_bytes_per_s: copy_bytes_per_s(threads.max(1) as usize),
-            read_bytes_per_s: read_bytes_per_s(threads.max(1) as usize),
             mlx: format!("{} ({})", info.mlx_version, info.mode),
         }
+    }
+}
+
+impl std::fmt::Display for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, {} threads, {}, MLX {}", self.cpu, self.threads, self.isa, self.mlx)
     }
 }
 

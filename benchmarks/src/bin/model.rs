@@ -1,7 +1,8 @@
 //! Prefill and decode speed of a whole model: stock ops, exact patches and fast patches in turns, and
 //! llama.cpp on the same shape where a `llama-bench` and a GGUF file are given.
 //!
-//! Greedy tokens of the exact path must equal stock's before anything is timed.
+//! Greedy tokens of the exact path must equal stock's before anything is timed. Memory bandwidth is
+//! measured in the same rounds, as the ceiling of decode.
 //! `cargo run --release -p zmlx-benchmarks --bin model -- --help`
 
 use std::ops::ControlFlow;
@@ -12,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use mlx::primitives::Precision;
 use serde::Serialize;
-use zmlx_benchmarks::{Machine, write_raw};
+use zmlx_benchmarks::{Bandwidth, Machine, Memory, Raw, median};
 use zmlx_lm::patch::{Fused, PatchOptions, Patterns};
 use zmlx_lm::{GenerateOptions, Generation, LoadedModel, generate, load, patch};
 
@@ -47,7 +48,8 @@ struct Args {
     out: Option<PathBuf>,
 }
 
-#[derive(Serialize, Clone)]
+/// What one round measured of a variant.
+#[derive(Serialize)]
 struct Round {
     variant: &'static str,
     prompt_tokens: usize,
@@ -56,21 +58,40 @@ struct Round {
     decode_tok_per_s: f64,
 }
 
+/// A line of the raw results.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Line<'a> {
+    Machine(&'a Machine),
+    Model { model: &'a str, decode_read_bytes: u64 },
+    Round(&'a Round),
+    Bandwidth(Bandwidth),
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
     mlx::set_default_device(mlx::Device::Cpu)?;
     mlx::set_num_threads(args.threads)?;
     let machine = Machine::probe();
     let mut loaded = load(&args.model).with_context(|| args.model.display().to_string())?;
-    let vocab = u32::try_from(
-        zmlx_lm::inspect(&args.model, &PatchOptions::default())?.architecture.vocab_size,
-    )?;
+    let inspection = zmlx_lm::inspect(&args.model, &PatchOptions::default())?;
+    let vocab = u32::try_from(inspection.architecture.vocab_size)?;
+    let read_bytes = inspection.memory.decode_read_bytes;
+    let name = args.model.file_name().unwrap_or_default().display().to_string();
+    let mut raw = Raw::create(args.out.as_deref(), "model.jsonl")?;
+    raw.write(&Line::Machine(&machine))?;
+    raw.write(&Line::Model { model: &name, decode_read_bytes: read_bytes })?;
 
     if args.stock_decode > 0 {
         check(&mut loaded, vocab, args.stock_decode + 1)?;
     }
+    let mut memory = Memory::new();
+    let mut bandwidth = Vec::new();
     let mut rounds: Vec<Round> = Vec::new();
     for round in 0..args.rounds {
+        let first = rounds.len();
+        bandwidth.push(memory.measure());
+        raw.write(&Line::Bandwidth(bandwidth[round]))?;
         // Stock does the same work every time and is slow: one round of it is enough.
         if round == 0 && args.stock_decode > 0 {
             rounds.push(measure(&mut loaded, "stock", None, vocab, 4, args.stock_decode)?);
@@ -88,13 +109,14 @@ fn main() -> Result<()> {
         if let (Some(bench), Some(gguf)) = (&args.llama_bench, &args.gguf) {
             rounds.push(llama_cpp(bench, gguf, args.prompt, args.decode)?);
         }
+        for r in &rounds[first..] {
+            raw.write(&Line::Round(r))?;
+        }
         eprintln!("round {} of {}", round + 1, args.rounds);
     }
-    print_table(&machine, &args, &rounds);
-    if let Some(dir) = &args.out {
-        write_raw(dir, "model.jsonl", &rounds)?;
-        write_raw(dir, "machine.jsonl", &[machine])?;
-    }
+    println!("{machine}");
+    println!("{name}: prompt {} tokens, decode {} tokens", args.prompt, args.decode);
+    print_table(&rounds, &bandwidth, read_bytes as f64);
     Ok(())
 }
 
@@ -176,38 +198,46 @@ fn llama_cpp(bench: &Path, gguf: &Path, prompt: usize, decode: usize) -> Result<
     })
 }
 
-fn print_table(machine: &Machine, args: &Args, rounds: &[Round]) {
+fn print_table(rounds: &[Round], bandwidth: &[Bandwidth], read_bytes: f64) {
+    let copy = median(bandwidth.iter().map(|b| b.copy_bytes_per_s));
     println!(
-        "{}, {} threads, {}, MLX {}; copy {:.1} GB/s, read {:.1} GB/s",
-        machine.cpu,
-        machine.threads,
-        machine.isa,
-        machine.mlx,
-        machine.copy_bytes_per_s / 1e9,
-        machine.read_bytes_per_s / 1e9
-    );
-    println!(
-        "{}: prompt {} tokens, decode {} tokens",
-        args.model.file_name().unwrap_or_default().display(),
-        args.prompt,
-        args.decode
-    );
-    println!(
-        "{:<10} {:>7} {:>28} {:>28}",
-        "variant", "rounds", "prefill tok/s (min..max)", "decode tok/s (min..max)"
+        "{:<10} {:>7} {:>28} {:>28} {:>6} {:>8}",
+        "variant",
+        "rounds",
+        "prefill tok/s (min..max)",
+        "decode tok/s (min..max)",
+        "GB/s",
+        "of copy"
     );
     for variant in ["stock", "exact", "fast", "llama.cpp"] {
-        let of = |f: fn(&Round) -> f64| {
-            let mut v: Vec<f64> = rounds.iter().filter(|r| r.variant == variant).map(f).collect();
-            v.sort_by(f64::total_cmp);
-            v
-        };
-        let (p, d) = (of(|r| r.prompt_tok_per_s), of(|r| r.decode_tok_per_s));
-        if p.is_empty() {
+        let of: Vec<&Round> = rounds.iter().filter(|r| r.variant == variant).collect();
+        if of.is_empty() {
             continue;
         }
-        let show =
-            |v: &[f64]| format!("{:.2} ({:.2}..{:.2})", v[v.len() / 2], v[0], v[v.len() - 1]);
-        println!("{variant:<10} {:>7} {:>28} {:>28}", p.len(), show(&p), show(&d));
+        let decode = spread(of.iter().map(|r| r.decode_tok_per_s));
+        print!(
+            "{variant:<10} {:>7} {:>28} {decode:>28}",
+            of.len(),
+            spread(of.iter().map(|r| r.prompt_tok_per_s)),
+        );
+        if variant == "llama.cpp" {
+            println!(); // reads a file of its own
+            continue;
+        }
+        let bytes_per_s = median(of.iter().map(|r| r.decode_tok_per_s)) * read_bytes;
+        println!(" {:>6.1} {:>7.0}%", bytes_per_s / 1e9, 100.0 * bytes_per_s / copy);
     }
+    println!(
+        "memory, GB/s (min..max): copy, read + written {}; read {}; a token reads {:.0} MB",
+        spread(bandwidth.iter().map(|b| b.copy_bytes_per_s / 1e9)),
+        spread(bandwidth.iter().map(|b| b.read_bytes_per_s / 1e9)),
+        read_bytes / 1e6
+    );
+}
+
+/// The median and the extremes.
+fn spread(values: impl Iterator<Item = f64> + Clone) -> String {
+    let low = values.clone().fold(f64::INFINITY, f64::min);
+    let high = values.clone().fold(f64::NEG_INFINITY, f64::max);
+    format!("{:.2} ({low:.2}..{high:.2})", median(values))
 }
