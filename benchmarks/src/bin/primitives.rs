@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -46,10 +46,12 @@ struct Case {
 
 /// The same work in three ways. Each call uses the next of several inputs.
 struct Ways {
-    stock: Box<dyn Fn(usize) -> mlx::Result<Array>>,
-    exact: Box<dyn Fn(usize) -> mlx::Result<Array>>,
-    fast: Option<Box<dyn Fn(usize) -> mlx::Result<Array>>>,
+    stock: Box<Call>,
+    exact: Box<Call>,
+    fast: Option<Box<Call>>,
 }
+
+type Call = dyn Fn(usize) -> mlx::Result<Array>;
 
 /// Inputs to rotate over, so that repeated calls do not find their weights in the cache.
 const NUM_INPUTS: usize = 16;
@@ -126,31 +128,9 @@ fn run(case: &Case, budget: Budget, memory: Bandwidth) -> Result<Row> {
         }
         None => None,
     };
-    let (mut i, mut j, mut k) = (0usize, 0usize, 0usize);
-    let mut variants = vec![
-        Variant {
-            name: "stock",
-            run: Box::new(|| {
-                i += 1;
-                Ok((ways.stock)(i)?.eval()?)
-            }),
-        },
-        Variant {
-            name: "exact",
-            run: Box::new(|| {
-                j += 1;
-                Ok((ways.exact)(j)?.eval()?)
-            }),
-        },
-    ];
+    let mut variants = vec![variant("stock", &ways.stock)?, variant("exact", &ways.exact)?];
     if let Some(fast) = &ways.fast {
-        variants.push(Variant {
-            name: "fast",
-            run: Box::new(move || {
-                k += 1;
-                Ok(fast(k)?.eval()?)
-            }),
-        });
+        variants.push(variant("fast", fast)?);
     }
     let samples = interleave(&mut variants, budget)?;
     mlx::memory::clear_cache()?;
@@ -162,6 +142,21 @@ fn run(case: &Case, budget: Budget, memory: Bandwidth) -> Result<Row> {
         memory,
         samples,
     })
+}
+
+/// A variant that makes enough calls in one evaluation to drown the time it takes to wake a thread.
+fn variant<'a>(name: &'static str, call: &'a Call) -> Result<Variant<'a>> {
+    const ENOUGH: f64 = 5e-3;
+    let start = Instant::now();
+    call(1)?.eval()?;
+    let calls = (ENOUGH / start.elapsed().as_secs_f64()).clamp(1.0, NUM_INPUTS as f64) as usize;
+    let mut next = 0;
+    let run = Box::new(move || {
+        let outputs: Vec<Array> = (next..next + calls).map(call).collect::<mlx::Result<_>>()?;
+        next += calls;
+        Ok(mlx::eval(&outputs)?)
+    });
+    Ok(Variant { name, calls, run })
 }
 
 /// ‖a - b‖ / ‖b‖.
