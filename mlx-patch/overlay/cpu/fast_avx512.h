@@ -1,15 +1,19 @@
-// One row of x times transposed weights on AVX-512 (decode), f32 accumulation in any order: included by one translation
-// unit per way of multiplying, never by baseline code.
+// Rows of x times transposed weights on AVX-512, f32 accumulation in any order: included by one translation unit per way
+// of multiplying, never by baseline code.
 //
-// Idea:    a lane is a slice of K. 64 bytes of one weight row are 16 dwords; a policy P multiplies them by the 64 bytes'
-//          share of x into 16 partial sums, one per dword. The group's scale multiplies them, its bias the sum of its x.
-// Layout:  P stores x once per call in the order in which it unpacks the weights.
-// Memory:  rows are read one after the other, so that the addresses only ever rise, and prefetched at a fixed distance:
-//          with pages of 4 KiB the processor's own prefetcher stops at every page. Four rows side by side reached two
-//          thirds of the bandwidth.
+// Idea:    a lane is a slice of K. 64 bytes of one weight row are 16 dwords; a policy P unpacks them once and multiplies
+//          them by each row's share of x into 16 partial sums, one per dword. The group's scale multiplies these, its
+//          bias the sum of the group's x.
+// Layout:  P stores x once per call in the order in which it unpacks the weights. P::tile rows of x are met together, their
+//          sums in registers.
+// Memory:  weight rows are read one after the other, so that the addresses only ever rise, and prefetched at a fixed
+//          distance: with pages of 4 KiB the processor's own prefetcher stops at every page. Four rows side by side
+//          reached two thirds of the bandwidth.
 // Limits:  bits 2, 4, 8; K a multiple of the group.
 
 #pragma once
+
+#include <utility>
 
 #include "cpu/exact_avx512.h"
 
@@ -26,6 +30,16 @@ struct Packing {
   static constexpr int per_block = 16 * per_dword;
 };
 
+#define ZMLX_LAMBDA __attribute__((always_inline))
+
+// f(0), f(1), ... with constants, so that arrays indexed by them live in registers.
+template <int n, typename F>
+ZMLX_INLINE void repeat(F f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) ZMLX_LAMBDA {
+    (f(std::integral_constant<int, i>{}), ...);
+  }(std::make_integer_sequence<int, n>{});
+}
+
 ZMLX_INLINE __m512 round_bf16(__m512 v) {
   __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   return _mm512_mask_mov_ps(RoundBF16Integer::one(v), nan, v);
@@ -36,24 +50,23 @@ ZMLX_INLINE __mmask16 first_lanes(int64_t n) {
 }
 
 // The sums of four vectors.
-ZMLX_INLINE __m128 reduce4(const __m512 v[4]) {
-  auto half = [](__m512 a) { return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)); };
-  __m256 a = _mm256_hadd_ps(half(v[0]), half(v[1]));
-  __m256 b = _mm256_hadd_ps(half(v[2]), half(v[3]));
-  __m256 c = _mm256_hadd_ps(a, b);
-  return _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));
+ZMLX_INLINE __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
+  auto half = [](__m512 v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); };
+  __m256 v = _mm256_hadd_ps(_mm256_hadd_ps(half(a), half(b)), _mm256_hadd_ps(half(c), half(d)));
+  return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
 }
 
-// What does not change from row to row.
-struct FastRow {
-  const uint8_t* x; // as P stores it
-  const float* x_sums; // one per group
+// What does not change from weight row to weight row.
+struct FastTile {
+  const uint8_t* x; // as P stores it, row after row
+  int64_t x_row; // bytes
+  const float* x_sums; // one per group, row after row
   const float* scale_table; // modes whose scales are bytes
   __m512i scale_lanes[32]; // lane -> scale, for each block that 16 scales cover; 32 as 8 bits and groups of 128 need
 };
 
 template <DType D, Mode mode>
-ZMLX_INLINE __m512 load_scales(const FastRow& f, const uint8_t* scales, int64_t g, int64_t groups) {
+ZMLX_INLINE __m512 load_scales(const FastTile& f, const uint8_t* scales, int64_t g, int64_t groups) {
   __mmask16 mask = first_lanes(groups - g);
   if constexpr (mode == Mode::Affine) {
     return load_values<D>(scales + g * size_of(D), mask);
@@ -63,9 +76,9 @@ ZMLX_INLINE __m512 load_scales(const FastRow& f, const uint8_t* scales, int64_t 
   }
 }
 
-// The product of weight row n with x, spread over 16 lanes.
-template <typename P>
-ZMLX_INLINE __m512 fast_row(const P& product, const QuantView& q, const FastRow& f, int64_t n) {
+// sums[i]: the product of weight row n with row i of x, spread over 16 lanes.
+template <typename P, int rows>
+ZMLX_INLINE void fast_row(const P& product, const QuantView& q, const FastTile& f, int64_t n, __m512* sums) {
   constexpr DType D = P::dtype;
   constexpr int64_t item = P::mode == Mode::Affine ? size_of(D) : 1;
   const int64_t row_bytes = q.K * P::bits / 8;
@@ -82,18 +95,22 @@ ZMLX_INLINE __m512 fast_row(const P& product, const QuantView& q, const FastRow&
       _mm_prefetch(reinterpret_cast<const char*>(biases + later + i), _MM_HINT_NTA);
     }
   }
-  __m512 sum = _mm512_setzero_ps();
+  __m512 sum[rows];
+  repeat<rows>([&](auto i) ZMLX_LAMBDA { sum[i] = _mm512_setzero_ps(); });
   __m512 scale16 = _mm512_setzero_ps();
   const int64_t full = row_bytes / 64;
   int64_t g = 0;
   int in_scales = 0;
-  auto block = [&](__m512i v, int64_t b) {
+  auto block = [&](__m512i v, int64_t b) ZMLX_LAMBDA {
     if (in_scales == 0) {
       scale16 = load_scales<D, P::mode>(f, scales, g, groups);
       g += 16;
     }
-    __m512 part = product.multiply(v, f.x + b * P::x_bytes);
-    sum = _mm512_fmadd_ps(_mm512_permutexvar_ps(f.scale_lanes[in_scales], scale16), part, sum);
+    const typename P::Weights weights = product.unpack(v);
+    const __m512 scale = _mm512_permutexvar_ps(f.scale_lanes[in_scales], scale16);
+    repeat<rows>([&](auto i) ZMLX_LAMBDA {
+      sum[i] = _mm512_fmadd_ps(scale, P::multiply(weights, f.x + i * f.x_row + b * P::x_bytes), sum[i]);
+    });
     in_scales = in_scales + 1 == blocks_per_scales ? 0 : in_scales + 1;
   };
   for (int64_t b = 0; b < full; b++) {
@@ -104,38 +121,62 @@ ZMLX_INLINE __m512 fast_row(const P& product, const QuantView& q, const FastRow&
     block(_mm512_maskz_loadu_epi32(first_lanes(row_bytes % 64 / 4), w + full * 64), full);
   }
   if constexpr (P::mode == Mode::Affine) {
-    for (int64_t i = 0; i < groups; i += 16) {
-      __mmask16 mask = first_lanes(groups - i);
-      sum = _mm512_fmadd_ps(
-          load_values<D>(biases + i * item, mask), _mm512_maskz_loadu_ps(mask, f.x_sums + i), sum);
+    for (int64_t k = 0; k < groups; k += 16) {
+      __mmask16 mask = first_lanes(groups - k);
+      __m512 bias = load_values<D>(biases + k * item, mask);
+      repeat<rows>([&](auto i) ZMLX_LAMBDA {
+        sum[i] = _mm512_fmadd_ps(bias, _mm512_maskz_loadu_ps(mask, f.x_sums + i * groups + k), sum[i]);
+      });
     }
   }
-  return sum;
+  repeat<rows>([&](auto i) ZMLX_LAMBDA { sums[i] = sum[i]; });
+}
+
+// Weight rows n0 .. n1 times `rows` rows of x.
+template <typename P, int rows>
+void fast_tile(const P& product, const QuantView& q, const FastTile& f, int64_t n0, int64_t n1, void* const* ys) {
+  constexpr DType D = P::dtype;
+  for (int64_t n = n0; n < n1; n += 4) {
+    __m512 sums[4][rows] = {};
+    const int count = n1 - n < 4 ? static_cast<int>(n1 - n) : 4;
+    for (int r = 0; r < count; r++) {
+      fast_row<P, rows>(product, q, f, n + r, sums[r]);
+    }
+    for (int i = 0; i < rows; i++) {
+      __m512 v = _mm512_zextps128_ps512(reduce4(sums[0][i], sums[1][i], sums[2][i], sums[3][i]));
+      if constexpr (D == DType::BF16) {
+        v = round_bf16(v);
+      }
+      store_values<D>(static_cast<uint8_t*>(ys[i]) + (n - n0) * size_of(D), v, first_lanes(count));
+    }
+  }
 }
 
 template <typename P>
-void fast_rows(const QuantView& q, int64_t n0, int64_t n1, const void* x_row, void* y) {
+void fast_rows(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
   constexpr DType D = P::dtype;
   constexpr int64_t item = size_of(D);
   constexpr int per_block = Packing<P::bits>::per_block;
   const int64_t blocks = (q.K + per_block - 1) / per_block;
   const int64_t groups = q.K / q.group_size;
-  auto x = static_cast<uint8_t*>(kernel_scratch(blocks * P::x_bytes + groups * 4));
-  auto x_sums = reinterpret_cast<float*>(x + blocks * P::x_bytes);
-  auto in = static_cast<const uint8_t*>(x_row);
-  for (int64_t b = 0; b < blocks; b++) {
-    P::store_x(in + b * per_block * item, q.K - b * per_block, x + b * P::x_bytes);
-  }
-  FastRow f{x, x_sums, nullptr, {}};
-  if constexpr (P::mode == Mode::Affine) {
-    for (int64_t g = 0; g < groups; g++) {
+  const int64_t x_row = blocks * P::x_bytes;
+  auto x = static_cast<uint8_t*>(kernel_scratch(m * (x_row + groups * 4)));
+  auto x_sums = reinterpret_cast<float*>(x + m * x_row);
+  for (int i = 0; i < m; i++) {
+    auto in = static_cast<const uint8_t*>(xs[i]);
+    for (int64_t b = 0; b < blocks; b++) {
+      P::store_x(in + b * per_block * item, q.K - b * per_block, x + i * x_row + b * P::x_bytes);
+    }
+    for (int64_t g = 0; P::mode == Mode::Affine && g < groups; g++) {
       __m512 s = _mm512_setzero_ps();
       for (int k = 0; k < q.group_size; k += 16) {
         s = _mm512_add_ps(s, load_values<D>(in + (g * q.group_size + k) * item, 0xffff));
       }
-      x_sums[g] = _mm512_reduce_add_ps(s);
+      x_sums[i * groups + g] = _mm512_reduce_add_ps(s);
     }
-  } else {
+  }
+  FastTile f{x, x_row, x_sums, nullptr, {}};
+  if constexpr (P::mode != Mode::Affine) {
     const auto& tables = float_tables();
     f.scale_table = P::mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
@@ -146,22 +187,18 @@ void fast_rows(const QuantView& q, int64_t n0, int64_t n1, const void* x_row, vo
     f.scale_lanes[b] = _mm512_srli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(b * 16)), shift);
   }
   const P product;
-  auto out = static_cast<uint8_t*>(y);
-  for (int64_t n = n0; n < n1; n += 4) {
-    __m512 sums[4] = {};
-    const int count = n1 - n < 4 ? static_cast<int>(n1 - n) : 4;
-    for (int r = 0; r < count; r++) {
-      sums[r] = fast_row(product, q, f, n + r);
-    }
-    __m512 v = _mm512_zextps128_ps512(reduce4(sums));
-    if constexpr (D == DType::BF16) {
-      v = round_bf16(v);
-    }
-    store_values<D>(out + (n - n0) * item, v, first_lanes(count));
+  for (int i = 0; i < m;) {
+    const int left = m - i;
+    const int tile = left >= P::tile ? P::tile : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    f.x = x + i * x_row;
+    f.x_sums = x_sums + i * groups;
+    (tile == P::tile ? fast_tile<P, P::tile>
+         : tile == 4 ? fast_tile<P, 4>
+         : tile == 2 ? fast_tile<P, 2>
+                     : fast_tile<P, 1>)(product, q, f, n0, n1, ys + i);
+    i += tile;
   }
 }
-
-using FastRows = void (*)(const QuantView& q, int64_t n0, int64_t n1, const void* x_row, void* y);
 
 } // namespace
 

@@ -1,9 +1,10 @@
 // Fast products on AVX-512: f32 accumulation, order free.
 //
-// One row of x (decode), bits 2, 4 or 8: fast_avx512.h with the weights as f32; field j of every dword is one shift and
+// Few rows of x (decode), bits 2, 4 or 8: fast_avx512.h with the weights as f32; field j of every dword is one shift and
 //   one table permutation away from 16 of them.
-//   Bound: memory: bits / 8 + 2 * sizeof(T) / group_size bytes a weight; in cache 3 operations per 16 weights.
-// Several rows of x, or bits 3, 5, 6: the blocked kernel of exact_avx512.h with fused multiply-adds.
+//   Bound: memory: bits / 8 + 2 * sizeof(T) / group_size bytes a weight; in cache 3 operations per 16 weights, and one
+//   for every further row.
+// Many rows, or bits 3, 5, 6: the blocked kernel of exact_avx512.h with fused multiply-adds.
 // Limits:  transposed weights; for others see qmm_avx512_plain.cpp.
 
 #include "cpu/fast_avx512.h"
@@ -12,6 +13,8 @@
 namespace zmlx::cpu {
 
 namespace {
+
+constexpr int kFewRows = 8; // from 16 on blocks are faster
 
 template <DType D>
 struct Fused : Steps<RoundF32> {
@@ -67,8 +70,9 @@ struct Widen {
   static constexpr int bits = B;
   static constexpr int fields = 32 / bits;
   static constexpr int64_t x_bytes = fields * 64;
+  static constexpr int tile = 4;
 
-  Unpack<mode, bits> unpack;
+  Unpack<mode, bits> table;
 
   // 64 bytes' share of x, as [field][dword]; `left` values of it exist.
   static ZMLX_INLINE void store_x(const uint8_t* in, int64_t left, uint8_t* out) {
@@ -84,31 +88,39 @@ struct Widen {
     }
   }
 
-  ZMLX_INLINE __m512 multiply(__m512i v, const uint8_t* x) const {
-    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
-#pragma GCC unroll 16
-    for (int j = 0; j < fields; j++) {
-      __m512 w;
+  struct Weights {
+    __m512 field[fields];
+  };
+
+  ZMLX_INLINE Weights unpack(__m512i v) const {
+    Weights w;
+    repeat<fields>([&](auto j) ZMLX_LAMBDA {
       if constexpr (bits <= 4) {
-        w = _mm512_permutexvar_ps(j ? _mm512_srli_epi32(v, bits * j) : v, unpack.low);
+        w.field[j] = _mm512_permutexvar_ps(j ? _mm512_srli_epi32(v, bits * j) : v, table.low);
       } else if constexpr (mode == Mode::Affine) {
-        w = _mm512_cvtepi32_ps(
+        w.field[j] = _mm512_cvtepi32_ps(
             _mm512_and_si512(_mm512_srli_epi32(v, bits * j), _mm512_set1_epi32(255)));
       } else {
         __m512i t = _mm512_slli_epi32(v, 24 - bits * j);
         __m512i magnitude = _mm512_srli_epi32(_mm512_and_si512(t, _mm512_set1_epi32(0x7f000000)), 4);
-        w = _mm512_mul_ps(as_float(magnitude), _mm512_set1_ps(0x1p120f));
-        w = as_float(_mm512_ternarylogic_epi32(as_int(w), t, _mm512_set1_epi32(0x80000000), 0xf8));
+        __m512 f = _mm512_mul_ps(as_float(magnitude), _mm512_set1_ps(0x1p120f));
+        w.field[j] = as_float(_mm512_ternarylogic_epi32(as_int(f), t, _mm512_set1_epi32(0x80000000), 0xf8));
       }
-      __m512& sum = j % 2 ? odd : even;
-      sum = _mm512_fmadd_ps(_mm512_load_ps(x + j * 64), w, sum);
-    }
-    return _mm512_add_ps(even, odd);
+    });
+    return w;
+  }
+
+  static ZMLX_INLINE __m512 multiply(const Weights& w, const uint8_t* x) {
+    __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    repeat<fields>([&](auto j) ZMLX_LAMBDA {
+      sum[j % 2] = _mm512_fmadd_ps(_mm512_load_ps(x + j * 64), w.field[j], sum[j % 2]);
+    });
+    return _mm512_add_ps(sum[0], sum[1]);
   }
 };
 
 template <DType D>
-FastRows rows_of(const QuantView& q) {
+BlockKernel rows_of(const QuantView& q) {
   switch (q.mode) {
     case Mode::Affine:
       return q.bits == 4 ? fast_rows<Widen<D, Mode::Affine, 4>>
@@ -127,8 +139,8 @@ FastRows rows_of(const QuantView& q) {
 
 template <DType D>
 void fast_of(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
-  if (FastRows rows = m == 1 ? rows_of<D>(q) : nullptr) {
-    return rows(q, n0, n1, xs[0], ys[0]);
+  if (BlockKernel rows = m <= kFewRows ? rows_of<D>(q) : nullptr) {
+    return rows(q, n0, n1, m, xs, ys);
   }
   exact_transposed<Fused<D>>(q, n0, n1, m, xs, ys, kernel_scratch);
 }
