@@ -120,11 +120,15 @@ impl Ui {
 
     /// What clap says: help and version go to stdout, mistakes to stderr.
     pub(super) fn usage(&mut self, error: &clap::Error) -> Exit {
-        error.print().ok();
         if !error.use_stderr() {
+            error.print().ok();
             return Exit::Done;
         }
         let text = error.to_string();
+        if text.starts_with("error: ") {
+            eprint!("zmlx: ");
+        }
+        error.print().ok();
         self.failure(text.lines().next().unwrap_or_default().trim_start_matches("error: "));
         Exit::Failed
     }

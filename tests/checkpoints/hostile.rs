@@ -16,7 +16,7 @@ fn refused(output: &Output, words: &[&str]) {
     for sign in ["panicked", "terminate called", "RUST_BACKTRACE", "core dumped"] {
         assert!(!error.contains(sign), "a crash, not an error:\n{error}");
     }
-    assert!(error.contains("error: "), "no error line:\n{error}");
+    assert!(error.contains("zmlx: error: "), "no error line:\n{error}");
     for word in words {
         assert!(error.contains(word), "`{word}` is not in:\n{error}");
     }

@@ -7,6 +7,7 @@ fn refused(arguments: &[&str], parts: &[&str]) {
     let message = stderr(&output);
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
     assert!(output.stdout.is_empty(), "{arguments:?}");
+    assert!(message.contains("zmlx: error: "), "{arguments:?}: {message}");
     for part in parts {
         assert!(message.contains(part), "{arguments:?}: `{part}` is missing from: {message}");
     }
