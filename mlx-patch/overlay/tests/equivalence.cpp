@@ -2,7 +2,7 @@
 // counts and ragged sizes; extreme values; strided and broadcast inputs; routing and combine. Developer's program; the
 // kept suite is the workspace's integration test.
 //
-//   equivalence [--isa NAME] [--threads N] [--seed S] [--dtype bf16|f16|f32] [--quick]
+//   equivalence [--isa NAME] [--threads N] [--seed S] [--dtype bf16|f16|f32] [--quick] [--fast]
 
 #include <cmath>
 #include <cstdio>
@@ -256,6 +256,28 @@ void check_router(mx::Dtype dtype, int tokens, int experts, int top_k, bool norm
   same(what.str() + " scores", s, scores);
 }
 
+// Fast against the dequantized weights in f32; the error allowed is that of one rounding to the result's type.
+void check_fast(const Config& c, int M, int N, int K) {
+  auto x = random_array({M, K}, c.dtype, Values::Normal);
+  auto w = random_weight(c, {}, N, K, Values::Normal);
+  auto y = zmlx::quantized_matmul(x, w, c.transpose, c.group, c.bits, c.mode, zmlx::Precision::Fast);
+  auto f32 = [](const array& a) { return mx::astype(a, mx::float32); };
+  auto dense = c.mode == "affine"
+      ? mx::dequantize(w.w, f32(w.scales), f32(*w.biases), c.group, c.bits)
+      : mx::dequantize(w.w, w.scales, std::nullopt, c.group, c.bits, c.mode, std::nullopt, mx::float32);
+  auto expected = mx::matmul(f32(x), c.transpose ? mx::transpose(dense) : dense);
+  auto size = mx::maximum(mx::abs(expected), mx::sqrt(mx::mean(mx::square(expected))));
+  auto error = mx::max(mx::abs(f32(y) - expected) / size);
+  double tolerance = c.dtype == mx::bfloat16 ? 4e-3 : c.dtype == mx::float16 ? 5.1e-4 : 1e-5;
+  cases++;
+  compared += y.size();
+  double e = error.item<float>();
+  if (!(e < tolerance)) {
+    failures++;
+    std::printf("DIFFERS fast %s M%d N%d K%d: error %g\n", describe(c).c_str(), M, N, K, e);
+  }
+}
+
 void check_layouts(const Config& c) {
   int N = 96 * (c.group == 128 && !c.transpose ? 4 : c.transpose ? 1 : 2);
   if (!c.transpose) {
@@ -328,6 +350,7 @@ void check_layouts(const Config& c) {
 
 int main(int argc, char** argv) {
   bool quick = false;
+  bool only_fast = false;
   std::vector<mx::Dtype> dtypes = {mx::bfloat16, mx::float16, mx::float32};
   for (int i = 1; i < argc; i++) {
     std::string a = argv[i];
@@ -343,6 +366,8 @@ int main(int argc, char** argv) {
     } else if (a == "--dtype") {
       std::string name = argv[++i];
       dtypes = {name == "bf16" ? mx::bfloat16 : name == "f16" ? mx::float16 : mx::float32};
+    } else if (a == "--fast") {
+      only_fast = true;
     } else if (a == "--quick") {
       quick = true;
     }
@@ -363,7 +388,7 @@ int main(int argc, char** argv) {
   }
   for (auto& c : configs) {
     for (auto v : {Values::Normal, Values::Tiny, Values::Extreme}) {
-      if (quick && v != Values::Normal) {
+      if (only_fast || (quick && v != Values::Normal)) {
         continue;
       }
       for (int M : {1, 3}) {
@@ -381,6 +406,14 @@ int main(int argc, char** argv) {
         check_combine(c, v == Values::Extreme && c.dtype == mx::float16 ? Values::Tiny : v, 33, c.group, 5, 3, 2, true);
         check_combine(c, v, 64, c.group, 3, 2, 1, false);
       }
+    }
+    for (int M : {1, 2, 7, 40}) {
+      // Even counts: stock's dequantize of nvfp4 takes dwords in fours.
+      check_fast(c, M, c.transpose ? 142 : 2 * c.group, c.transpose ? 7 * c.group : 142);
+      check_fast(c, M, c.transpose ? 6 : c.group, c.transpose ? c.group : 10);
+    }
+    if (only_fast) {
+      continue;
     }
     check_layouts(c);
     if (failures >= 40) {
