@@ -13,6 +13,10 @@ ZMLX_INLINE_V Vec round_f16(Vec v) {
   return (Vec)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 
+ZMLX_INLINE_V Vec fused(Vec a, Vec b, Vec c) {
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+
 float f16_to_float(uint16_t bits) {
   return _cvtsh_ss(bits);
 }

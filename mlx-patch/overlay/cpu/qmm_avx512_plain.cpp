@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #define ZMLX_LANES 16
+#define ZMLX_ONLY_PLAIN
 #include "cpu/qmm_avx512.h"
 #include "cpu/qmm_vector.h"
 
@@ -12,6 +13,10 @@ namespace {
 
 ZMLX_INLINE_V Vec round_f16(Vec v) {
   return (Vec)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+ZMLX_INLINE_V Vec fused(Vec a, Vec b, Vec c) {
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
 
 float f16_to_float(uint16_t bits) {

@@ -13,6 +13,10 @@ ZMLX_INLINE_V Vec round_f16(Vec v) {
   return (Vec)vcvt_f32_f16(vcvt_f16_f32((float32x4_t)v));
 }
 
+ZMLX_INLINE_V Vec fused(Vec a, Vec b, Vec c) {
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+
 float f16_to_float(uint16_t bits) {
   __fp16 h;
   __builtin_memcpy(&h, &bits, 2);

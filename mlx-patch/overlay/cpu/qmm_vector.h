@@ -2,9 +2,11 @@
 // transposed. Included by one translation unit per instruction set, which first defines
 //   ZMLX_LANES                       floats in a vector
 //   round_f16(Vec) -> Vec            to f16 and back
+//   fused(a, b, c) -> Vec            a * b + c with one rounding
+//   ZMLX_ONLY_PLAIN                  to leave out transposed weights
 //
 // Idea:    a lane is an output, as in exact_avx512.h; 32 outputs side by side, weights unpacked once into scratch for
-//          all rows of x. bf16 rounds by integer arithmetic.
+//          all rows of x. bf16 rounds by integer arithmetic; fast is one fused multiply-add.
 // Layout:  transposed weights: dwords are transposed by scalar copies ([dword][row]), then a field is a shift and a
 //          mask away. Others: a row of w holds the outputs side by side already; fields are read one by one.
 // Bound:   exact bf16: about 26 vector operations per weight vector, 12 for every further row of x.
@@ -26,6 +28,7 @@ typedef float Vec __attribute__((vector_size(4 * ZMLX_LANES)));
 typedef int32_t VecI __attribute__((vector_size(4 * ZMLX_LANES)));
 
 Vec round_f16(Vec v);
+Vec fused(Vec a, Vec b, Vec c);
 float f16_to_float(uint16_t bits);
 uint16_t float_to_f16(float v);
 
@@ -171,37 +174,82 @@ ZMLX_INLINE_V void unpack_unit(const uint32_t* t, Vec scale, Vec bias, float* w)
 }
 
 // sums[i][lanes] += x[i][k] * w[k][lanes]
-template <DType R, int rows>
+template <typename A, int rows, int vecs>
 ZMLX_INLINE_V void multiply_add(const float* w, const float* x, int64_t x_stride, int count, float* sums) {
-  Vec sum[rows][kVecs];
+  constexpr DType R = A::R;
+  // 8 sums at once hide an addition's latency; where the order is free, odd k may have their own.
+  constexpr int chains = !A::exact && rows * vecs < 8 ? 2 : 1;
+  Vec sum[chains][rows][vecs] = {};
+#pragma GCC unroll 4
   for (int i = 0; i < rows; i++) {
-    for (int v = 0; v < kVecs; v++) {
-      sum[i][v] = load(sums + i * kWide + v * ZMLX_LANES);
+#pragma GCC unroll 8
+    for (int v = 0; v < vecs; v++) {
+      sum[0][i][v] = load(sums + i * kWide + v * ZMLX_LANES);
     }
   }
-  for (int k = 0; k < count; k++) {
-    for (int v = 0; v < kVecs; v++) {
+  auto add = [&](int k, Vec (&to)[rows][vecs]) __attribute__((always_inline)) {
+    Vec xk[rows];
+#pragma GCC unroll 4
+    for (int i = 0; i < rows; i++) {
+      xk[i] = splat(x[i * x_stride + k]);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < vecs; v++) {
       Vec weight = load(w + k * kWide + v * ZMLX_LANES);
+#pragma GCC unroll 4
       for (int i = 0; i < rows; i++) {
-        sum[i][v] = round_to<R>(sum[i][v] + round_to<R>(splat(x[i * x_stride + k]) * weight));
+        if constexpr (A::exact) {
+          to[i][v] = round_to<R>(to[i][v] + round_to<R>(xk[i] * weight));
+        } else {
+          to[i][v] = fused(xk[i], weight, to[i][v]);
+        }
       }
     }
+  };
+  int k = 0;
+  for (; k + chains <= count; k += chains) {
+    add(k, sum[0]);
+    if constexpr (chains == 2) {
+      add(k + 1, sum[1]);
+    }
   }
+  for (; k < count; k++) {
+    add(k, sum[0]);
+  }
+#pragma GCC unroll 4
   for (int i = 0; i < rows; i++) {
-    for (int v = 0; v < kVecs; v++) {
-      store(sums + i * kWide + v * ZMLX_LANES, sum[i][v]);
+#pragma GCC unroll 8
+    for (int v = 0; v < vecs; v++) {
+      Vec total = sum[0][i][v];
+      if constexpr (chains == 2) {
+        total += sum[1][i][v];
+      }
+      store(sums + i * kWide + v * ZMLX_LANES, total);
     }
   }
 }
 
-template <DType R>
+template <typename A>
 void multiply_add_rows(const float* w, const float* x, int64_t x_stride, int m, int count, float* sums) {
   int i = 0;
+  if constexpr (!A::exact) {
+    constexpr int two = kVecs > 2 ? 2 : kVecs; // 8 sums: few enough for 16 registers
+    for (; i + 4 <= m; i += 4) {
+      for (int v = 0; v < kVecs; v += two) {
+        multiply_add<A, 4, two>(
+            w + v * ZMLX_LANES, x + i * x_stride, x_stride, count, sums + i * kWide + v * ZMLX_LANES);
+      }
+    }
+  }
   for (; i + 2 <= m; i += 2) {
-    multiply_add<R, 2>(w, x + i * x_stride, x_stride, count, sums + i * kWide);
+    constexpr int four = kVecs > 4 ? 4 : kVecs;
+    for (int v = 0; v < kVecs; v += four) {
+      multiply_add<A, 2, four>(
+          w + v * ZMLX_LANES, x + i * x_stride, x_stride, count, sums + i * kWide + v * ZMLX_LANES);
+    }
   }
   for (; i < m; i++) {
-    multiply_add<R, 1>(w, x + i * x_stride, x_stride, count, sums + i * kWide);
+    multiply_add<A, 1, kVecs>(w, x + i * x_stride, x_stride, count, sums + i * kWide);
   }
 }
 
@@ -260,12 +308,12 @@ void transposed_block(
     }
     const float* xg = x + g * q.group_size;
     if constexpr (mode == Mode::Affine) {
-      multiply_add_rows<R>(ws.weights, xg, x_stride, m, q.group_size, ws.sums);
+      multiply_add_rows<A>(ws.weights, xg, x_stride, m, q.group_size, ws.sums);
     } else {
       for (int i = 0; i < m * kWide; i++) {
         group_sums[i] = 0;
       }
-      multiply_add_rows<R>(ws.weights, xg, x_stride, m, q.group_size, group_sums);
+      multiply_add_rows<A>(ws.weights, xg, x_stride, m, q.group_size, group_sums);
       for (int i = 0; i < m; i++) {
         for (int v = 0; v < kVecs; v++) {
           float* s = ws.sums + i * kWide + v * ZMLX_LANES;
@@ -337,7 +385,7 @@ void plain_block(
       }
     }
     if constexpr (mode == Mode::Affine) {
-      multiply_add_rows<R>(ws.weights, x + k0, x_stride, m, deep, ws.sums);
+      multiply_add_rows<A>(ws.weights, x + k0, x_stride, m, deep, ws.sums);
     } else {
       for (int i = 0; i < m; i++) {
         Vec sum[kVecs];
@@ -373,8 +421,12 @@ void vector_product(const QuantView& q, int64_t n0, int64_t n1, int m, const voi
   }
   using Block = void (*)(const QuantView&, int64_t, int64_t, int, const float*, int64_t, VectorWorkspace&);
   Block block = nullptr;
+#ifdef ZMLX_ONLY_PLAIN
+#define ZMLX_PICK(mode, bits) block = plain_block<A, mode, bits>;
+#else
 #define ZMLX_PICK(mode, bits) \
   block = q.transpose ? transposed_block<A, mode, bits> : plain_block<A, mode, bits>;
+#endif
   if (q.mode == Mode::Affine) {
     switch (q.bits) {
       case 2:
