@@ -10,7 +10,7 @@
 // Layout:  transposed weights: dwords are transposed by scalar copies ([dword][row]), then a field is a shift and a
 //          mask away. Others: a row of w holds the outputs side by side already; fields are read one by one.
 // Bound:   exact bf16: about 26 vector operations per weight vector, 12 for every further row of x.
-// Limits:  none: every mode, bits, group size, both layouts, exact and fast.
+// Limits:  none: every mode, bits, group size, both layouts, exact and fast. One row of x, fast: see fast_vector.h.
 
 #pragma once
 
