@@ -375,6 +375,10 @@ int main(int argc, char** argv) {
   std::printf("isa %s, %d threads\n", zmlx::cpu_isa().c_str(), zmlx::num_threads());
   std::vector<Config> configs;
   for (auto dtype : dtypes) {
+    if (auto s = zmlx::supports("quantized_matmul", mx::Device::cpu, dtype, 4, 64, "affine", true); !s.fused) {
+      std::cout << dtype << " left to stock: " << s.reason << "\n";
+      continue;
+    }
     for (bool transpose : {true, false}) {
       for (int bits : {2, 3, 4, 5, 6, 8}) {
         for (int group : {32, 64, 128}) {
