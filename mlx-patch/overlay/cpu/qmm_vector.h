@@ -113,6 +113,19 @@ struct alignas(64) VectorWorkspace {
 
 typedef uint32_t VecU __attribute__((vector_size(4 * ZMLX_LANES)));
 
+// The lanes of `v` that `index` names.
+ZMLX_INLINE_V VecU lanes_at(VecU v, VecU index) {
+#if defined(__clang__) // has no shuffle by a vector
+  VecU r;
+  for (int i = 0; i < ZMLX_LANES; i++) {
+    r[i] = v[index[i] % ZMLX_LANES];
+  }
+  return r;
+#else
+  return __builtin_shuffle(v, index);
+#endif
+}
+
 // Packed fields to f32.
 template <Mode mode, int bits>
 struct Fields {
@@ -153,9 +166,9 @@ struct Fields {
     VecU bit = lane * bits + (first * bits - start * 32);
     VecU words;
     __builtin_memcpy(&words, row + start, sizeof(words));
-    VecU v = __builtin_shuffle(words, bit / 32) >> (bit % 32);
+    VecU v = lanes_at(words, bit / 32) >> (bit % 32);
     if constexpr (32 % bits != 0) {
-      v |= (__builtin_shuffle(words, bit / 32 + 1) << 1) << (31 - bit % 32);
+      v |= (lanes_at(words, bit / 32 + 1) << 1) << (31 - bit % 32);
     }
     return decode(v);
   }
