@@ -19,7 +19,8 @@ const Kernels* usable(const char* isa) {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (!std::strcmp(isa, "avx512bf16") && avx512 && __builtin_cpu_supports("avx512bf16")) {
+  if (!std::strcmp(isa, "avx512bf16") && avx512 && __builtin_cpu_supports("avx512bf16") &&
+      __builtin_cpu_supports("avx512vbmi")) {
     return avx512_bf16_kernels();
   }
   if (!std::strcmp(isa, "avx512") && avx512) {

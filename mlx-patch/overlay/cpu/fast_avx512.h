@@ -1,15 +1,15 @@
-// Rows of x times transposed weights on AVX-512, f32 accumulation in any order: included by one translation unit per way
-// of multiplying, never by baseline code.
+// Rows of x times transposed weights on AVX-512, f32 accumulation in any order: included by one translation unit per
+// way of multiplying, never by baseline code.
 //
-// Idea:    a lane is a slice of K. 64 bytes of one weight row are 16 dwords; a policy P unpacks them once and multiplies
-//          them by each row's share of x into 16 partial sums, one per dword. The group's scale multiplies these, its
-//          bias the sum of the group's x.
+// Idea:    a lane is a slice of K. A policy P unpacks a block of a weight row (64 bytes, or 64 weights of 3, 5 or 6 bits)
+//          once and multiplies it by each row's share of x into 16 partial sums, neighbouring weights to a lane. The
+//          group's scale multiplies these, its bias the sum of the group's x.
 // Layout:  P stores x once per call in the order in which it unpacks the weights. P::tile rows of x are met together, their
 //          sums in registers.
 // Memory:  weight rows are read one after the other, so that the addresses only ever rise, and prefetched at a fixed
 //          distance: with pages of 4 KiB the processor's own prefetcher stops at every page. Four rows side by side
 //          reached two thirds of the bandwidth.
-// Limits:  bits 2, 4, 8; K a multiple of the group.
+// Limits:  K a multiple of the group.
 
 #pragma once
 
@@ -23,11 +23,12 @@ namespace {
 
 constexpr int64_t kAhead = 4096; // bytes of weights between a prefetch and its use
 
-// How many weights 64 bytes hold, and how one dword's share of them is called.
+// What a kernel takes at once: 64 bytes where dwords hold whole weights, otherwise 64 weights.
 template <int bits>
 struct Packing {
-  static constexpr int per_dword = 32 / bits;
-  static constexpr int per_block = 16 * per_dword;
+  static constexpr int per_lane = 32 % bits ? 4 : 32 / bits; // weights that one lane of the sums stands for
+  static constexpr int per_block = 16 * per_lane;
+  static constexpr int bytes = per_block * bits / 8;
 };
 
 #define ZMLX_LAMBDA __attribute__((always_inline))
@@ -47,6 +48,11 @@ ZMLX_INLINE __m512 round_bf16(__m512 v) {
 
 ZMLX_INLINE __mmask16 first_lanes(int64_t n) {
   return n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0;
+}
+
+template <int bytes>
+ZMLX_INLINE __m512i first_bytes(const uint8_t* p) {
+  return bytes == 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8((1ull << bytes % 64) - 1, p);
 }
 
 // The sums of four vectors.
@@ -83,7 +89,7 @@ ZMLX_INLINE void fast_row(const P& product, const QuantView& q, const FastTile& 
   constexpr int64_t item = P::mode == Mode::Affine ? size_of(D) : 1;
   const int64_t row_bytes = q.K * P::bits / 8;
   const int64_t groups = q.K / q.group_size;
-  const int blocks_per_scales = q.group_size / Packing<P::bits>::per_dword;
+  const int blocks_per_scales = q.group_size / Packing<P::bits>::per_lane;
   const uint8_t* w = q.w + n * row_bytes;
   const uint8_t* scales = q.scales + n * groups * item;
   const uint8_t* biases = P::mode == Mode::Affine ? q.biases + n * groups * item : nullptr;
@@ -98,7 +104,8 @@ ZMLX_INLINE void fast_row(const P& product, const QuantView& q, const FastTile& 
   __m512 sum[rows];
   repeat<rows>([&](auto i) ZMLX_LAMBDA { sum[i] = _mm512_setzero_ps(); });
   __m512 scale16 = _mm512_setzero_ps();
-  const int64_t full = row_bytes / 64;
+  constexpr int bytes = Packing<P::bits>::bytes;
+  const int64_t full = row_bytes / bytes;
   int64_t g = 0;
   int in_scales = 0;
   auto block = [&](__m512i v, int64_t b) ZMLX_LAMBDA {
@@ -114,11 +121,11 @@ ZMLX_INLINE void fast_row(const P& product, const QuantView& q, const FastTile& 
     in_scales = in_scales + 1 == blocks_per_scales ? 0 : in_scales + 1;
   };
   for (int64_t b = 0; b < full; b++) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + b * 64 + kAhead), _MM_HINT_NTA);
-    block(_mm512_loadu_si512(w + b * 64), b);
+    _mm_prefetch(reinterpret_cast<const char*>(w + b * bytes + kAhead), _MM_HINT_NTA);
+    block(first_bytes<bytes>(w + b * bytes), b);
   }
-  if (row_bytes % 64) {
-    block(_mm512_maskz_loadu_epi32(first_lanes(row_bytes % 64 / 4), w + full * 64), full);
+  if (int64_t left = row_bytes % bytes) {
+    block(_mm512_maskz_loadu_epi8((1ull << left) - 1, w + full * bytes), full);
   }
   if constexpr (P::mode == Mode::Affine) {
     for (int64_t k = 0; k < groups; k += 16) {
@@ -180,8 +187,8 @@ void fast_rows(const QuantView& q, int64_t n0, int64_t n1, int m, const void* co
     const auto& tables = float_tables();
     f.scale_table = P::mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
-  // Lane d of block b belongs to group (b * 16 + d) * per_dword / group_size.
-  const int shift = __builtin_ctz(q.group_size / Packing<P::bits>::per_dword);
+  // Lane d of block b belongs to group (b * 16 + d) * per_lane / group_size.
+  const int shift = __builtin_ctz(q.group_size / Packing<P::bits>::per_lane);
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (int b = 0; b < 1 << shift; b++) {
     f.scale_lanes[b] = _mm512_srli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(b * 16)), shift);

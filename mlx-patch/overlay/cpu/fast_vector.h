@@ -10,10 +10,10 @@
 // Idea:    a lane is a slice of K. Integer fields are masked where they lie and converted: field f of 16 bits comes out
 //          2^(bits * f) times too large, which x makes up for. Floats of 4 bits are exact in bf16, whose two bytes are
 //          lookups in tables of 16 bytes; interleaved, 32 bits hold two of them, a shift and a mask away from f32. Those
-//          of 8 bits become f16, 2^8 times too small. The group's scale multiplies its partial sum, its bias the sum of
-//          its x.
-// Layout:  weights are read one row after the other, purely sequential, and prefetched. x is reordered once to the order
-//          in which fields come out: neighbours are 4 lanes of some vectors.
+//          of 8 bits become f16, 2^8 times too small. The group's scale multiplies its partial sum, its bias the sum
+//          of its x.
+// Layout:  weights are read one row after the other, in order of addresses, and prefetched. x is reordered once to the
+//          order in which fields come out: neighbours are 4 lanes of some vectors.
 // Bound:   memory: bits / 8 + 2 * sizeof(T) / group_size bytes a weight; in cache about 3 operations per vector of
 //          integers, 3.5 of floats.
 // Limits:  one row of x, transposed weights, bits 2, 4 and 8; vector_fast sends all else to qmm_vector.h. |x| below

@@ -1,12 +1,13 @@
 // Fast products of bf16 by the processor's bf16 dot product (AVX512_BF16).
 //
-// Idea:   integers of 2 or 4 bits and fp4 are exact in bf16, so vdpbf16ps multiplies them without loss and adds in f32,
-//         two weights a lane at once. 64 bytes are 32 words of 16 bits; field j of every word is one shift and one word
-//         permutation away from 32 weights.
-// Layout: x as [field][32 words].
-// Bound:  one row: memory; in cache 3 operations per 32 weights, where widening takes 6. More rows: 4 / 3 instructions a
-//         cycle on Zen 5, each 32 multiply-adds, where a fused multiply-add does 2 of 16.
-// Limits: bf16, bits 2 or 4. Widening to f32 is as fast for 8 bits, and faster for f16 and f32, which would be split
+// Idea:   integers of 2 to 6 bits and fp4 are exact in bf16, so vdpbf16ps multiplies them without loss and adds in f32,
+//         two weights a lane at once. Where words of 16 bits hold whole weights, field j of every word is one shift and
+//         one word permutation away from 32 weights. 64 weights of 3, 5 or 6 bits are spread to a byte each, whose two
+//         bytes of bf16 are one byte permutation each.
+// Layout: x as [field][32 words], in the order in which weights come out.
+// Bound:  one row: memory; in cache 3 operations per 32 weights (4 for 3, 5 and 6 bits), where widening takes 6. More
+//         rows: 4 / 3 instructions a cycle on Zen 5, each 32 multiply-adds, where a fused multiply-add does 2 of 16.
+// Limits: bf16, up to 6 bits. Widening to f32 is as fast for 8 bits, and faster for f16 and f32, which would be split
 //         into two or three bf16 numbers. Values of x below 2^-126 count as zero: the instruction flushes denormals.
 
 #include "cpu/fast_avx512.h"
@@ -44,10 +45,30 @@ ZMLX_INLINE void deinterleave(__m512i* v) {
   }
 }
 
-template <DType D, Mode M, int B>
+// 32 words, of which `left` exist.
+ZMLX_INLINE __m512i load_words(const uint8_t* p, int64_t left) {
+  return _mm512_maskz_loadu_epi16(left >= 32 ? 0xffffffff : left > 0 ? (1u << left) - 1 : 0, p);
+}
+
+template <int fields>
+ZMLX_INLINE __m512 dot(const __m512i (&weights)[fields], const uint8_t* x) {
+  __m512 sum = _mm512_setzero_ps();
+  repeat<fields>([&](auto j) ZMLX_LAMBDA {
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_load_si512(x + j * 64), (__m512bh)weights[j]);
+  });
+  return sum;
+}
+
+// The bf16 that a code of some bits stands for.
+template <Mode mode>
+uint16_t decode(int code) {
+  constexpr float fp4[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+  return bf16_bits(mode == Mode::Affine ? static_cast<float>(code) : fp4[code]);
+}
+
+template <Mode M, int B>
 struct Dot {
-  static_assert(D == DType::BF16 && B <= 4);
-  static constexpr DType dtype = D;
+  static constexpr DType dtype = DType::BF16;
   static constexpr Mode mode = M;
   static constexpr int bits = B;
   static constexpr int fields = 16 / bits; // weights in a word
@@ -57,29 +78,19 @@ struct Dot {
   __m512i table; // weights by the low 5 bits of a word, of which the field is the lowest
 
   ZMLX_INLINE Dot() {
-    constexpr float fp4[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
     alignas(64) uint16_t t[32];
     for (int i = 0; i < 32; i++) {
-      const int field = i & ((1 << bits) - 1);
-      t[i] = bf16_bits(mode == Mode::Affine ? static_cast<float>(field) : fp4[field]);
+      t[i] = decode<mode>(i & ((1 << bits) - 1));
     }
     table = _mm512_load_si512(t);
   }
 
-  // 64 bytes' share of x; `left` values of it exist.
+  // A block's share of x; `left` values of it exist.
   static ZMLX_INLINE void store_x(const uint8_t* in, int64_t left, uint8_t* out) {
     __m512i v[fields];
-#pragma GCC unroll 8
-    for (int j = 0; j < fields; j++) {
-      const int64_t here = left - j * 32;
-      const __mmask32 mask = here >= 32 ? 0xffffffff : here > 0 ? (1u << here) - 1 : 0;
-      v[j] = _mm512_maskz_loadu_epi16(mask, in + j * 64);
-    }
+    repeat<fields>([&](auto j) ZMLX_LAMBDA { v[j] = load_words(in + j * 64, left - j * 32); });
     deinterleave<fields>(v);
-#pragma GCC unroll 8
-    for (int j = 0; j < fields; j++) {
-      _mm512_store_si512(out + j * 64, v[j]);
-    }
+    repeat<fields>([&](auto j) ZMLX_LAMBDA { _mm512_store_si512(out + j * 64, v[j]); });
   }
 
   struct Weights {
@@ -95,27 +106,76 @@ struct Dot {
   }
 
   static ZMLX_INLINE __m512 multiply(const Weights& w, const uint8_t* x) {
-    __m512 sum = _mm512_setzero_ps();
-    repeat<fields>([&](auto j) ZMLX_LAMBDA {
-      sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_load_si512(x + j * 64), (__m512bh)w.field[j]);
-    });
-    return sum;
+    return dot<fields>(w.field, x);
+  }
+};
+
+// Integers of 3, 5 or 6 bits: a block is 64 of them, 8 in each `bits` bytes.
+template <Mode M, int B>
+struct DotBytes {
+  static constexpr DType dtype = DType::BF16;
+  static constexpr Mode mode = M;
+  static constexpr int bits = B;
+  static constexpr int64_t x_bytes = 128;
+  static constexpr int tile = 8;
+
+  __m512i spread; // 8 weights to each qword
+  __m512i shifts; // and each to a byte
+  __m512i low, high; // of bf16, by the low 6 bits of a byte, of which the weight is the lowest
+
+  ZMLX_INLINE DotBytes() {
+    alignas(64) uint8_t t[4][64];
+    for (int i = 0; i < 64; i++) {
+      const uint16_t v = decode<mode>(i & ((1 << bits) - 1));
+      t[0][i] = i / 8 * bits + (i % 8 < bits ? i % 8 : 0);
+      t[1][i] = i % 8 * bits;
+      t[2][i] = v & 255;
+      t[3][i] = v >> 8;
+    }
+    spread = _mm512_load_si512(t[0]);
+    shifts = _mm512_load_si512(t[1]);
+    low = _mm512_load_si512(t[2]);
+    high = _mm512_load_si512(t[3]);
+  }
+
+  // Of every 16 values the first 8, then the last 8: as interleaving bytes leaves the weights.
+  static ZMLX_INLINE void store_x(const uint8_t* in, int64_t left, uint8_t* out) {
+    __m512i a = load_words(in, left), b = load_words(in + 64, left - 32);
+    _mm512_store_si512(out, _mm512_shuffle_i64x2(a, b, 0x88));
+    _mm512_store_si512(out + 64, _mm512_shuffle_i64x2(a, b, 0xdd));
+  }
+
+  struct Weights {
+    __m512i field[2];
+  };
+
+  ZMLX_INLINE Weights unpack(__m512i v) const {
+    v = _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(spread, v));
+    __m512i l = _mm512_permutexvar_epi8(v, low), h = _mm512_permutexvar_epi8(v, high);
+    return {{_mm512_unpacklo_epi8(l, h), _mm512_unpackhi_epi8(l, h)}};
+  }
+
+  static ZMLX_INLINE __m512 multiply(const Weights& w, const uint8_t* x) {
+    return dot<2>(w.field, x);
   }
 };
 
 BlockKernel rows_of(const QuantView& q) {
-  if (!q.transpose || q.dtype != DType::BF16 || q.bits > 4) {
+  if (!q.transpose || q.dtype != DType::BF16) {
     return nullptr;
   }
   switch (q.mode) {
     case Mode::Affine:
-      return q.bits == 4 ? fast_rows<Dot<DType::BF16, Mode::Affine, 4>>
-          : q.bits == 2  ? fast_rows<Dot<DType::BF16, Mode::Affine, 2>>
+      return q.bits == 2 ? fast_rows<Dot<Mode::Affine, 2>>
+          : q.bits == 3  ? fast_rows<DotBytes<Mode::Affine, 3>>
+          : q.bits == 4  ? fast_rows<Dot<Mode::Affine, 4>>
+          : q.bits == 5  ? fast_rows<DotBytes<Mode::Affine, 5>>
+          : q.bits == 6  ? fast_rows<DotBytes<Mode::Affine, 6>>
                          : nullptr;
     case Mode::Mxfp4:
-      return fast_rows<Dot<DType::BF16, Mode::Mxfp4, 4>>;
+      return fast_rows<Dot<Mode::Mxfp4, 4>>;
     case Mode::Nvfp4:
-      return fast_rows<Dot<DType::BF16, Mode::Nvfp4, 4>>;
+      return fast_rows<Dot<Mode::Nvfp4, 4>>;
     case Mode::Mxfp8:
       return nullptr;
   }

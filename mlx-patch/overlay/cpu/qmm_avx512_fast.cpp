@@ -1,7 +1,7 @@
 // Fast products on AVX-512: f32 accumulation, order free.
 //
-// Few rows of x (decode), bits 2, 4 or 8: fast_avx512.h with the weights as f32; field j of every dword is one shift and
-//   one table permutation away from 16 of them.
+// Few rows of x (decode), bits 2, 4 or 8: fast_avx512.h with the weights as f32; field j of every dword is one shift
+//   and one table permutation away from 16 of them.
 //   Bound: memory: bits / 8 + 2 * sizeof(T) / group_size bytes a weight; in cache 3 operations per 16 weights, and one
 //   for every further row.
 // Many rows, or bits 3, 5, 6: the blocked kernel of exact_avx512.h with fused multiply-adds.
