@@ -126,7 +126,7 @@ impl Ui {
         }
         let text = error.to_string();
         if text.starts_with("error: ") {
-            eprint!("zmlx: ");
+            write!(io::stderr(), "zmlx: ").ok();
         }
         error.print().ok();
         self.failure(text.lines().next().unwrap_or_default().trim_start_matches("error: "));
