@@ -130,7 +130,7 @@ fn weights(w: &QuantizedWeight, k: usize) -> Result<Vec<f64>> {
     let like = |value: f32| -> Result<Array> {
         let shape = w.scales.shape();
         let len: i32 = shape.iter().product();
-        Ok(Array::from_slice(&vec![value; len as usize], &shape)?)
+        Ok(Array::from_slice(&vec![value; len as usize], shape)?)
     };
     let integers = QuantizedWeight { scales: like(1.0)?, biases: Some(like(0.0)?), ..w.clone() };
     let (scales, biases) = (floats(&w.scales)?, floats(biases)?);
