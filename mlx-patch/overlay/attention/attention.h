@@ -4,25 +4,24 @@
 
 #include <tuple>
 
-#include "mlx/primitives.h"
+#include "zmlx/fallback.h"
 #include "zmlx/primitives.h"
 
 namespace zmlx {
 
-class Attention : public mlx::core::UnaryPrimitive {
+class Attention : public Transformable<Attention> {
  public:
   enum Input { kQ, kK, kV };
 
   Attention(mlx::core::Stream stream, float scale, bool causal, Precision precision)
-      : UnaryPrimitive(stream), scale_(scale), causal_(causal), precision_(precision) {}
+      : Transformable(stream), scale_(scale), causal_(causal), precision_(precision) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
   void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
   DEFINE_VMAP()
-  DEFINE_GRADS()
   DEFINE_NAME(Attention)
-  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  Fallback fallback(const std::vector<int>& argnums);
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
   auto state() const {

@@ -77,6 +77,10 @@ Fallback stock(float scale, bool causal, Stream s) {
 
 } // namespace
 
+Fallback Attention::fallback(const std::vector<int>&) {
+  return stock(scale_, causal_, stream());
+}
+
 std::pair<std::vector<array>, std::vector<int>> Attention::vmap(
     const std::vector<array>& inputs,
     const std::vector<int>& axes) {
@@ -103,25 +107,6 @@ std::pair<std::vector<array>, std::vector<int>> Attention::vmap(
   auto out = array(
       output_shapes(merged)[0], merged[0].dtype(), std::make_shared<Attention>(s, scale_, causal_, precision_), merged);
   return {{unflatten(out, 0, {mapped, -1}, s)}, {0}};
-}
-
-std::vector<array> Attention::jvp(
-    const std::vector<array>& primals,
-    const std::vector<array>& tangents,
-    const std::vector<int>& argnums) {
-  return fallback_jvp(stock(scale_, causal_, stream()), primals, tangents, argnums);
-}
-
-std::vector<array> Attention::vjp(
-    const std::vector<array>& primals,
-    const std::vector<array>& cotangents,
-    const std::vector<int>& argnums,
-    const std::vector<array>&) {
-  return fallback_vjp(stock(scale_, causal_, stream()), primals, cotangents, argnums);
-}
-
-bool Attention::is_equivalent(const Primitive& other) const {
-  return state() == static_cast<const Attention&>(other).state();
 }
 
 std::vector<Shape> Attention::output_shapes(const std::vector<array>& inputs) {

@@ -4,12 +4,12 @@
 
 #include <tuple>
 
-#include "mlx/primitives.h"
+#include "zmlx/fallback.h"
 #include "zmlx/quant_params.h"
 
 namespace zmlx {
 
-class GatherQMMCombine : public mlx::core::UnaryPrimitive {
+class GatherQMMCombine : public Transformable<GatherQMMCombine> {
  public:
   // Inputs by name. The biases come last because only affine mode has them.
   //   kX [.., k, 1, K]   kRhsIndices, kScores [.., k]   ->   [.., N]
@@ -21,15 +21,13 @@ class GatherQMMCombine : public mlx::core::UnaryPrimitive {
       int bits,
       QuantizationMode mode,
       Precision precision)
-      : UnaryPrimitive(stream), params_{group_size, bits, mode, true}, precision_(precision) {}
+      : Transformable(stream), params_{group_size, bits, mode, true}, precision_(precision) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
   void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
-  DEFINE_VMAP()
-  DEFINE_GRADS()
   DEFINE_NAME(GatherQMMCombine)
-  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  Fallback fallback(const std::vector<int>& argnums);
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
   auto state() const {

@@ -118,34 +118,12 @@ Fallback dequantized(const QuantParams& p, Stream s) {
 
 } // namespace
 
-std::pair<std::vector<array>, std::vector<int>> GatherQMMCombine::vmap(
-    const std::vector<array>& inputs,
-    const std::vector<int>& axes) {
-  return fallback_vmap(dequantized(params_, stream()), inputs, axes);
-}
-
-std::vector<array> GatherQMMCombine::jvp(
-    const std::vector<array>& primals,
-    const std::vector<array>& tangents,
-    const std::vector<int>& argnums) {
-  return fallback_jvp(dequantized(params_, stream()), primals, tangents, argnums);
-}
-
-std::vector<array> GatherQMMCombine::vjp(
-    const std::vector<array>& primals,
-    const std::vector<array>& cotangents,
-    const std::vector<int>& argnums,
-    const std::vector<array>&) {
-  bool stock_has_it = true;
+Fallback GatherQMMCombine::fallback(const std::vector<int>& argnums) {
+  bool stock_has_it = !argnums.empty();
   for (int i : argnums) {
     stock_has_it = stock_has_it && (i == kX || i == kScores);
   }
-  return fallback_vjp(
-      stock_has_it ? stock(params_, stream()) : dequantized(params_, stream()), primals, cotangents, argnums);
-}
-
-bool GatherQMMCombine::is_equivalent(const Primitive& other) const {
-  return state() == static_cast<const GatherQMMCombine&>(other).state();
+  return stock_has_it ? stock(params_, stream()) : dequantized(params_, stream());
 }
 
 std::vector<Shape> GatherQMMCombine::output_shapes(const std::vector<array>& inputs) {

@@ -4,12 +4,12 @@
 
 #include <tuple>
 
-#include "mlx/primitives.h"
+#include "zmlx/fallback.h"
 #include "zmlx/quant_params.h"
 
 namespace zmlx {
 
-class GatherQMMSwiGLU : public mlx::core::UnaryPrimitive {
+class GatherQMMSwiGLU : public Transformable<GatherQMMSwiGLU> {
  public:
   // Inputs by name. The biases come last because only affine mode has them.
   enum Input { kX, kLhsIndices, kRhsIndices, kGateW, kGateScales, kUpW, kUpScales, kGateBiases, kUpBiases };
@@ -22,7 +22,7 @@ class GatherQMMSwiGLU : public mlx::core::UnaryPrimitive {
       bool transpose,
       bool sorted_indices,
       Precision precision)
-      : UnaryPrimitive(stream),
+      : Transformable(stream),
         params_{group_size, bits, mode, transpose},
         sorted_indices_(sorted_indices),
         precision_(precision) {}
@@ -30,10 +30,8 @@ class GatherQMMSwiGLU : public mlx::core::UnaryPrimitive {
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
   void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
-  DEFINE_VMAP()
-  DEFINE_GRADS()
   DEFINE_NAME(GatherQMMSwiGLU)
-  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  Fallback fallback(const std::vector<int>& argnums);
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
   auto state() const {

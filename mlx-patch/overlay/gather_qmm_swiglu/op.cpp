@@ -111,31 +111,9 @@ Fallback dequantized(const QuantParams& p, Stream s) {
 
 } // namespace
 
-std::pair<std::vector<array>, std::vector<int>> GatherQMMSwiGLU::vmap(
-    const std::vector<array>& inputs,
-    const std::vector<int>& axes) {
-  return fallback_vmap(dequantized(params_, stream()), inputs, axes);
-}
-
-std::vector<array> GatherQMMSwiGLU::jvp(
-    const std::vector<array>& primals,
-    const std::vector<array>& tangents,
-    const std::vector<int>& argnums) {
-  return fallback_jvp(dequantized(params_, stream()), primals, tangents, argnums);
-}
-
-std::vector<array> GatherQMMSwiGLU::vjp(
-    const std::vector<array>& primals,
-    const std::vector<array>& cotangents,
-    const std::vector<int>& argnums,
-    const std::vector<array>&) {
+Fallback GatherQMMSwiGLU::fallback(const std::vector<int>& argnums) {
   bool only_x = argnums.size() == 1 && argnums[0] == kX;
-  auto f = only_x ? stock(params_, sorted_indices_, stream()) : dequantized(params_, stream());
-  return fallback_vjp(f, primals, cotangents, argnums);
-}
-
-bool GatherQMMSwiGLU::is_equivalent(const Primitive& other) const {
-  return state() == static_cast<const GatherQMMSwiGLU&>(other).state();
+  return only_x ? stock(params_, sorted_indices_, stream()) : dequantized(params_, stream());
 }
 
 std::vector<Shape> GatherQMMSwiGLU::output_shapes(const std::vector<array>& inputs) {

@@ -4,29 +4,32 @@
 
 #include <tuple>
 
-#include "mlx/primitives.h"
+#include "zmlx/fallback.h"
 #include "zmlx/primitives.h"
 
 namespace zmlx {
 
 enum class RouterScoring { Softmax, Sigmoid };
 
-class MoERouter : public mlx::core::Primitive {
+class MoERouter : public Transformable<MoERouter, mlx::core::Primitive> {
  public:
   // Input: logits [.., E]. Outputs: indices [.., top_k] u32, scores [.., top_k] in the type of the logits.
   enum Input { kLogits };
   enum Output { kIndices, kScores };
 
   MoERouter(mlx::core::Stream stream, int top_k, bool normalize, RouterScoring scoring)
-      : Primitive(stream), top_k_(top_k), normalize_(normalize), scoring_(scoring) {}
+      : Transformable(stream), top_k_(top_k), normalize_(normalize), scoring_(scoring) {}
 
   void eval_cpu(const std::vector<array>& inputs, std::vector<array>& outputs) override;
   void eval_gpu(const std::vector<array>& inputs, std::vector<array>& outputs) override;
 
-  DEFINE_VMAP()
-  DEFINE_GRADS()
+  std::vector<array> vjp(
+      const std::vector<array>& primals,
+      const std::vector<array>& cotangents,
+      const std::vector<int>& argnums,
+      const std::vector<array>& outputs) override;
   DEFINE_NAME(MoERouter)
-  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  Fallback fallback(const std::vector<int>& argnums);
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
   auto state() const {

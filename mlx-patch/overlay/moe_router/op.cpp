@@ -71,17 +71,8 @@ Fallback stock(int top_k, bool normalize, RouterScoring scoring, Stream s) {
 
 } // namespace
 
-std::pair<std::vector<array>, std::vector<int>> MoERouter::vmap(
-    const std::vector<array>& inputs,
-    const std::vector<int>& axes) {
-  return fallback_vmap(stock(top_k_, normalize_, scoring_, stream()), inputs, axes);
-}
-
-std::vector<array> MoERouter::jvp(
-    const std::vector<array>& primals,
-    const std::vector<array>& tangents,
-    const std::vector<int>& argnums) {
-  return fallback_jvp(stock(top_k_, normalize_, scoring_, stream()), primals, tangents, argnums);
+Fallback MoERouter::fallback(const std::vector<int>&) {
+  return stock(top_k_, normalize_, scoring_, stream());
 }
 
 std::vector<array> MoERouter::vjp(
@@ -90,15 +81,10 @@ std::vector<array> MoERouter::vjp(
     const std::vector<int>& argnums,
     const std::vector<array>&) {
   // Indices have no gradient: only the cotangent of the scores goes through.
-  auto f = stock(top_k_, normalize_, scoring_, stream());
-  auto scores_only = [f](const std::vector<array>& in) {
+  auto scores_only = [f = fallback(argnums)](const std::vector<array>& in) {
     return std::vector<array>{f(in)[MoERouter::kScores]};
   };
   return fallback_vjp(scores_only, primals, {cotangents[kScores]}, argnums);
-}
-
-bool MoERouter::is_equivalent(const Primitive& other) const {
-  return state() == static_cast<const MoERouter&>(other).state();
 }
 
 std::vector<Shape> MoERouter::output_shapes(const std::vector<array>& inputs) {

@@ -101,6 +101,10 @@ Fallback stock(const QKNormRope::State& state, Stream s) {
 
 } // namespace
 
+Fallback QKNormRope::fallback(const std::vector<int>&) {
+  return stock(state_, stream());
+}
+
 std::pair<std::vector<array>, std::vector<int>> QKNormRope::vmap(
     const std::vector<array>& inputs,
     const std::vector<int>& axes) {
@@ -120,25 +124,6 @@ std::pair<std::vector<array>, std::vector<int>> QKNormRope::vmap(
   }
   auto y = stock(state_, s)(chosen)[0];
   return {{unflatten(y, 0, {batch, -1}, s)}, {0}};
-}
-
-std::vector<array> QKNormRope::jvp(
-    const std::vector<array>& primals,
-    const std::vector<array>& tangents,
-    const std::vector<int>& argnums) {
-  return fallback_jvp(stock(state_, stream()), primals, tangents, argnums);
-}
-
-std::vector<array> QKNormRope::vjp(
-    const std::vector<array>& primals,
-    const std::vector<array>& cotangents,
-    const std::vector<int>& argnums,
-    const std::vector<array>&) {
-  return fallback_vjp(stock(state_, stream()), primals, cotangents, argnums);
-}
-
-bool QKNormRope::is_equivalent(const Primitive& other) const {
-  return state_ == static_cast<const QKNormRope&>(other).state_;
 }
 
 std::vector<Shape> QKNormRope::output_shapes(const std::vector<array>& inputs) {

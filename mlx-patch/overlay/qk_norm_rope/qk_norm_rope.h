@@ -4,12 +4,12 @@
 
 #include <tuple>
 
-#include "mlx/primitives.h"
+#include "zmlx/fallback.h"
 #include "zmlx/primitives.h"
 
 namespace zmlx {
 
-class QKNormRope : public mlx::core::UnaryPrimitive {
+class QKNormRope : public Transformable<QKNormRope> {
  public:
   // The weight and the frequencies, if any, follow in this order.
   enum Input { kX, kOffset, kOptional };
@@ -27,15 +27,14 @@ class QKNormRope : public mlx::core::UnaryPrimitive {
     bool operator==(const State&) const = default;
   };
 
-  QKNormRope(mlx::core::Stream stream, const State& state) : UnaryPrimitive(stream), state_(state) {}
+  QKNormRope(mlx::core::Stream stream, const State& state) : Transformable(stream), state_(state) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
   void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
   DEFINE_VMAP()
-  DEFINE_GRADS()
   DEFINE_NAME(QKNormRope)
-  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  Fallback fallback(const std::vector<int>& argnums);
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
   auto state() const {

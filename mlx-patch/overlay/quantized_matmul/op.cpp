@@ -111,31 +111,9 @@ Fallback dequantized(const QuantParams& p, Stream s) {
 
 } // namespace
 
-std::pair<std::vector<array>, std::vector<int>> QuantizedMatmulRows::vmap(
-    const std::vector<array>& inputs,
-    const std::vector<int>& axes) {
-  return fallback_vmap(dequantized(params_, stream()), inputs, axes);
-}
-
-std::vector<array> QuantizedMatmulRows::jvp(
-    const std::vector<array>& primals,
-    const std::vector<array>& tangents,
-    const std::vector<int>& argnums) {
-  return fallback_jvp(dequantized(params_, stream()), primals, tangents, argnums);
-}
-
-std::vector<array> QuantizedMatmulRows::vjp(
-    const std::vector<array>& primals,
-    const std::vector<array>& cotangents,
-    const std::vector<int>& argnums,
-    const std::vector<array>&) {
+Fallback QuantizedMatmulRows::fallback(const std::vector<int>& argnums) {
   bool only_x = argnums.size() == 1 && argnums[0] == kX;
-  return fallback_vjp(
-      only_x ? stock(params_, stream()) : dequantized(params_, stream()), primals, cotangents, argnums);
-}
-
-bool QuantizedMatmulRows::is_equivalent(const Primitive& other) const {
-  return state() == static_cast<const QuantizedMatmulRows&>(other).state();
+  return only_x ? stock(params_, stream()) : dequantized(params_, stream());
 }
 
 std::vector<Shape> QuantizedMatmulRows::output_shapes(const std::vector<array>& inputs) {

@@ -5,12 +5,12 @@
 
 #include <tuple>
 
-#include "mlx/primitives.h"
+#include "zmlx/fallback.h"
 #include "zmlx/quant_params.h"
 
 namespace zmlx {
 
-class QuantizedMatmulRows : public mlx::core::UnaryPrimitive {
+class QuantizedMatmulRows : public Transformable<QuantizedMatmulRows> {
  public:
   // Inputs by name. The biases come last because only affine mode has them.
   enum Input { kX, kW, kScales, kBiases };
@@ -22,15 +22,13 @@ class QuantizedMatmulRows : public mlx::core::UnaryPrimitive {
       QuantizationMode mode,
       bool transpose,
       Precision precision)
-      : UnaryPrimitive(stream), params_{group_size, bits, mode, transpose}, precision_(precision) {}
+      : Transformable(stream), params_{group_size, bits, mode, transpose}, precision_(precision) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
   void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
-  DEFINE_VMAP()
-  DEFINE_GRADS()
   DEFINE_NAME(QuantizedMatmulRows)
-  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  Fallback fallback(const std::vector<int>& argnums);
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
   auto state() const {

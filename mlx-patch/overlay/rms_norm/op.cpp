@@ -48,32 +48,17 @@ Fallback stock(float eps, Stream s) {
 
 } // namespace
 
+Fallback FusedRMSNorm::fallback(const std::vector<int>&) {
+  return stock(eps_, stream());
+}
+
 std::pair<std::vector<array>, std::vector<int>> FusedRMSNorm::vmap(
     const std::vector<array>& inputs,
     const std::vector<int>& axes) {
   if (axes[kWeight] >= 0) {
     throw std::invalid_argument("[rms_norm] vmap over the weight is not supported.");
   }
-  return fallback_vmap(stock(eps_, stream()), inputs, axes);
-}
-
-std::vector<array> FusedRMSNorm::jvp(
-    const std::vector<array>& primals,
-    const std::vector<array>& tangents,
-    const std::vector<int>& argnums) {
-  return fallback_jvp(stock(eps_, stream()), primals, tangents, argnums);
-}
-
-std::vector<array> FusedRMSNorm::vjp(
-    const std::vector<array>& primals,
-    const std::vector<array>& cotangents,
-    const std::vector<int>& argnums,
-    const std::vector<array>&) {
-  return fallback_vjp(stock(eps_, stream()), primals, cotangents, argnums);
-}
-
-bool FusedRMSNorm::is_equivalent(const Primitive& other) const {
-  return state() == static_cast<const FusedRMSNorm&>(other).state();
+  return Transformable::vmap(inputs, axes);
 }
 
 std::vector<Shape> FusedRMSNorm::output_shapes(const std::vector<array>& inputs) {

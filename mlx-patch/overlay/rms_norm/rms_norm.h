@@ -4,24 +4,23 @@
 
 #include <tuple>
 
-#include "mlx/primitives.h"
+#include "zmlx/fallback.h"
 #include "zmlx/primitives.h"
 
 namespace zmlx {
 
-class FusedRMSNorm : public mlx::core::UnaryPrimitive {
+class FusedRMSNorm : public Transformable<FusedRMSNorm> {
  public:
   enum Input { kX, kWeight };
 
-  FusedRMSNorm(mlx::core::Stream stream, float eps) : UnaryPrimitive(stream), eps_(eps) {}
+  FusedRMSNorm(mlx::core::Stream stream, float eps) : Transformable(stream), eps_(eps) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
   void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
   DEFINE_VMAP()
-  DEFINE_GRADS()
   DEFINE_NAME(FusedRMSNorm)
-  bool is_equivalent(const mlx::core::Primitive& other) const override;
+  Fallback fallback(const std::vector<int>& argnums);
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
   auto state() const {
