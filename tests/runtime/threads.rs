@@ -1,6 +1,8 @@
-//! The thread pool and the instruction sets: neither changes a bit.
+//! The thread pool and the instruction sets: neither changes a bit of exact products.
 
-use mlx::primitives::{Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu, moe_router};
+use mlx::primitives::{
+    Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu, moe_router, quantized_matmul,
+};
 use mlx::quantization::{Quantization, QuantizedWeight};
 use mlx::{Array, Device, Dtype, Stream, ops, with_default_stream};
 
@@ -87,6 +89,50 @@ alone! {
         }
         println!("instruction sets: {}", tried.join(", "));
         assert!(tried.iter().any(|t| t == "scalar"));
+    }
+}
+
+alone! {
+    fn instruction_set_changes_fast_products_by_no_more_than_their_rounding() {
+        let best = mlx::cpu_isa();
+        let mut rng = Rng::new(83);
+        for dtype in DTYPES {
+            let unit = match dtype {
+                Dtype::Bf16 => 2f32.powi(-8),
+                Dtype::F16 => 2f32.powi(-11),
+                _ => 2f32.powi(-18), // sums of some hundred terms in another order
+            };
+            for q in quantizations() {
+                // Kernels take one row, up to 8, and blocks of more; N and K leave remainders.
+                for rows in [1, 2, 3, 9, 33] {
+                    let (n, k) = (142, 7 * q.group_size);
+                    let x = rng.array(&[1, rows, k], dtype, 1.0);
+                    let w = rng.experts([1, n, k], q, dtype, true);
+                    let run = |isa: &str| {
+                        assert!(mlx::set_cpu_isa(isa));
+                        let y = quantized_matmul(&x, &w, true, Precision::Fast).unwrap();
+                        y.astype(Dtype::F32).unwrap().to_vec::<f32>().unwrap()
+                    };
+                    let expected = run("scalar");
+                    let squares: f32 = expected.iter().map(|v| v * v).sum();
+                    let rms = (squares / expected.len() as f32).sqrt();
+                    assert!(rms > 0.0);
+                    for isa in ["avx512bf16", "avx512", "avx2", "neon"] {
+                        if !mlx::set_cpu_isa(isa) {
+                            continue;
+                        }
+                        for (i, (got, want)) in run(isa).iter().zip(&expected).enumerate() {
+                            let bound = unit * (2.0 * want.abs() + rms);
+                            assert!(
+                                (got - want).abs() <= bound,
+                                "{isa} {dtype} {q}, {rows} rows, output {i}: {got}, not {want}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        assert!(mlx::set_cpu_isa(&best));
     }
 }
 
