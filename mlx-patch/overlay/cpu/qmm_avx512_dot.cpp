@@ -1,14 +1,14 @@
 // Fast products of bf16 by the processor's bf16 dot product (AVX512_BF16).
 //
-// Idea:   integers of 2 to 6 bits and fp4 are exact in bf16, so vdpbf16ps multiplies them without loss and adds in f32,
-//         two weights a lane at once. Where words of 16 bits hold whole weights, field j of every word is one shift and
-//         one word permutation away from 32 weights. 64 weights of 3, 5 or 6 bits are spread to a byte each, whose two
+// Idea:   integers of up to 8 bits, fp4 and e4m3 are exact in bf16, so vdpbf16ps multiplies them without loss and adds in
+//         f32, two weights a lane at once. Where words of 16 bits hold several weights, field j of every word is one
+//         shift and one word permutation away from 32 weights. Otherwise 64 weights are spread to a byte each, whose two
 //         bytes of bf16 are one byte permutation each.
 // Layout: x as [field][32 words], in the order in which weights come out.
-// Bound:  one row: memory; in cache 3 operations per 32 weights (4 for 3, 5 and 6 bits), where widening takes 6. More
-//         rows: 4 / 3 instructions a cycle on Zen 5, each 32 multiply-adds, where a fused multiply-add does 2 of 16.
-// Limits: bf16, up to 6 bits. Widening to f32 is as fast for 8 bits, and faster for f16 and f32, which would be split
-//         into two or three bf16 numbers. Values of x below 2^-126 count as zero: the instruction flushes denormals.
+// Bound:  one row: memory; in cache 3 operations per 32 weights (4 in bytes), where widening takes 6. More rows: 4 / 3
+//         instructions a cycle on Zen 5, each 32 multiply-adds, where a fused multiply-add does 2 of 16.
+// Limits: bf16: f16 and f32, which would be split into two or three bf16 numbers, are faster widened. Values of x below
+//         2^-126 count as zero: the instruction flushes denormals.
 
 #include "cpu/fast_avx512.h"
 #include "cpu/qmm_avx512.h"
@@ -62,8 +62,8 @@ ZMLX_INLINE __m512 dot(const __m512i (&weights)[fields], const uint8_t* x) {
 // The bf16 that a code of some bits stands for.
 template <Mode mode>
 uint16_t decode(int code) {
-  constexpr float fp4[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
-  return bf16_bits(mode == Mode::Affine ? static_cast<float>(code) : fp4[code]);
+  const FloatTables& t = float_tables();
+  return bf16_bits(mode == Mode::Affine ? static_cast<float>(code) : mode == Mode::Mxfp8 ? t.fp8[code] : t.fp4[code]);
 }
 
 template <Mode M, int B>
@@ -110,7 +110,7 @@ struct Dot {
   }
 };
 
-// Integers of 3, 5 or 6 bits: a block is 64 of them, 8 in each `bits` bytes.
+// A block of 64 weights that come as bytes, or as integers of 3, 5 or 6 bits, 8 in each `bits` bytes.
 template <Mode M, int B>
 struct DotBytes {
   static constexpr DType dtype = DType::BF16;
@@ -121,21 +121,26 @@ struct DotBytes {
 
   __m512i spread; // 8 weights to each qword
   __m512i shifts; // and each to a byte
-  __m512i low, high; // of bf16, by the low 6 bits of a byte, of which the weight is the lowest
+  __m512i low[2], high[2]; // of bf16, by the low 6 (of 8 bits: 7) bits of a byte, of which the weight is the lowest
 
   ZMLX_INLINE DotBytes() {
-    alignas(64) uint8_t t[4][64];
-    for (int i = 0; i < 64; i++) {
-      const uint16_t v = decode<mode>(i & ((1 << bits) - 1));
-      t[0][i] = i / 8 * bits + (i % 8 < bits ? i % 8 : 0);
-      t[1][i] = i % 8 * bits;
-      t[2][i] = v & 255;
-      t[3][i] = v >> 8;
+    constexpr int codes = bits == 8 ? 128 : 1 << bits;
+    alignas(64) uint8_t t[6][64];
+    for (int i = 0; i < 128; i++) {
+      const uint16_t v = decode<mode>(i % codes);
+      t[i / 64][i % 64] = v & 255;
+      t[2 + i / 64][i % 64] = v >> 8;
     }
-    spread = _mm512_load_si512(t[0]);
-    shifts = _mm512_load_si512(t[1]);
-    low = _mm512_load_si512(t[2]);
-    high = _mm512_load_si512(t[3]);
+    for (int i = 0; i < 64; i++) {
+      t[4][i] = i / 8 * bits + (i % 8 < bits ? i % 8 : 0);
+      t[5][i] = i % 8 * bits;
+    }
+    for (int i = 0; i < 2; i++) {
+      low[i] = _mm512_load_si512(t[i]);
+      high[i] = _mm512_load_si512(t[2 + i]);
+    }
+    spread = _mm512_load_si512(t[4]);
+    shifts = _mm512_load_si512(t[5]);
   }
 
   // Of every 16 values the first 8, then the last 8: as interleaving bytes leaves the weights.
@@ -150,8 +155,23 @@ struct DotBytes {
   };
 
   ZMLX_INLINE Weights unpack(__m512i v) const {
-    v = _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(spread, v));
-    __m512i l = _mm512_permutexvar_epi8(v, low), h = _mm512_permutexvar_epi8(v, high);
+    __m512i l, h;
+    if constexpr (bits < 8) {
+      v = _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(spread, v));
+      l = _mm512_permutexvar_epi8(v, low[0]);
+      h = _mm512_permutexvar_epi8(v, high[0]);
+    } else {
+      const __m512i top = _mm512_set1_epi8(static_cast<char>(0x80));
+      l = _mm512_permutex2var_epi8(low[0], v, low[1]);
+      h = _mm512_permutex2var_epi8(high[0], v, high[1]);
+      if constexpr (mode == Mode::Affine) { // from 128 on the bits of bf16 are 0x4300 + the low 7
+        const __mmask64 large = _mm512_movepi8_mask(v);
+        l = _mm512_mask_sub_epi8(l, large, v, top);
+        h = _mm512_mask_mov_epi8(h, large, _mm512_set1_epi8(0x43));
+      } else { // the sign
+        h = _mm512_ternarylogic_epi32(h, v, top, 0xf8);
+      }
+    }
     return {{_mm512_unpacklo_epi8(l, h), _mm512_unpackhi_epi8(l, h)}};
   }
 
@@ -171,13 +191,14 @@ BlockKernel rows_of(const QuantView& q) {
           : q.bits == 4  ? fast_rows<Dot<Mode::Affine, 4>>
           : q.bits == 5  ? fast_rows<DotBytes<Mode::Affine, 5>>
           : q.bits == 6  ? fast_rows<DotBytes<Mode::Affine, 6>>
+          : q.bits == 8  ? fast_rows<DotBytes<Mode::Affine, 8>>
                          : nullptr;
     case Mode::Mxfp4:
       return fast_rows<Dot<Mode::Mxfp4, 4>>;
     case Mode::Nvfp4:
       return fast_rows<Dot<Mode::Nvfp4, 4>>;
     case Mode::Mxfp8:
-      return nullptr;
+      return fast_rows<DotBytes<Mode::Mxfp8, 8>>;
   }
   return nullptr;
 }
