@@ -4,7 +4,7 @@
 //          while both blocks are in L1: neither projection is ever written to memory.
 // Layout:  gate, up [E, N, K * bits / 32] packed; the block kernels of cpu/qmm.h do the arithmetic.
 // Tasks:   (rows that share an expert, column block of 128), handed out dynamically; an expert's packed block is read
-//          once for up to 64 rows.
+//          once for up to 32 rows.
 // Bound:   decode: 2 * N * K * (bits / 8 + 2 * sizeof(T) / group_size) bytes an expert; prefill: M * 4 * N * K FLOPs.
 // Limits:  none beyond MLX's own.
 
