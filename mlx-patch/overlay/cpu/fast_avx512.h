@@ -4,8 +4,8 @@
 // Idea:    a lane is a slice of K. A policy P unpacks a block of a weight row (64 bytes, or 64 weights of 3, 5 or 6 bits)
 //          once and multiplies it by each row's share of x into 16 partial sums, neighbouring weights to a lane. The
 //          group's scale multiplies these, its bias the sum of the group's x.
-// Layout:  P stores x once per call in the order in which it unpacks the weights. P::tile rows of x are met together, their
-//          sums in registers.
+// Layout:  P stores x once per call in the order in which it unpacks the weights. P::tile rows of x are met together,
+//          their sums in registers.
 // Memory:  weight rows are read one after the other, so that the addresses only ever rise, and prefetched at a fixed
 //          distance: with pages of 4 KiB the processor's own prefetcher stops at every page. Four rows side by side
 //          reached two thirds of the bandwidth.
@@ -39,6 +39,25 @@ ZMLX_INLINE void repeat(F f) {
   [&]<int... i>(std::integer_sequence<int, i...>) ZMLX_LAMBDA {
     (f(std::integral_constant<int, i>{}), ...);
   }(std::make_integer_sequence<int, n>{});
+}
+
+// n vectors whose items, one after the other, go round n fields, to one vector for each field. pick(a, b, odd) has every
+// second item of a and b.
+template <int n, typename V, typename F>
+ZMLX_INLINE void deinterleave(V* v, F pick) {
+  if constexpr (n > 1) {
+    V even[n / 2], odd[n / 2];
+    repeat<n / 2>([&](auto i) ZMLX_LAMBDA {
+      even[i] = pick(v[2 * i], v[2 * i + 1], 0);
+      odd[i] = pick(v[2 * i], v[2 * i + 1], 1);
+    });
+    deinterleave<n / 2>(even, pick);
+    deinterleave<n / 2>(odd, pick);
+    repeat<n / 2>([&](auto i) ZMLX_LAMBDA {
+      v[2 * i] = even[i];
+      v[2 * i + 1] = odd[i];
+    });
+  }
 }
 
 ZMLX_INLINE __m512 round_bf16(__m512 v) {

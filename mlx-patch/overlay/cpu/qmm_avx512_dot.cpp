@@ -21,28 +21,11 @@ ZMLX_INLINE uint16_t bf16_bits(float exact) {
   return static_cast<uint16_t>(__builtin_bit_cast(uint32_t, exact) >> 16);
 }
 
-// 32 * n words, word F * i + j of the row, to n vectors: vector j holds words j, F + j, 2 F + j, ...
-template <int n>
-ZMLX_INLINE void deinterleave(__m512i* v) {
-  if constexpr (n > 1) {
-    alignas(64) static constexpr uint16_t kEven[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
-                                                       32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
-    const __m512i even = _mm512_load_si512(kEven);
-    const __m512i odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
-    __m512i e[n / 2], o[n / 2];
-#pragma GCC unroll 4
-    for (int i = 0; i < n / 2; i++) {
-      e[i] = _mm512_permutex2var_epi16(v[2 * i], even, v[2 * i + 1]);
-      o[i] = _mm512_permutex2var_epi16(v[2 * i], odd, v[2 * i + 1]);
-    }
-    deinterleave<n / 2>(e);
-    deinterleave<n / 2>(o);
-#pragma GCC unroll 4
-    for (int i = 0; i < n / 2; i++) {
-      v[2 * i] = e[i];
-      v[2 * i + 1] = o[i];
-    }
-  }
+// Every second word of a and b.
+ZMLX_INLINE __m512i pick_words(__m512i a, __m512i b, int odd) {
+  alignas(64) static constexpr uint16_t kEven[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                                                     32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
+  return _mm512_permutex2var_epi16(a, _mm512_add_epi16(_mm512_load_si512(kEven), _mm512_set1_epi16(odd)), b);
 }
 
 // 32 words, of which `left` exist.
@@ -66,6 +49,17 @@ uint16_t decode(int code) {
   return bf16_bits(mode == Mode::Affine ? static_cast<float>(code) : mode == Mode::Mxfp8 ? t.fp8[code] : t.fp4[code]);
 }
 
+// A lookup table, made once.
+template <typename T>
+struct Table {
+  alignas(64) T data;
+
+  template <typename F>
+  explicit Table(F fill) {
+    fill(data);
+  }
+};
+
 template <Mode M, int B>
 struct Dot {
   static constexpr DType dtype = DType::BF16;
@@ -78,18 +72,19 @@ struct Dot {
   __m512i table; // weights by the low 5 bits of a word, of which the field is the lowest
 
   ZMLX_INLINE Dot() {
-    alignas(64) uint16_t t[32];
-    for (int i = 0; i < 32; i++) {
-      t[i] = decode<mode>(i & ((1 << bits) - 1));
-    }
-    table = _mm512_load_si512(t);
+    static const Table<uint16_t[32]> t([](auto& t) {
+      for (int i = 0; i < 32; i++) {
+        t[i] = decode<mode>(i & ((1 << bits) - 1));
+      }
+    });
+    table = _mm512_load_si512(t.data);
   }
 
   // A block's share of x; `left` values of it exist.
   static ZMLX_INLINE void store_x(const uint8_t* in, int64_t left, uint8_t* out) {
     __m512i v[fields];
     repeat<fields>([&](auto j) ZMLX_LAMBDA { v[j] = load_words(in + j * 64, left - j * 32); });
-    deinterleave<fields>(v);
+    deinterleave<fields>(v, pick_words);
     repeat<fields>([&](auto j) ZMLX_LAMBDA { _mm512_store_si512(out + j * 64, v[j]); });
   }
 
@@ -124,23 +119,24 @@ struct DotBytes {
   __m512i low[2], high[2]; // of bf16, by the low 6 (of 8 bits: 7) bits of a byte, of which the weight is the lowest
 
   ZMLX_INLINE DotBytes() {
-    constexpr int codes = bits == 8 ? 128 : 1 << bits;
-    alignas(64) uint8_t t[6][64];
-    for (int i = 0; i < 128; i++) {
-      const uint16_t v = decode<mode>(i % codes);
-      t[i / 64][i % 64] = v & 255;
-      t[2 + i / 64][i % 64] = v >> 8;
-    }
-    for (int i = 0; i < 64; i++) {
-      t[4][i] = i / 8 * bits + (i % 8 < bits ? i % 8 : 0);
-      t[5][i] = i % 8 * bits;
-    }
+    static const Table<uint8_t[6][64]> t([](auto& t) {
+      constexpr int codes = bits == 8 ? 128 : 1 << bits;
+      for (int i = 0; i < 128; i++) {
+        const uint16_t v = decode<mode>(i % codes);
+        t[i / 64][i % 64] = v & 255;
+        t[2 + i / 64][i % 64] = v >> 8;
+      }
+      for (int i = 0; i < 64; i++) {
+        t[4][i] = i / 8 * bits + (i % 8 < bits ? i % 8 : 0);
+        t[5][i] = i % 8 * bits;
+      }
+    });
     for (int i = 0; i < 2; i++) {
-      low[i] = _mm512_load_si512(t[i]);
-      high[i] = _mm512_load_si512(t[2 + i]);
+      low[i] = _mm512_load_si512(t.data[i]);
+      high[i] = _mm512_load_si512(t.data[2 + i]);
     }
-    spread = _mm512_load_si512(t[4]);
-    shifts = _mm512_load_si512(t[5]);
+    spread = _mm512_load_si512(t.data[4]);
+    shifts = _mm512_load_si512(t.data[5]);
   }
 
   // Of every 16 values the first 8, then the last 8: as interleaving bytes leaves the weights.

@@ -40,26 +40,10 @@ struct Fused : Steps<RoundF32> {
   }
 };
 
-// x[16 * i + j] for j = 0 .. fields - 1 to fields vectors: vector j holds x[fields * d + j] for d = 0 .. 15.
-template <int fields>
-ZMLX_INLINE void deinterleave(__m512* v) {
-  if constexpr (fields > 1) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-    __m512 e[fields / 2], o[fields / 2];
-#pragma GCC unroll 8
-    for (int i = 0; i < fields / 2; i++) {
-      e[i] = _mm512_permutex2var_ps(v[2 * i], even, v[2 * i + 1]);
-      o[i] = _mm512_permutex2var_ps(v[2 * i], odd, v[2 * i + 1]);
-    }
-    deinterleave<fields / 2>(e);
-    deinterleave<fields / 2>(o);
-#pragma GCC unroll 8
-    for (int i = 0; i < fields / 2; i++) {
-      v[2 * i] = e[i];
-      v[2 * i + 1] = o[i];
-    }
-  }
+// Every second value of a and b.
+ZMLX_INLINE __m512 pick_values(__m512 a, __m512 b, int odd) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(odd)), b);
 }
 
 // Weights as f32: field j of every dword.
@@ -77,15 +61,11 @@ struct Widen {
   // 64 bytes' share of x, as [field][dword]; `left` values of it exist.
   static ZMLX_INLINE void store_x(const uint8_t* in, int64_t left, uint8_t* out) {
     __m512 v[fields];
-#pragma GCC unroll 16
-    for (int j = 0; j < fields; j++) {
+    repeat<fields>([&](auto j) ZMLX_LAMBDA {
       v[j] = load_values<D>(in + j * 16 * size_of(D), first_lanes(left - j * 16));
-    }
-    deinterleave<fields>(v);
-#pragma GCC unroll 16
-    for (int j = 0; j < fields; j++) {
-      _mm512_store_ps(out + j * 64, v[j]);
-    }
+    });
+    deinterleave<fields>(v, pick_values);
+    repeat<fields>([&](auto j) ZMLX_LAMBDA { _mm512_store_ps(out + j * 64, v[j]); });
   }
 
   struct Weights {
