@@ -21,7 +21,6 @@ namespace zmlx::cpu {
 namespace {
 
 constexpr int kBlock = 128; // outputs side by side
-constexpr int kPairs = kBlock / 32;
 constexpr int kGroups = 16; // scales are transposed for this many groups at once
 
 #define ZMLX_INLINE __attribute__((always_inline)) inline
