@@ -7,8 +7,7 @@ fn main() -> lm::Result<()> {
     let folder = std::path::Path::new("models/demo");
     let mut loaded = lm::load(folder)?;
     let tokenizer = Tokenizer::load(folder)?;
-    let model_type = loaded.config.model_type.clone();
-    let report = lm::patch(loaded.model.as_mut(), &model_type, &PatchOptions::default())?;
+    let report = lm::patch(&mut loaded, &PatchOptions::default())?;
     let prompt = tokenizer.encode_prompt("The shell reads commands from")?;
     let options = GenerateOptions { max_tokens: 64, ..GenerateOptions::default() };
     let keep_going = &mut |_| ControlFlow::Continue(());

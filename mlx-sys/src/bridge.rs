@@ -144,6 +144,7 @@ pub mod ffi {
         fn minimum(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn logaddexp(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn matmul(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn addmm(c: &Array, a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn equal(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn not_equal(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn less(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
@@ -268,6 +269,7 @@ pub mod ffi {
             scale: f32,
             mask_mode: &str,
             mask: &UniquePtr<Array>,
+            sinks: &UniquePtr<Array>,
         ) -> Result<UniquePtr<Array>>;
 
         // quantization and gathered products, stock

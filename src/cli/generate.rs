@@ -180,8 +180,7 @@ impl Generate {
     ) -> anyhow::Result<lm::PatchReport> {
         let options =
             PatchOptions { patterns: self.patch.clone(), precision, ..PatchOptions::default() };
-        let model_type = loaded.config.model_type.clone();
-        Ok(lm::patch(loaded.model.as_mut(), &model_type, &options)?)
+        Ok(lm::patch(loaded, &options)?)
     }
 }
 

@@ -181,7 +181,8 @@ on_each_device! {
                 for (causal, mask) in [(false, Mask::None), (true, Mask::Causal)] {
                     let what = format!("{dtype} {shape:?} causal {causal}");
                     let expected =
-                        fast::scaled_dot_product_attention(&q, &k, &v, scale, mask).unwrap();
+                        fast::scaled_dot_product_attention(&q, &k, &v, scale, mask, None)
+                            .unwrap();
                     assert_lively(&expected, &what);
                     let exact = primitives::attention(&q, &k, &v, scale, causal, Precision::Exact);
                     assert_same_bits(&exact.unwrap(), &expected, &what);
@@ -205,7 +206,7 @@ on_each_device! {
                     if mlx::default_device() == mlx::Device::Gpu && got.is_err() { continue; }
                     let wide = |a: &Array| a.astype(Dtype::F32).unwrap();
                     let expected = fast::scaled_dot_product_attention(
-                        &wide(&q), &wide(&k), &wide(&v), scale, mask,
+                        &wide(&q), &wide(&k), &wide(&v), scale, mask, None,
                     );
                     let what = format!("{dtype} {shape:?} causal {causal}");
                     assert_close(&got.unwrap(), &expected.unwrap(), part, what);

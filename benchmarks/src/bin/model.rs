@@ -129,9 +129,9 @@ fn set(loaded: &mut LoadedModel, precision: Option<Precision>) -> Result<()> {
         patterns: if precision.is_some() { Patterns::Auto } else { Patterns::Off },
         precision: precision.unwrap_or_default(),
         fused: if precision.is_some() { Fused::Require } else { Fused::Auto },
+        ..PatchOptions::default()
     };
-    let model_type = loaded.config.model_type.clone();
-    patch(loaded.model.as_mut(), &model_type, &options)?;
+    patch(loaded, &options)?;
     Ok(())
 }
 

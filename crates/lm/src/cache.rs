@@ -1,6 +1,7 @@
 //! Keys and values of the tokens seen so far.
 
-use mlx::{Array, ops};
+use mlx::fast::Mask;
+use mlx::{Array, Dtype, ops};
 
 use crate::error::Result;
 
@@ -14,6 +15,43 @@ pub enum Position {
     Static(i32),
     /// A scalar i32 read when the graph runs, so that one graph serves every position.
     Dynamic(Array),
+}
+
+/// Which keys the queries of a step see.
+#[derive(Debug, Clone)]
+pub enum AttentionMask {
+    /// All of them.
+    None,
+    /// Those up to their own.
+    Causal,
+    /// Those where it is true, `[L, T]`.
+    Array(Array),
+}
+
+impl AttentionMask {
+    /// As MLX takes it.
+    pub fn as_mask(&self) -> Mask<'_> {
+        match self {
+            Self::None => Mask::None,
+            Self::Causal => Mask::Causal,
+            Self::Array(array) => Mask::Array(array),
+        }
+    }
+
+    /// Whether it is data that a kernel has to read.
+    pub fn is_array(&self) -> bool {
+        matches!(self, Self::Array(_))
+    }
+}
+
+/// Query `i` of `l` after `offset` tokens sees key `j` when `j <= offset + i < j + window`: `[l, offset + l]` bool.
+fn windowed(l: i32, offset: i32, window: i32) -> Result<Array> {
+    let keys = ops::arange(0.0, f64::from(offset + l), 1.0, Dtype::I32)?;
+    let queries = ops::arange(f64::from(offset), f64::from(offset + l), 1.0, Dtype::I32)?;
+    let queries = ops::expand_dims(&queries, &[1])?;
+    let before = ops::greater_equal(&queries, &keys)?;
+    let near = ops::less(&queries, &ops::add(&keys, &Array::scalar(window)?)?)?;
+    Ok(ops::logical_and(&before, &near)?)
 }
 
 /// One layer's keys and values, `[B, H, T, D]`, in buffers that grow by [`GROW_STEP`] tokens.
@@ -104,22 +142,19 @@ fn write(buffer: &Array, rows: &Array, start: i32, end: i32) -> Result<Array> {
     Ok(ops::slice_update(buffer, rows, &[0, 0, start, 0], &stop)?)
 }
 
-/// The caches of all layers.
+/// What one layer remembers of a sequence.
 #[derive(Debug, Clone)]
-pub struct Cache {
-    /// One per layer.
-    pub layers: Vec<KvCache>,
+pub enum LayerCache {
+    /// Keys and values of every token.
+    Kv(KvCache),
 }
 
-impl Cache {
-    /// Empty caches for `num_layers`.
-    pub fn new(num_layers: usize) -> Self {
-        Self { layers: vec![KvCache::default(); num_layers] }
-    }
-
+impl LayerCache {
     /// Tokens held.
     pub fn len(&self) -> i32 {
-        self.layers.first().map_or(0, KvCache::len)
+        match self {
+            Self::Kv(kv) => kv.len(),
+        }
     }
 
     /// Whether no token is held.
@@ -129,6 +164,70 @@ impl Cache {
 
     /// Every buffer, for evaluation.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
-        self.layers.iter().flat_map(KvCache::arrays)
+        match self {
+            Self::Kv(kv) => kv.arrays(),
+        }
+    }
+
+    /// Where the next token goes.
+    pub fn position(&self) -> Position {
+        match self {
+            Self::Kv(kv) => kv.position(),
+        }
+    }
+
+    /// Which keys the next `l` tokens see, those of tokens held before them.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    /// # Source
+    /// mlx-lm `base.py` (`create_attention_mask`).
+    pub fn mask(&self, l: i32, window: Option<i32>) -> Result<AttentionMask> {
+        match window {
+            Some(window) if self.len() + l > window => {
+                Ok(AttentionMask::Array(windowed(l, self.len(), window)?))
+            }
+            _ if l > 1 => Ok(AttentionMask::Causal),
+            _ => Ok(AttentionMask::None),
+        }
+    }
+
+    /// Appends keys and values; see [`KvCache::update`].
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn update(&mut self, keys: &Array, values: &Array) -> Result<(Array, Array)> {
+        match self {
+            Self::Kv(kv) => kv.update(keys, values),
+        }
+    }
+}
+
+/// What a model remembers of one sequence, or of several that are equally long.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    /// One per layer.
+    pub layers: Vec<LayerCache>,
+}
+
+impl Cache {
+    /// Empty growing caches for `num_layers`.
+    pub fn new(num_layers: usize) -> Self {
+        Self { layers: vec![LayerCache::Kv(KvCache::default()); num_layers] }
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> i32 {
+        self.layers.first().map_or(0, LayerCache::len)
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every buffer, for evaluation.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.layers.iter().flat_map(LayerCache::arrays)
     }
 }

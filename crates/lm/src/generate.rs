@@ -3,13 +3,14 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use mlx::{Array, memory, ops, primitives};
+use mlx::{Array, memory};
 
 use crate::cache::Cache;
 use crate::error::{Error, Result};
-use crate::layers::Path;
+use crate::layers::logprobs;
 use crate::models::Model;
 use crate::sampler::{Sampler, Sampling};
+use crate::step::Step;
 
 /// Prompt tokens per forward pass, mlx-lm's default.
 pub const PREFILL_STEP: usize = 2048;
@@ -97,7 +98,7 @@ pub fn generate(
     on_token: &mut dyn FnMut(Token) -> ControlFlow<()>,
 ) -> Result<Generation> {
     let mut sampler = Sampler::new(options.sampling, model.vocab_size())?;
-    let mut cache = Cache::new(model.num_layers());
+    let mut cache = model.make_cache();
     let start = Instant::now();
     let last = prefill(model, prompt, options.prefill_step, &mut cache)?;
 
@@ -172,7 +173,7 @@ pub(crate) fn prefill(
     };
     for piece in head.chunks(prefill_step.max(1)) {
         let tokens = Array::from_slice(piece, &[1, piece.len() as i32])?;
-        model.forward(&tokens, cache)?;
+        model.forward(&Step::new(&tokens), &mut [&mut *cache])?;
         mlx::eval(cache.arrays())?;
         memory::clear_cache()?;
     }
@@ -187,9 +188,9 @@ fn step(
     cache: &mut Cache,
 ) -> Result<Array> {
     let logits = next_logits(model, token, cache)?;
-    let next = match model.greedy() {
-        Path::Fused(_) if sampler.is_greedy() => primitives::greedy_token(&logits)?,
-        _ => sampler.sample(&logprobs(&logits)?)?,
+    let next = match sampler.is_greedy() {
+        true => model.head().greedy(&logits)?,
+        false => sampler.sample(&logprobs(&logits)?)?,
     };
     mlx::async_eval([&next])?;
     Ok(next)
@@ -197,12 +198,7 @@ fn step(
 
 /// Logits `[1, V]` of what follows `token` `[1]`.
 pub(crate) fn next_logits(model: &dyn Model, token: &Array, cache: &mut Cache) -> Result<Array> {
-    let logits = model.forward(&token.reshape(&[1, 1])?, cache)?; // [1, 1, V]
+    let token = token.reshape(&[1, 1])?;
+    let logits = model.forward(&Step::new(&token), &mut [cache])?; // [1, 1, V]
     Ok(logits.reshape(&[1, logits.dim(-1)])?)
-}
-
-/// In the type of `logits`: in a short one the subtraction can make ties, which mlx-lm's argmax then sees too.
-fn logprobs(logits: &Array) -> Result<Array> {
-    let axes: Vec<i32> = (0..logits.ndim() as i32).collect();
-    Ok(ops::subtract(logits, &ops::logsumexp(logits, &axes, true)?)?)
 }

@@ -6,10 +6,8 @@ use std::path::Path;
 use mlx::quantization::Quantization;
 
 use crate::cache::GROW_STEP;
-use crate::checkpoint::Checkpoint;
-use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::models::{self, Architecture};
+use crate::models::{self, Architecture, LoadedModel};
 use crate::patch::{PatchOptions, PatchReport, plan};
 use crate::weights::WeightRecord;
 
@@ -54,13 +52,11 @@ pub struct MemoryEstimate {
 /// # Errors
 /// Those of [`models::load`].
 pub fn inspect(dir: &Path, options: &PatchOptions) -> Result<Inspection> {
-    let config = ModelConfig::load(dir)?;
-    let row = models::find(&config.model_type)?;
-    let architecture = (row.describe)(&config)?;
-    let checkpoint = Checkpoint::open(dir)?;
-    let (mut model, taken) = models::open(row, &config, &checkpoint)?;
-    let patch = plan(model.as_mut(), &config.model_type, options)?;
-    let dtype_bytes = model.activation_dtype()?.size() as u64;
+    let (mut loaded, taken) = models::open(dir)?;
+    let patch = plan(&mut loaded, options)?;
+    let dtype_bytes = loaded.model.activation_dtype()?.size() as u64;
+    let LoadedModel { config, checkpoint, .. } = loaded;
+    let architecture = (models::find(&config.model_type)?.describe)(&config)?;
     let tally = Tally::of(&taken.records, &architecture);
     let kv_bytes_per_token = 2
         * dtype_bytes

@@ -19,6 +19,7 @@ pub mod models;
 pub mod patch;
 pub mod patterns;
 pub mod sampler;
+pub mod step;
 pub mod synth;
 #[cfg(test)]
 mod tests;
@@ -34,5 +35,6 @@ pub use inspect::{Inspection, inspect};
 pub use models::{LoadedModel, Model, load};
 pub use patch::{Fused, PatchOptions, PatchReport, Patterns, patch, unpatch};
 pub use sampler::Sampling;
+pub use step::{Logits, Step};
 pub use tokenizer::Tokenizer;
 pub use validate::{ValidateOptions, Validation, validate};

@@ -1,17 +1,20 @@
-//! The patch layer: moves modules onto fused primitives and says, for each, what it ended up on and why.
+//! The patch layer: moves sites onto fused primitives and says, for each, what it ended up on and why.
 
-use mlx::primitives::Precision;
-use mlx::{Device, default_device};
+use std::ops::RangeInclusive;
+
+use mlx::primitives::{self, Precision};
+use mlx::quantization::{Mode, Quantization};
+use mlx::{Device, Dtype, default_device};
 
 use crate::error::{Error, Result};
-use crate::layers::{Fusion, Path};
-use crate::models::{Model, ModuleKind};
-use crate::patterns::{self, Context, PATTERNS, Pattern};
+use crate::layers::{Fusion, ModuleKind, Path, Question, Site};
+use crate::models::{LoadedModel, Model};
+use crate::patterns;
 
 /// Which patterns to try.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Patterns {
-    /// The family's preset.
+    /// The preset of the device and the family.
     #[default]
     Auto,
     /// None: all modules go back to stock.
@@ -39,6 +42,24 @@ pub struct PatchOptions {
     pub precision: Precision,
     /// What to do about a module that cannot be fused.
     pub fused: Fused,
+    /// Modules to leave on stock ops, by globs over their paths.
+    pub exclude: Vec<glob::Pattern>,
+    /// The decoder layers to patch; what lies outside of all layers is then left alone. `None`: the whole model.
+    pub layers: Option<Vec<RangeInclusive<usize>>>,
+}
+
+impl PatchOptions {
+    /// Whether the user wants this site left alone, and by which word.
+    fn left_out(&self, site: &Site<'_>) -> Option<String> {
+        let module = site.module.as_str();
+        if let Some(glob) = self.exclude.iter().find(|glob| glob.matches(module)) {
+            return Some(format!("excluded by `{glob}`"));
+        }
+        let layers = self.layers.as_ref()?;
+        let layer = site.module.layer_index();
+        let chosen = layer.is_some_and(|layer| layers.iter().any(|range| range.contains(&layer)));
+        (!chosen).then(|| "not in the chosen layers".to_owned())
+    }
 }
 
 /// What one module ended up on under one pattern.
@@ -46,10 +67,14 @@ pub struct PatchOptions {
 pub struct ModuleReport {
     /// Path of the module in the model.
     pub module: String,
+    /// The decoder layer that it lies in.
+    pub layer: Option<usize>,
     /// The pattern.
     pub pattern: &'static str,
     /// Why it stays on stock ops; `None` when it is fused.
     pub fallback: Option<String>,
+    /// Whether it stays there because the options say so.
+    pub left_out: bool,
     /// What kind of module it is.
     pub kind: ModuleKind,
 }
@@ -67,6 +92,8 @@ pub struct PatchReport {
     pub modules: Vec<ModuleReport>,
     /// Mixtures of experts in the model.
     pub num_moe_modules: usize,
+    /// What the family's preset leaves out, and why.
+    pub note: Option<String>,
 }
 
 impl PatchReport {
@@ -98,19 +125,15 @@ impl PatchReport {
     }
 }
 
-/// Puts every module that a chosen pattern can fuse onto its primitive, all others on stock ops.
+/// Puts every site that a chosen pattern can fuse onto its primitive, all others on stock ops.
 ///
 /// # Errors
 /// `UnknownPattern`; `NotFused` under [`Fused::Require`]; `Mlx`. After an error all modules are on stock ops.
-pub fn patch(
-    model: &mut dyn Model,
-    model_type: &str,
-    options: &PatchOptions,
-) -> Result<PatchReport> {
-    unpatch(model);
-    let report = plan(model, model_type, options)?;
+pub fn patch(loaded: &mut LoadedModel, options: &PatchOptions) -> Result<PatchReport> {
+    unpatch(loaded);
+    let report = plan(loaded, options)?;
     if options.fused == Fused::Require
-        && let Some((row, reason)) = report.fallbacks().next()
+        && let Some((row, reason)) = report.fallbacks().find(|(row, _)| !row.left_out)
     {
         return Err(Error::NotFused {
             module: row.module.clone(),
@@ -119,16 +142,12 @@ pub fn patch(
         });
     }
     let fusion = Fusion { precision: options.precision, decode_only: report.device == Device::Gpu };
-    let mut rows = report.modules.iter();
-    for (_, mut module) in model.modules() {
-        for pattern in choose(model_type, report.device, &options.patterns)? {
-            if !(pattern.targets)(&module) {
-                continue;
-            }
-            // plan() walked the same modules and patterns
-            if rows.next().is_some_and(|row| row.fallback.is_none()) {
-                (pattern.set)(&mut module, Path::Fused(fusion));
-            }
+    let chosen = |site: &Site<'_>| report.patterns.contains(&site.pattern);
+    let sites = sites_of(loaded.model.as_mut()).into_iter().filter(chosen);
+    // plan() walked the same sites
+    for (site, row) in sites.zip(&report.modules) {
+        if row.fallback.is_none() {
+            *site.path = Path::Fused(fusion);
         }
     }
     Ok(report)
@@ -138,61 +157,80 @@ pub fn patch(
 ///
 /// # Errors
 /// `UnknownPattern`, `Mlx`.
-pub fn plan(
-    model: &mut dyn Model,
-    model_type: &str,
-    options: &PatchOptions,
-) -> Result<PatchReport> {
+pub fn plan(loaded: &mut LoadedModel, options: &PatchOptions) -> Result<PatchReport> {
     let device = default_device();
-    let chosen = choose(model_type, device, &options.patterns)?;
-    let context =
-        Context { device, dtype: model.activation_dtype()?, precision: options.precision };
+    let (patterns, note) = match &options.patterns {
+        Patterns::Off => (Vec::new(), None),
+        Patterns::Names(names) => {
+            let known = names.iter().map(|name| Ok(patterns::named(name)?.name));
+            (known.collect::<Result<_>>()?, None)
+        }
+        Patterns::Auto => {
+            let chosen = patterns::preset_of(&loaded.config.model_type, device);
+            (chosen.patterns, chosen.note)
+        }
+    };
+    let dtype = loaded.model.activation_dtype()?;
     let mut report = PatchReport {
-        patterns: chosen.iter().map(|pattern| pattern.name).collect(),
+        patterns,
         device,
         precision: options.precision,
         modules: Vec::new(),
         num_moe_modules: 0,
+        note,
     };
-    for (path, module) in model.modules() {
-        let kind = module.kind();
-        report.num_moe_modules += usize::from(kind == ModuleKind::Moe);
-        for pattern in &chosen {
-            if (pattern.targets)(&module) {
-                report.modules.push(ModuleReport {
-                    module: path.clone(),
-                    pattern: pattern.name,
-                    fallback: (pattern.check)(&module, &context).err(),
-                    kind,
-                });
-            }
+    let mut last_moe = None;
+    for site in sites_of(loaded.model.as_mut()) {
+        if site.kind == ModuleKind::Moe && last_moe.as_ref() != Some(&site.module) {
+            report.num_moe_modules += 1;
+            last_moe = Some(site.module.clone());
         }
+        if !report.patterns.contains(&site.pattern) {
+            continue;
+        }
+        let left_out = options.left_out(&site);
+        report.modules.push(ModuleReport {
+            module: site.module.as_str().to_owned(),
+            layer: site.module.layer_index(),
+            pattern: site.pattern,
+            left_out: left_out.is_some(),
+            fallback: left_out.or_else(|| {
+                let question = site.question.as_ref().map_err(String::clone);
+                question.and_then(|question| ask(question, device, dtype, options)).err()
+            }),
+            kind: site.kind,
+        });
     }
     Ok(report)
 }
 
 /// Puts every module back on stock ops.
-pub fn unpatch(model: &mut dyn Model) {
-    for (_, mut module) in model.modules() {
-        for pattern in PATTERNS {
-            (pattern.set)(&mut module, Path::Stock);
-        }
+pub fn unpatch(loaded: &mut LoadedModel) {
+    for site in sites_of(loaded.model.as_mut()) {
+        *site.path = Path::Stock;
     }
 }
 
-fn choose(model_type: &str, device: Device, patterns: &Patterns) -> Result<Vec<&'static Pattern>> {
-    let wanted: Vec<&str> = match patterns {
-        Patterns::Auto => patterns::preset(model_type, device).to_vec(),
-        Patterns::Off => Vec::new(),
-        Patterns::Names(names) => names.iter().map(String::as_str).collect(),
-    };
-    for name in &wanted {
-        if !PATTERNS.iter().any(|pattern| pattern.name == *name) {
-            return Err(Error::UnknownPattern {
-                name: (*name).to_owned(),
-                known: patterns::names(),
-            });
-        }
+/// Every site of a model, in order of execution.
+pub(crate) fn sites_of(model: &mut dyn Model) -> Vec<Site<'_>> {
+    let mut sites = Vec::new();
+    model.sites(&mut sites);
+    sites
+}
+
+fn ask(
+    question: &Question,
+    device: Device,
+    dtype: Dtype,
+    options: &PatchOptions,
+) -> std::result::Result<(), String> {
+    let any = || Quantization::default_of(Mode::Affine);
+    if question.primitive == primitives::Primitive::Attention
+        && dtype == Dtype::F32
+        && options.precision == Precision::Exact
+    {
+        return Err("the order of stock's float32 products cannot be repeated".into());
     }
-    Ok(PATTERNS.iter().filter(|pattern| wanted.contains(&pattern.name)).collect())
+    let quantization = question.quantization.unwrap_or_else(any);
+    primitives::supports(question.primitive, device, dtype, quantization, true)
 }

@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 
 use mlx::{Array, Dtype};
 
-use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, generate, next_logits, prefill};
 use crate::models::{LoadedModel, Model};
@@ -118,7 +117,7 @@ pub fn validate(
         return Err(Error::argument("reference", reference.len(), reason));
     }
     let result = compare(loaded, prompts, reference, options, on_run);
-    unpatch(loaded.model.as_mut());
+    unpatch(loaded);
     result
 }
 
@@ -129,25 +128,25 @@ fn compare(
     options: &ValidateOptions,
     on_run: &mut dyn FnMut(&RunReport),
 ) -> Result<Validation> {
-    let model_type = loaded.config.model_type.clone();
-    let model = loaded.model.as_mut();
     let mut runs = Vec::new();
     let mut first_divergence = None;
-    let mut report = patch(model, &model_type, &options.patch)?;
+    let mut report = patch(loaded, &options.patch)?;
     for _ in 0..options.runs {
         for (i, prompt) in prompts.iter().enumerate() {
             let mut keep_going = |_| ControlFlow::Continue(());
-            unpatch(model);
-            let baseline = generate(model, prompt, &options.generate, &mut keep_going)?;
-            report = patch(model, &model_type, &options.patch)?;
-            let patched = generate(model, prompt, &options.generate, &mut keep_going)?;
+            unpatch(loaded);
+            let baseline =
+                generate(loaded.model.as_ref(), prompt, &options.generate, &mut keep_going)?;
+            report = patch(loaded, &options.patch)?;
+            let patched =
+                generate(loaded.model.as_ref(), prompt, &options.generate, &mut keep_going)?;
 
             let expected = reference.map_or(&baseline.token_ids, |all| &all[i]);
             let got = &patched.token_ids;
             let agreeing = expected.iter().zip(got).take_while(|(a, b)| a == b).count();
             let longest = expected.len().max(got.len());
             if agreeing < longest && first_divergence.is_none() {
-                unpatch(model);
+                unpatch(loaded);
                 let (a, b) = (expected.get(agreeing).copied(), got.get(agreeing).copied());
                 let prefix = &expected[..agreeing];
                 first_divergence = Some(Divergence {
@@ -157,7 +156,9 @@ fn compare(
                     expected: a,
                     got: b,
                     logit_margin: match (a, b) {
-                        (Some(a), Some(b)) => Some(margin(model, prompt, prefix, a, b)?),
+                        (Some(a), Some(b)) => {
+                            Some(margin(loaded.model.as_ref(), prompt, prefix, a, b)?)
+                        }
                         _ => None,
                     },
                 });
@@ -188,7 +189,7 @@ fn compare(
 
 /// Logit of `a` minus logit of `b` after `prompt` and `prefix`, decoded step by step.
 fn margin(model: &dyn Model, prompt: &[u32], prefix: &[u32], a: u32, b: u32) -> Result<f32> {
-    let mut cache = Cache::new(model.num_layers());
+    let mut cache = model.make_cache();
     let last = prefill(model, prompt, crate::generate::PREFILL_STEP, &mut cache)?;
     let mut logits = next_logits(model, &last, &mut cache)?;
     for token in prefix {

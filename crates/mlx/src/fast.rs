@@ -70,6 +70,7 @@ pub enum Mask<'a> {
 /// softmax(q·kᵀ·scale + mask)·v.
 ///
 /// - `q`: `[B, H, Lq, D]`; `k`, `v`: `[B, Hkv, Lk, D]` with `H` a multiple of `Hkv`
+/// - `sinks`: `[H]`, a logit of each head that takes part in its softmax and has no value
 /// - returns `[B, H, Lq, D]`
 pub fn scaled_dot_product_attention(
     q: &Array,
@@ -77,11 +78,12 @@ pub fn scaled_dot_product_attention(
     v: &Array,
     scale: f32,
     mask: Mask<'_>,
+    sinks: Option<&Array>,
 ) -> Result<Array> {
     let (mode, array) = match mask {
         Mask::None => ("", None),
         Mask::Causal => ("causal", None),
         Mask::Array(a) => ("", Some(a)),
     };
-    Ok(Array::wrap(ffi::sdpa(q.raw(), k.raw(), v.raw(), scale, mode, &opt(array))?))
+    Ok(Array::wrap(ffi::sdpa(q.raw(), k.raw(), v.raw(), scale, mode, &opt(array), &opt(sinks))?))
 }

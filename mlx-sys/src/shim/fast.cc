@@ -53,10 +53,11 @@ ArrayPtr sdpa(
     const Array& v,
     float scale,
     rust::Str mask_mode,
-    const ArrayPtr& mask) {
+    const ArrayPtr& mask,
+    const ArrayPtr& sinks) {
   return box(
       mx::fast::scaled_dot_product_attention(
-          q.a, k.a, v.a, scale, std::string(mask_mode), opt(mask)));
+          q.a, k.a, v.a, scale, std::string(mask_mode), opt(mask), opt(sinks)));
 }
 
 ArrayVecPtr quantize(const Array& w, const QuantParams& q) {

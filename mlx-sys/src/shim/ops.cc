@@ -69,6 +69,10 @@ ZMLX_REDUCE(all)
 ZMLX_REDUCE(any)
 ZMLX_REDUCE(logsumexp)
 
+ArrayPtr addmm(const Array& c, const Array& a, const Array& b) {
+  return box(mx::addmm(c.a, a.a, b.a));
+}
+
 ArrayPtr astype(const Array& a, DtypeId dtype) {
   return box(mx::astype(a.a, to_dtype(dtype)));
 }

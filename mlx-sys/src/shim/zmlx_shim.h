@@ -151,6 +151,7 @@ ArrayPtr prod(const Array& a, rust::Slice<const int32_t> axes, bool keepdims);
 ArrayPtr all(const Array& a, rust::Slice<const int32_t> axes, bool keepdims);
 ArrayPtr any(const Array& a, rust::Slice<const int32_t> axes, bool keepdims);
 ArrayPtr logsumexp(const Array& a, rust::Slice<const int32_t> axes, bool keepdims);
+ArrayPtr addmm(const Array& c, const Array& a, const Array& b);
 ArrayPtr astype(const Array& a, DtypeId dtype);
 ArrayPtr view(const Array& a, DtypeId dtype);
 ArrayPtr select(const Array& cond, const Array& a, const Array& b);
@@ -214,7 +215,8 @@ ArrayPtr sdpa(
     const Array& v,
     float scale,
     rust::Str mask_mode,
-    const ArrayPtr& mask);
+    const ArrayPtr& mask,
+    const ArrayPtr& sinks);
 ArrayVecPtr quantize(const Array& w, const QuantParams& q);
 ArrayPtr dequantize(
     const Array& w,

@@ -1,9 +1,11 @@
-use mlx::fast::{self, Mask};
-use mlx::{Array, primitives};
+use mlx::fast;
+use mlx::primitives::Primitive;
+use mlx::{Array, ops, primitives};
 
-use super::{Fusion, Linear, Path, RmsNorm, Rope};
-use crate::cache::{KvCache, Position};
+use super::{Fusable, Fusion, Linear, ModuleKind, ModulePath, Path, Question, RmsNorm, Rope, Site};
+use crate::cache::{AttentionMask, LayerCache, Position};
 use crate::error::Result;
+use crate::step::LayerRows;
 use crate::weights::Scope;
 
 /// Numbers and width of attention heads.
@@ -17,56 +19,100 @@ pub struct Heads {
     pub head_dim: i32,
 }
 
-/// Which implementation each part of attention takes. All stock unless a pattern sets it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct AttentionPlan {
-    /// Norm and rotation of queries and keys.
-    pub qk_norm_rope: Path,
-    /// Scores, softmax and weighted sum.
-    pub attention: Path,
+/// What an attention layer is made of.
+#[derive(Debug, Clone)]
+pub struct AttentionOptions {
+    /// Width of the residual stream.
+    pub hidden_size: i32,
+    /// Its heads.
+    pub heads: Heads,
+    /// Whether the projections of queries, keys and values have a bias.
+    pub qkv_bias: bool,
+    /// Whether the output projection has one.
+    pub output_bias: bool,
+    /// Epsilon of the norms of each query and key head, where there are any.
+    pub qk_norm: Option<f32>,
+    /// Rotation of queries and keys, where there is any.
+    pub rope: Option<Rope>,
+    /// How many tokens a query sees, its own included; `None`: all before it.
+    pub window: Option<i32>,
+    /// Whether each head has a learned logit that takes part in the softmax alone (arXiv:2309.17453).
+    pub sinks: bool,
+    /// Whether the query projection also gives each head a gate, `y · sigmoid(gate)`, before the output projection.
+    pub gated: bool,
 }
 
-/// Grouped-query attention (arXiv:2305.13245) with normalised queries and keys.
+impl AttentionOptions {
+    /// Projections without biases, no norms, no rotation, every token before in sight.
+    pub fn new(hidden_size: i32, heads: Heads) -> Self {
+        Self {
+            hidden_size,
+            heads,
+            qkv_bias: false,
+            output_bias: false,
+            qk_norm: None,
+            rope: None,
+            window: None,
+            sinks: false,
+            gated: false,
+        }
+    }
+}
+
+/// Grouped-query attention (arXiv:2305.13245).
 #[derive(Debug, Clone)]
 pub struct Attention {
-    pub(crate) q_proj: Linear,
-    pub(crate) k_proj: Linear,
-    pub(crate) v_proj: Linear,
-    pub(crate) o_proj: Linear,
-    q_norm: RmsNorm,
-    k_norm: RmsNorm,
-    rope: Rope,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    qk_norm: Option<(RmsNorm, RmsNorm)>,
+    rope: Option<Rope>,
+    sinks: Option<Array>,
     heads: Heads,
+    window: Option<i32>,
+    gated: bool,
     scale: f32,
-    pub(crate) plan: AttentionPlan,
+    norm_rope_path: Path,
+    path: Path,
 }
 
 impl Attention {
-    /// Takes the four projections and the two norms.
+    /// Takes `q_proj`, `k_proj`, `v_proj`, `o_proj`, and of `q_norm`, `k_norm` and `sinks` what `options` ask for.
     ///
     /// # Errors
     /// As [`Linear::load`] and [`RmsNorm::load`].
-    pub fn load(
-        scope: &Scope<'_>,
-        hidden_size: i32,
-        heads: Heads,
-        rope_theta: f32,
-        eps: f32,
-    ) -> Result<Self> {
+    pub fn load(scope: &Scope<'_>, options: AttentionOptions) -> Result<Self> {
+        let AttentionOptions { hidden_size, heads, qkv_bias, .. } = options;
         let Heads { num_heads, num_kv_heads, head_dim } = heads;
         let (wide, narrow) = (num_heads * head_dim, num_kv_heads * head_dim);
+        let input =
+            |name: &str, width| Linear::load_with(&scope.pp(name), hidden_size, width, qkv_bias);
+        let norm = |name: &str, eps| RmsNorm::load(&scope.pp(name), head_dim, eps);
         Ok(Self {
-            q_proj: Linear::load(&scope.pp("q_proj"), hidden_size, wide)?,
-            k_proj: Linear::load(&scope.pp("k_proj"), hidden_size, narrow)?,
-            v_proj: Linear::load(&scope.pp("v_proj"), hidden_size, narrow)?,
-            o_proj: Linear::load(&scope.pp("o_proj"), wide, hidden_size)?,
-            q_norm: RmsNorm::load(&scope.pp("q_norm"), head_dim, eps)?,
-            k_norm: RmsNorm::load(&scope.pp("k_norm"), head_dim, eps)?,
-            rope: Rope::new(head_dim, rope_theta),
+            q_proj: input("q_proj", if options.gated { 2 * wide } else { wide })?,
+            k_proj: input("k_proj", narrow)?,
+            v_proj: input("v_proj", narrow)?,
+            o_proj: {
+                let scope = scope.pp("o_proj");
+                Linear::load_with(&scope, wide, hidden_size, options.output_bias)?
+            },
+            qk_norm: match options.qk_norm {
+                Some(eps) => Some((norm("q_norm", eps)?, norm("k_norm", eps)?)),
+                None => None,
+            },
+            rope: options.rope,
+            sinks: match options.sinks {
+                true => Some(scope.take_float("sinks", &[num_heads])?),
+                false => None,
+            },
             heads,
+            window: options.window,
+            gated: options.gated,
             // in f64 as Python computes it, rounded once
             scale: f64::from(head_dim).powf(-0.5) as f32,
-            plan: AttentionPlan::default(),
+            norm_rope_path: Path::Stock,
+            path: Path::Stock,
         })
     }
 
@@ -74,51 +120,105 @@ impl Attention {
     ///
     /// # Errors
     /// `Mlx`.
-    pub fn forward(&self, x: &Array, cache: &mut KvCache) -> Result<Array> {
-        let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
-        let (b, l) = (x.dim(0), x.dim(1));
-        let position = cache.position();
+    pub fn forward(&self, x: &Array, mut rows: LayerRows<'_, '_>) -> Result<Array> {
         let q = self.q_proj.forward(x)?; // [B, L, H * D]
         let k = self.k_proj.forward(x)?; // [B, L, H_kv * D]
         let v = self.v_proj.forward(x)?;
-        let q = self.norm_rope(q, num_heads, &self.q_norm, &position)?; // [B, H, L, D]
-        let k = self.norm_rope(k, num_kv_heads, &self.k_norm, &position)?; // [B, H_kv, L, D]
-        let v = v.reshape(&[b, l, num_kv_heads, head_dim])?.transpose(&[0, 2, 1, 3])?;
-        let (k, v) = cache.update(&k, &v)?; // [B, H_kv, T, D]
-        let y = self.attend(&q, &k, &v)?; // [B, H, L, D]
-        let y = y.transpose(&[0, 2, 1, 3])?.reshape(&[b, l, num_heads * head_dim])?;
+        let (q, gate) = self.split_gate(q)?;
+        let y = rows.each([&q, &k, &v], |qkv, cache| self.mix(qkv, cache))?; // [B, L, H * D]
+        let y = match gate {
+            Some(gate) => ops::multiply(&y, &ops::sigmoid(&gate)?)?,
+            None => y,
+        };
         self.o_proj.forward(&y)
     }
 
-    fn norm_rope(&self, x: Array, heads: i32, norm: &RmsNorm, at: &Position) -> Result<Array> {
-        let Path::Fused(_) = self.plan.qk_norm_rope else {
-            let x = x.reshape(&[x.dim(0), x.dim(1), heads, self.heads.head_dim])?;
-            let x = norm.forward(&x)?.transpose(&[0, 2, 1, 3])?;
-            return self.rope.forward(&x, at);
-        };
-        let (weight, eps) = norm.parts();
-        let rope = self.rope.parts();
-        Ok(match at {
-            Position::Static(offset) => {
-                primitives::qk_norm_rope(&x, heads, Some(weight), eps, rope, *offset)?
-            }
-            Position::Dynamic(offset) => {
-                primitives::qk_norm_rope_dynamic(&x, heads, Some(weight), eps, rope, offset)?
-            }
-        })
+    /// Each head's queries, and its gate behind them where there is one.
+    fn split_gate(&self, q: Array) -> Result<(Array, Option<Array>)> {
+        if !self.gated {
+            return Ok((q, None));
+        }
+        let Heads { num_heads, head_dim, .. } = self.heads;
+        let (b, l) = (q.dim(0), q.dim(1));
+        let q = q.reshape(&[b, l, num_heads, 2 * head_dim])?;
+        let half =
+            |from, to| ops::slice_axis(&q, -1, from, to)?.reshape(&[b, l, num_heads * head_dim]);
+        Ok((half(0, head_dim)?, Some(half(head_dim, 2 * head_dim)?)))
     }
 
-    fn attend(&self, q: &Array, k: &Array, v: &Array) -> Result<Array> {
-        // one query sees every key: no mask
-        let causal = q.dim(2) > 1;
-        Ok(match self.plan.attention {
-            Path::Stock => {
-                let mask = if causal { Mask::Causal } else { Mask::None };
-                fast::scaled_dot_product_attention(q, k, v, self.scale, mask)?
-            }
-            Path::Fused(Fusion { precision, .. }) => {
-                primitives::attention(q, k, v, self.scale, causal, precision)?
-            }
-        })
+    /// What joins the tokens of a sequence: `[B, L, ..]` queries, keys and values to `[B, L, H * D]`.
+    fn mix(&self, [q, k, v]: [Array; 3], cache: &mut LayerCache) -> Result<Array> {
+        let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
+        let (b, l) = (q.dim(0), q.dim(1));
+        let position = cache.position();
+        let (q_norm, k_norm) = self.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
+        let q = self.norm_rope(q, num_heads, q_norm, &position)?; // [B, H, L, D]
+        let k = self.norm_rope(k, num_kv_heads, k_norm, &position)?; // [B, H_kv, L, D]
+        let v = v.reshape(&[b, l, num_kv_heads, head_dim])?.transpose(&[0, 2, 1, 3])?;
+        let mask = cache.mask(l, self.window)?;
+        let (k, v) = cache.update(&k, &v)?; // [B, H_kv, T, D]
+        let y = self.attend(&q, &k, &v, &mask)?; // [B, H, L, D]
+        Ok(y.transpose(&[0, 2, 1, 3])?.reshape(&[b, l, num_heads * head_dim])?)
+    }
+
+    fn norm_rope(
+        &self,
+        x: Array,
+        heads: i32,
+        norm: Option<&RmsNorm>,
+        at: &Position,
+    ) -> Result<Array> {
+        if let (Path::Fused(_), Some(rope)) = (self.norm_rope_path, &self.rope) {
+            let (weight, eps) = norm.map(RmsNorm::parts).unzip();
+            let (eps, rope) = (eps.unwrap_or_default(), rope.parts());
+            return Ok(match at {
+                Position::Static(offset) => {
+                    primitives::qk_norm_rope(&x, heads, weight, eps, rope, *offset)?
+                }
+                Position::Dynamic(offset) => {
+                    primitives::qk_norm_rope_dynamic(&x, heads, weight, eps, rope, offset)?
+                }
+            });
+        }
+        let mut x = x.reshape(&[x.dim(0), x.dim(1), heads, self.heads.head_dim])?;
+        if let Some(norm) = norm {
+            x = norm.forward(&x)?;
+        }
+        let x = x.transpose(&[0, 2, 1, 3])?;
+        match &self.rope {
+            Some(rope) => rope.forward(&x, at),
+            None => Ok(x),
+        }
+    }
+
+    fn attend(&self, q: &Array, k: &Array, v: &Array, mask: &AttentionMask) -> Result<Array> {
+        if let (Path::Fused(Fusion { precision, .. }), false) = (self.path, mask.is_array()) {
+            let causal = matches!(mask, AttentionMask::Causal);
+            return Ok(primitives::attention(q, k, v, self.scale, causal, precision)?);
+        }
+        let (scale, sinks) = (self.scale, self.sinks.as_ref());
+        Ok(fast::scaled_dot_product_attention(q, k, v, scale, mask.as_mask(), sinks)?)
+    }
+}
+
+impl Fusable for Attention {
+    fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        self.q_proj.sites(&at.pp("q_proj"), sites);
+        self.k_proj.sites(&at.pp("k_proj"), sites);
+        self.v_proj.sites(&at.pp("v_proj"), sites);
+        let mut push = |pattern, question, path| {
+            let kind = ModuleKind::Attention;
+            sites.push(Site { module: at.clone(), kind, pattern, question, path });
+        };
+        if self.rope.is_some() {
+            let question = Ok(Question::dense(Primitive::QkNormRope));
+            push("qk_norm_rope", question, &mut self.norm_rope_path);
+        }
+        let question = match self.sinks {
+            Some(_) => Err("attention with sinks has no fused form".to_owned()),
+            None => Ok(Question::dense(Primitive::Attention)),
+        };
+        push("attention", question, &mut self.path);
+        self.o_proj.sites(&at.pp("o_proj"), sites);
     }
 }

@@ -1,8 +1,8 @@
 use mlx::quantization::QuantizedWeight;
 use mlx::{Array, ops};
 
-use super::linear::quantized_linear;
-use super::{Path, Weight};
+use super::linear::{quantized_linear, quantized_site};
+use super::{Fusable, ModuleKind, ModulePath, Path, Site, Weight};
 use crate::error::Result;
 use crate::weights::Scope;
 
@@ -10,7 +10,7 @@ use crate::weights::Scope;
 #[derive(Debug, Clone)]
 pub struct Embedding {
     pub(crate) weight: Weight,
-    pub(crate) path: Path,
+    path: Path,
 }
 
 impl Embedding {
@@ -56,5 +56,12 @@ impl Embedding {
     /// Its weight.
     pub fn weight(&self) -> &Weight {
         &self.weight
+    }
+}
+
+/// As an output projection.
+impl Fusable for Embedding {
+    fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        sites.extend(quantized_site(&self.weight, &mut self.path, ModuleKind::Linear, at));
     }
 }

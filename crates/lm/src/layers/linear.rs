@@ -1,15 +1,17 @@
+use mlx::primitives::Primitive;
 use mlx::quantization::{self, QuantizedWeight};
 use mlx::{Array, ops, primitives};
 
-use super::{Fusion, Path, Weight};
+use super::{Fusable, Fusion, ModuleKind, ModulePath, Path, Question, Site, Weight};
 use crate::error::Result;
 use crate::weights::Scope;
 
-/// `x · Wᵀ`.
+/// `x · Wᵀ + b`.
 #[derive(Debug, Clone)]
 pub struct Linear {
     pub(crate) weight: Weight,
-    pub(crate) path: Path,
+    bias: Option<Array>,
+    path: Path,
 }
 
 impl Linear {
@@ -18,23 +20,55 @@ impl Linear {
     /// # Errors
     /// As [`Weight::load`].
     pub fn load(scope: &Scope<'_>, in_dims: i32, out_dims: i32) -> Result<Self> {
-        Ok(Self { weight: Weight::load(scope, &[out_dims, in_dims])?, path: Path::Stock })
+        Self::load_with(scope, in_dims, out_dims, false)
+    }
+
+    /// Takes `[out_dims, in_dims]` weights and, if `bias`, a bias of `[out_dims]`.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load_with(scope: &Scope<'_>, in_dims: i32, out_dims: i32, bias: bool) -> Result<Self> {
+        let weight = Weight::load(scope, &[out_dims, in_dims])?;
+        let bias = if bias { Some(scope.take_float("bias", &[out_dims])?) } else { None };
+        Ok(Self { weight, bias, path: Path::Stock })
     }
 
     /// - `x`: `[.., K]`; returns `[.., N]`.
     ///
     /// # Errors
     /// `Mlx`.
+    /// # Source
+    /// mlx `nn/layers/linear.py` (`Linear`), `nn/layers/quantized.py` (`QuantizedLinear`).
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        match &self.weight {
-            Weight::Dense(w) => Ok(ops::matmul(x, &ops::transpose(w, &[1, 0])?)?),
-            Weight::Quantized(q) => quantized_linear(x, q, self.path),
+        match (&self.weight, &self.bias) {
+            (Weight::Dense(w), None) => Ok(ops::matmul(x, &ops::transpose(w, &[1, 0])?)?),
+            (Weight::Dense(w), Some(b)) => Ok(ops::addmm(b, x, &ops::transpose(w, &[1, 0])?)?),
+            (Weight::Quantized(q), None) => quantized_linear(x, q, self.path),
+            (Weight::Quantized(q), Some(b)) => {
+                Ok(ops::add(&quantized_linear(x, q, self.path)?, b)?)
+            }
         }
     }
 
     /// Its weight.
     pub fn weight(&self) -> &Weight {
         &self.weight
+    }
+
+    /// Its site, as a module of the kind given.
+    pub(super) fn sites_as<'a>(
+        &'a mut self,
+        kind: ModuleKind,
+        at: &ModulePath,
+        sites: &mut Vec<Site<'a>>,
+    ) {
+        sites.extend(quantized_site(&self.weight, &mut self.path, kind, at));
+    }
+}
+
+impl Fusable for Linear {
+    fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        self.sites_as(ModuleKind::Linear, at, sites);
     }
 }
 
@@ -45,5 +79,22 @@ pub(super) fn quantized_linear(x: &Array, w: &QuantizedWeight, path: Path) -> Re
         Path::Fused(Fusion { precision, .. }) => {
             primitives::quantized_matmul(x, w, true, precision)?
         }
+    })
+}
+
+/// The site of [`quantized_linear`]; a dense product is stock's business.
+pub(super) fn quantized_site<'a>(
+    weight: &Weight,
+    path: &'a mut Path,
+    kind: ModuleKind,
+    at: &ModulePath,
+) -> Option<Site<'a>> {
+    let quantization = weight.quantized()?.quantization;
+    Some(Site {
+        module: at.clone(),
+        kind,
+        pattern: "quantized_linear",
+        question: Ok(Question::packed(Primitive::QuantizedMatmul, quantization)),
+        path,
     })
 }

@@ -2,19 +2,27 @@
 
 mod attention;
 mod embedding;
+mod head;
 mod linear;
+mod mlp;
 mod moe;
 mod norm;
 mod rope;
+mod routing;
+mod site;
 mod switch;
 mod weight;
 
-pub use attention::{Attention, AttentionPlan, Heads};
+pub use attention::{Attention, AttentionOptions, Heads};
 pub use embedding::Embedding;
+pub use head::{Head, logprobs};
 pub use linear::Linear;
-pub use moe::{MoeBlock, MoePlan, Routing};
+pub use mlp::Mlp;
+pub use moe::{MoeBlock, SharedExperts};
 pub use norm::RmsNorm;
 pub use rope::Rope;
+pub use routing::{Choice, Groups, Routing, Score};
+pub use site::{Fusable, ModuleKind, ModulePath, Question, Site};
 pub use switch::{SwitchGlu, SwitchLinear};
 pub use weight::Weight;
 

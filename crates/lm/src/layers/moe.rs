@@ -1,42 +1,53 @@
-use mlx::primitives::{self, Scoring};
+use mlx::primitives::{self, Primitive};
 use mlx::{Array, ops};
 
-use super::{Linear, Path, SwitchGlu, Weight};
+use super::site::packed;
+use super::{
+    Fusable, Linear, Mlp, ModuleKind, ModulePath, Path, Question, Routing, Site, SwitchGlu, Weight,
+};
 use crate::error::Result;
 
-/// How a block turns router logits into experts and weights.
-#[derive(Debug, Clone, Copy)]
-pub struct Routing {
-    /// Experts per token.
-    pub top_k: i32,
-    /// Whether the chosen weights are scaled to sum to one.
-    pub norm_topk_prob: bool,
+/// Experts that every token goes through.
+#[derive(Debug, Clone)]
+pub struct SharedExperts {
+    /// The experts, as one.
+    pub mlp: Mlp,
+    /// Weighs them by a sigmoid for each token, `[1, D]`.
+    pub gate: Option<Linear>,
 }
 
-/// Which implementation each part of a block takes. All stock unless a pattern sets it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct MoePlan {
-    /// Softmax, top-k and normalisation.
-    pub router: Path,
-    /// Gate and up projections with SwiGLU.
-    pub mlp: Path,
-    /// Down projection with the weighted sum over experts.
-    pub combine: Path,
+impl SharedExperts {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        let y = self.mlp.forward(x)?;
+        match &self.gate {
+            Some(gate) => Ok(ops::multiply(&ops::sigmoid(&gate.forward(x)?)?, &y)?),
+            None => Ok(y),
+        }
+    }
 }
 
-/// A mixture of experts: router, experts, weighted sum.
+/// A mixture of experts: router, experts, weighted sum, experts that all tokens share.
 #[derive(Debug, Clone)]
 pub struct MoeBlock {
-    pub(crate) gate: Linear,
-    pub(crate) switch_mlp: SwitchGlu,
-    pub(crate) routing: Routing,
-    pub(crate) plan: MoePlan,
+    gate: Linear,
+    routing: Routing,
+    switch_mlp: SwitchGlu,
+    shared: Option<SharedExperts>,
+    router_path: Path,
+    mlp_path: Path,
+    combine_path: Path,
 }
 
 impl MoeBlock {
     /// A block on stock ops.
-    pub fn new(gate: Linear, switch_mlp: SwitchGlu, routing: Routing) -> Self {
-        Self { gate, switch_mlp, routing, plan: MoePlan::default() }
+    pub fn new(gate: Linear, routing: Routing, switch_mlp: SwitchGlu) -> Self {
+        let (router_path, mlp_path, combine_path) = Default::default();
+        Self { gate, routing, switch_mlp, shared: None, router_path, mlp_path, combine_path }
+    }
+
+    /// The same with experts that all tokens share.
+    pub fn with_shared(self, shared: SharedExperts) -> Self {
+        Self { shared: Some(shared), ..self }
     }
 
     /// - `x`: `[B, L, D]`; returns the same shape.
@@ -45,14 +56,18 @@ impl MoeBlock {
     /// `Mlx`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
         let logits = self.gate.forward(x)?; // [B, L, E]
-        let Routing { top_k, norm_topk_prob } = self.routing;
-        let (indices, scores) = match self.plan.router {
-            Path::Stock => self.routing.select(&logits)?,
-            Path::Fused(_) => {
-                primitives::moe_router(&logits, top_k, norm_topk_prob, Scoring::Softmax)?
+        let (indices, scores) = match (self.router_path, self.routing.scoring()) {
+            (Path::Fused(_), Some(scoring)) => {
+                let Routing { top_k, norm_topk_prob, .. } = self.routing;
+                primitives::moe_router(&logits, top_k, norm_topk_prob, scoring)?
             }
+            _ => self.routing.select(&logits)?,
         };
-        self.experts(x, &indices, &scores)
+        let y = self.experts(x, &indices, &scores)?;
+        match &self.shared {
+            Some(shared) => Ok(ops::add(&y, &shared.forward(x)?)?),
+            None => Ok(y),
+        }
     }
 
     /// The one place where a fused block departs from stock. Rows then stay in token order: the fused kernels
@@ -60,9 +75,9 @@ impl MoeBlock {
     fn experts(&self, x: &Array, indices: &Array, scores: &Array) -> Result<Array> {
         let experts = &self.switch_mlp;
         let entries = indices.size();
-        let (mlp, down) = (self.plan.mlp.fused_for(entries), self.plan.combine.fused_for(entries));
+        let (mlp, down) = (self.mlp_path.fused_for(entries), self.combine_path.fused_for(entries));
         if mlp.is_none() && down.is_none() {
-            return combine(&experts.forward(x, indices)?, scores);
+            return self.routing.combine(&experts.forward(x, indices)?, scores);
         }
         let hidden = match mlp {
             Some(precision) => experts.fused_hidden(x, indices, precision)?,
@@ -72,30 +87,27 @@ impl MoeBlock {
             return Ok(primitives::gather_qmm_combine(&hidden, w, indices, scores, precision)?);
         }
         let y = experts.down_proj.forward(&hidden, indices, false)?;
-        combine(&ops::squeeze(&y, &[-2])?, scores)
+        self.routing.combine(&ops::squeeze(&y, &[-2])?, scores)
     }
 }
 
-impl Routing {
-    /// Each token's experts and their weights: softmax in f32, the `top_k` largest, scaled to one on request.
-    ///
-    /// - `logits`: `[.., E]`; returns indices u32 and scores, both `[.., top_k]`.
-    fn select(&self, logits: &Array) -> Result<(Array, Array)> {
-        let num_experts = logits.dim(-1);
-        let gates = ops::softmax(logits, -1, true)?;
-        let order = ops::argpartition(&gates, -self.top_k, -1)?;
-        let indices = ops::slice_axis(&order, -1, num_experts - self.top_k, num_experts)?;
-        let scores = ops::take_along_axis(&gates, &indices, -1)?;
-        if !self.norm_topk_prob {
-            return Ok((indices, scores));
+impl Fusable for MoeBlock {
+    fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        let Self { gate, routing, switch_mlp, shared, router_path, mlp_path, combine_path } = self;
+        gate.sites_as(ModuleKind::Router, &at.pp("gate"), sites);
+        let mut push = |pattern, question, path| {
+            sites.push(Site { module: at.clone(), kind: ModuleKind::Moe, pattern, question, path });
+        };
+        push("moe_router", routing.question(), router_path);
+        push("moe_mlp", switch_mlp.question(), mlp_path);
+        let question = packed("down_proj", &switch_mlp.down_proj.weight)
+            .map(|q| Question::packed(Primitive::GatherQmmCombine, q));
+        push("moe_combine", question, combine_path);
+        if let Some(SharedExperts { mlp, gate }) = shared {
+            mlp.sites(&at.pp("shared_expert"), sites);
+            if let Some(gate) = gate {
+                gate.sites(&at.pp("shared_expert_gate"), sites);
+            }
         }
-        let total = ops::sum(&scores, &[-1], true)?;
-        Ok((indices, ops::divide(&scores, &total)?))
     }
-}
-
-/// The weighted sum over experts: `[.., top_k, D]` with `[.., top_k]` to `[.., D]`, in the type of `y`.
-fn combine(y: &Array, scores: &Array) -> Result<Array> {
-    let weighted = ops::multiply(y, &ops::expand_dims(scores, &[-1])?)?;
-    Ok(ops::sum(&weighted, &[-2], false)?.astype(y.dtype())?)
 }

@@ -1,6 +1,7 @@
+use mlx::primitives::Primitive;
 use mlx::{Array, fast, primitives};
 
-use super::Path;
+use super::{Fusable, ModuleKind, ModulePath, Path, Question, Site};
 use crate::error::Result;
 use crate::weights::Scope;
 
@@ -9,7 +10,7 @@ use crate::weights::Scope;
 pub struct RmsNorm {
     weight: Array,
     eps: f32,
-    pub(crate) path: Path,
+    path: Path,
 }
 
 impl RmsNorm {
@@ -36,5 +37,17 @@ impl RmsNorm {
 
     pub(super) fn parts(&self) -> (&Array, f32) {
         (&self.weight, self.eps)
+    }
+}
+
+impl Fusable for RmsNorm {
+    fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        sites.push(Site {
+            module: at.clone(),
+            kind: ModuleKind::Norm,
+            pattern: "rms_norm",
+            question: Ok(Question::dense(Primitive::RmsNorm)),
+            path: &mut self.path,
+        });
     }
 }

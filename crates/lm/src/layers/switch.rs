@@ -1,7 +1,8 @@
-use mlx::primitives::{self, Precision};
+use mlx::primitives::{self, Precision, Primitive};
 use mlx::{Array, ops, quantization};
 
-use super::Weight;
+use super::site::packed;
+use super::{Question, Weight};
 use crate::error::Result;
 use crate::weights::Scope;
 
@@ -116,6 +117,16 @@ impl SwitchGlu {
         let x = ops::expand_dims(x, &[-2, -3])?;
         let indices = Some(indices);
         Ok(primitives::gather_qmm_swiglu(&x, gate, up, None, indices, true, false, precision)?)
+    }
+
+    /// What the fused gate and up projections are asked.
+    pub(super) fn question(&self) -> std::result::Result<Question, String> {
+        let gate = packed("gate_proj", &self.gate_proj.weight)?;
+        let up = packed("up_proj", &self.up_proj.weight)?;
+        if gate == up {
+            return Ok(Question::packed(Primitive::GatherQmmSwiglu, gate));
+        }
+        Err(format!("gate_proj and up_proj are quantised differently: {gate} and {up}"))
     }
 
     /// The hidden rows from stock ops, unsorted: `[.., top_k, 1, N]`.

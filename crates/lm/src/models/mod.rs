@@ -10,19 +10,23 @@ use crate::cache::Cache;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::layers::{AttentionPlan, Embedding, Linear, MoeBlock, Path, RmsNorm};
+use crate::layers::{Head, Site};
+use crate::step::Step;
 use crate::weights::{Taken, Weights};
 
 /// A causal language model.
 pub trait Model {
-    /// Logits `[B, L, vocab_size]` for `tokens` `[B, L]` u32 that follow what `cache` holds.
+    /// Logits of the positions that `step` asks for: `[B, 1, vocab_size]` or `[B, L, vocab_size]`.
+    ///
+    /// - `caches`: one for each row of the step, or a single one that holds all rows; extended by the step's tokens.
+    ///   With one for each, a row's result does not depend on the others.
     ///
     /// # Errors
     /// `Mlx`.
-    fn forward(&self, tokens: &Array, cache: &mut Cache) -> Result<Array>;
+    fn forward(&self, step: &Step<'_>, caches: &mut [&mut Cache]) -> Result<Array>;
 
-    /// Number of decoder layers, each with its own cache.
-    fn num_layers(&self) -> usize;
+    /// An empty cache, of the kinds that the layers need.
+    fn make_cache(&self) -> Cache;
 
     /// Number of token ids.
     fn vocab_size(&self) -> u32;
@@ -33,55 +37,22 @@ pub trait Model {
     /// `Mlx`.
     fn activation_dtype(&self) -> Result<mlx::Dtype>;
 
-    /// Which implementation turns logits into the likeliest token.
-    fn greedy(&self) -> Path;
+    /// From hidden states to tokens.
+    fn head(&self) -> &Head;
 
-    /// The modules that patterns may rewrite, with their paths, in order of execution.
-    fn modules(&mut self) -> Vec<(String, Module<'_>)>;
+    /// The places that patterns may rewrite, in order of execution.
+    fn sites<'a>(&'a mut self, sites: &mut Vec<Site<'a>>);
 }
 
-/// A module that patterns may rewrite.
-pub enum Module<'a> {
-    /// A mixture of experts.
-    Moe(&'a mut MoeBlock),
-    /// A linear layer.
-    Linear(&'a mut Linear),
-    /// An embedding that is also the output projection.
-    TiedEmbedding(&'a mut Embedding),
-    /// What attention does besides its projections.
-    Attention(&'a mut AttentionPlan),
-    /// A norm of the residual stream.
-    Norm(&'a mut RmsNorm),
-    /// From logits to the likeliest token.
-    Greedy(&'a mut Path),
-}
-
-/// What kind of module a report row is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ModuleKind {
-    /// A mixture of experts.
-    Moe,
-    /// A linear layer or an output projection.
-    Linear,
-    /// Attention without its projections.
-    Attention,
-    /// A norm of the residual stream.
-    Norm,
-    /// From logits to the likeliest token.
-    Greedy,
-}
-
-impl Module<'_> {
-    /// Its kind.
-    pub fn kind(&self) -> ModuleKind {
-        match self {
-            Self::Moe(_) => ModuleKind::Moe,
-            Self::Linear(_) | Self::TiedEmbedding(_) => ModuleKind::Linear,
-            Self::Attention(_) => ModuleKind::Attention,
-            Self::Norm(_) => ModuleKind::Norm,
-            Self::Greedy(_) => ModuleKind::Greedy,
-        }
-    }
+/// Which of the device's default patterns a family takes.
+#[derive(Debug, Clone, Copy)]
+pub enum Preset {
+    /// All of them.
+    Device,
+    /// All but these, each with the reason.
+    Without(&'static [(&'static str, &'static str)]),
+    /// None, for this reason.
+    None(&'static str),
 }
 
 /// A row of [`MODELS`].
@@ -92,11 +63,17 @@ pub struct ModelRow {
     pub load: fn(&ModelConfig, &Weights) -> Result<Box<dyn Model>>,
     /// Checks the configuration and describes the model.
     pub describe: fn(&ModelConfig) -> Result<Architecture>,
+    /// What `auto` fuses.
+    pub preset: Preset,
 }
 
 /// Every model there is.
-pub const MODELS: &[ModelRow] =
-    &[ModelRow { model_type: "qwen3_moe", load: qwen3_moe::load, describe: qwen3_moe::describe }];
+pub const MODELS: &[ModelRow] = &[ModelRow {
+    model_type: "qwen3_moe",
+    load: qwen3_moe::load,
+    describe: qwen3_moe::describe,
+    preset: Preset::Device,
+}];
 
 /// What a configuration says about a model, for people.
 #[derive(Debug, Clone)]
@@ -153,22 +130,18 @@ pub fn find(model_type: &str) -> Result<&'static ModelRow> {
 /// # Errors
 /// Whatever is wrong with its configuration or weights, by file and name.
 pub fn load(dir: &FilePath) -> Result<LoadedModel> {
+    let (loaded, taken) = open(dir)?;
+    taken.read()?;
+    Ok(loaded)
+}
+
+/// A model whose weights are still in their files.
+pub(crate) fn open(dir: &FilePath) -> Result<(LoadedModel, Taken)> {
     let config = ModelConfig::load(dir)?;
     let row = find(&config.model_type)?;
     (row.describe)(&config)?;
     let checkpoint = Checkpoint::open(dir)?;
-    let (model, taken) = open(row, &config, &checkpoint)?;
-    taken.read()?;
-    Ok(LoadedModel { model, config, checkpoint })
-}
-
-/// A model whose weights are still in their files.
-pub(crate) fn open(
-    row: &ModelRow,
-    config: &ModelConfig,
-    checkpoint: &Checkpoint,
-) -> Result<(Box<dyn Model>, Taken)> {
     let weights = Weights::new(checkpoint.clone(), config.quantization.clone())?;
-    let model = (row.load)(config, &weights)?;
-    Ok((model, weights.finish()?))
+    let model = (row.load)(&config, &weights)?;
+    Ok((LoadedModel { model, config, checkpoint }, weights.finish()?))
 }

@@ -6,13 +6,15 @@
 
 use mlx::{Array, ops};
 
-use super::{Architecture, Model, Module};
-use crate::cache::{Cache, KvCache};
+use super::{Architecture, Model};
+use crate::cache::Cache;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::layers::{
-    Attention, Embedding, Heads, Linear, MoeBlock, Path, RmsNorm, Routing, SwitchGlu,
+    Attention, AttentionOptions, Embedding, Fusable, Head, Heads, Linear, Mlp, ModulePath,
+    MoeBlock, RmsNorm, Rope, Routing, Site, SwitchGlu,
 };
+use crate::step::{LayerRows, Rows, Step};
 use crate::weights::{Scope, Weights};
 
 /// The fields of `config.json` that shape the model.
@@ -108,41 +110,30 @@ impl Config {
     }
 }
 
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-}
-
-impl Mlp {
-    fn load(config: &Config, scope: &Scope<'_>) -> Result<Self> {
-        let (dim, hidden) = (config.hidden_size, config.intermediate_size);
-        Ok(Self {
-            gate_proj: Linear::load(&scope.pp("gate_proj"), dim, hidden)?,
-            up_proj: Linear::load(&scope.pp("up_proj"), dim, hidden)?,
-            down_proj: Linear::load(&scope.pp("down_proj"), hidden, dim)?,
-        })
-    }
-
-    fn forward(&self, x: &Array) -> Result<Array> {
-        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
-        self.down_proj.forward(&ops::swiglu(&gate, &up)?)
-    }
+fn load_attention(config: &Config, scope: &Scope<'_>) -> Result<Attention> {
+    let options = AttentionOptions {
+        qk_norm: Some(config.rms_norm_eps),
+        rope: Some(Rope::new(config.head_dim, config.rope_theta)),
+        ..AttentionOptions::new(config.hidden_size, config.heads())
+    };
+    Attention::load(scope, options)
 }
 
 fn load_moe(config: &Config, scope: &Scope<'_>) -> Result<MoeBlock> {
     let (dim, num_experts) = (config.hidden_size, config.num_experts);
-    let routing =
-        Routing { top_k: config.num_experts_per_tok, norm_topk_prob: config.norm_topk_prob };
+    let routing = Routing {
+        norm_topk_prob: config.norm_topk_prob,
+        ..Routing::softmax(config.num_experts_per_tok)
+    };
     Ok(MoeBlock::new(
         Linear::load(&scope.pp("gate"), dim, num_experts)?,
-        SwitchGlu::load(&scope.pp("switch_mlp"), num_experts, dim, config.moe_intermediate_size)?,
         routing,
+        SwitchGlu::load(&scope.pp("switch_mlp"), num_experts, dim, config.moe_intermediate_size)?,
     ))
 }
 
 enum FeedForward {
-    Dense(Mlp),
+    Dense(Box<Mlp>),
     Moe(Box<MoeBlock>),
 }
 
@@ -169,46 +160,36 @@ impl DecoderLayer {
         let mlp = scope.pp("mlp");
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention::load(
-                &scope.pp("self_attn"),
-                config.hidden_size,
-                config.heads(),
-                config.rope_theta,
-                config.rms_norm_eps,
-            )?,
+            self_attn: load_attention(config, &scope.pp("self_attn"))?,
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp: if config.is_moe(layer) {
                 FeedForward::Moe(Box::new(load_moe(config, &mlp)?))
             } else {
-                FeedForward::Dense(Mlp::load(config, &mlp)?)
+                FeedForward::Dense(Box::new(Mlp::load(
+                    &mlp,
+                    config.hidden_size,
+                    config.intermediate_size,
+                )?))
             },
         })
     }
 
-    fn forward(&self, x: &Array, cache: &mut KvCache) -> Result<Array> {
-        let r = self.self_attn.forward(&self.input_layernorm.forward(x)?, cache)?;
+    fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array> {
+        let r = self.self_attn.forward(&self.input_layernorm.forward(x)?, rows)?;
         let h = ops::add(x, &r)?;
         let r = self.mlp.forward(&self.post_attention_layernorm.forward(&h)?)?;
         Ok(ops::add(&h, &r)?)
     }
+}
 
-    fn modules<'a>(&'a mut self, path: &str, modules: &mut Vec<(String, Module<'a>)>) {
-        let mut push = |name: &str, module| modules.push((format!("{path}.{name}"), module));
-        push("input_layernorm", Module::Norm(&mut self.input_layernorm));
-        let Attention { q_proj, k_proj, v_proj, o_proj, plan, .. } = &mut self.self_attn;
-        push("self_attn.q_proj", Module::Linear(q_proj));
-        push("self_attn.k_proj", Module::Linear(k_proj));
-        push("self_attn.v_proj", Module::Linear(v_proj));
-        push("self_attn", Module::Attention(plan));
-        push("self_attn.o_proj", Module::Linear(o_proj));
-        push("post_attention_layernorm", Module::Norm(&mut self.post_attention_layernorm));
+impl Fusable for DecoderLayer {
+    fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        self.input_layernorm.sites(&at.pp("input_layernorm"), sites);
+        self.self_attn.sites(&at.pp("self_attn"), sites);
+        self.post_attention_layernorm.sites(&at.pp("post_attention_layernorm"), sites);
         match &mut self.mlp {
-            FeedForward::Moe(moe) => push("mlp", Module::Moe(moe)),
-            FeedForward::Dense(mlp) => {
-                push("mlp.gate_proj", Module::Linear(&mut mlp.gate_proj));
-                push("mlp.up_proj", Module::Linear(&mut mlp.up_proj));
-                push("mlp.down_proj", Module::Linear(&mut mlp.down_proj));
-            }
+            FeedForward::Moe(moe) => moe.sites(&at.pp("mlp"), sites),
+            FeedForward::Dense(mlp) => mlp.sites(&at.pp("mlp"), sites),
         }
     }
 }
@@ -218,27 +199,23 @@ pub struct Qwen3Moe {
     embed_tokens: Embedding,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
-    /// `None` when the embedding doubles as the output projection.
-    lm_head: Option<Linear>,
+    head: Head,
     vocab_size: i32,
-    greedy: Path,
 }
 
 impl Model for Qwen3Moe {
-    fn forward(&self, tokens: &Array, cache: &mut Cache) -> Result<Array> {
-        let mut h = self.embed_tokens.forward(tokens)?; // [B, L, D]
-        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
-            h = layer.forward(&h, cache)?;
+    fn forward(&self, step: &Step<'_>, caches: &mut [&mut Cache]) -> Result<Array> {
+        let mut rows = Rows::new(step, caches);
+        let mut h = self.embed_tokens.forward(step.tokens)?; // [B, L, D]
+        for (i, layer) in self.layers.iter().enumerate() {
+            h = layer.forward(&h, rows.layer(i))?;
         }
-        let h = self.norm.forward(&h)?;
-        match &self.lm_head {
-            Some(lm_head) => lm_head.forward(&h),
-            None => self.embed_tokens.as_linear(&h),
-        }
+        let h = self.norm.forward(&step.wanted(&h)?)?;
+        self.head.forward(&h, &self.embed_tokens)
     }
 
-    fn num_layers(&self) -> usize {
-        self.layers.len()
+    fn make_cache(&self) -> Cache {
+        Cache::new(self.layers.len())
     }
 
     fn vocab_size(&self) -> u32 {
@@ -250,25 +227,19 @@ impl Model for Qwen3Moe {
         Ok(self.norm.forward(&h)?.dtype())
     }
 
-    fn greedy(&self) -> Path {
-        self.greedy
+    fn head(&self) -> &Head {
+        &self.head
     }
 
-    fn modules(&mut self) -> Vec<(String, Module<'_>)> {
-        let mut modules = Vec::new();
+    fn sites<'a>(&'a mut self, sites: &mut Vec<Site<'a>>) {
+        let model = ModulePath::default().pp("model");
+        let layers = model.pp("layers");
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            layer.modules(&format!("model.layers.{i}"), &mut modules);
+            layer.sites(&layers.layer(i), sites);
         }
-        modules.push(("model.norm".to_owned(), Module::Norm(&mut self.norm)));
-        modules.push(match &mut self.lm_head {
-            Some(lm_head) => ("lm_head".to_owned(), Module::Linear(lm_head)),
-            None => {
-                let name = "model.embed_tokens".to_owned();
-                (name, Module::TiedEmbedding(&mut self.embed_tokens))
-            }
-        });
-        modules.push(("greedy".to_owned(), Module::Greedy(&mut self.greedy)));
-        modules
+        self.norm.sites(&model.pp("norm"), sites);
+        let embedding = (&model.pp("embed_tokens"), &mut self.embed_tokens);
+        self.head.sites_with(&ModulePath::default().pp("lm_head"), embedding, sites);
     }
 }
 
@@ -288,13 +259,8 @@ pub fn load(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn Model>> {
             .map(|i| DecoderLayer::load(&config, i, &model.pp("layers").pp(i)))
             .collect::<Result<_>>()?,
         norm: RmsNorm::load(&model.pp("norm"), dim, config.rms_norm_eps)?,
-        lm_head: if config.tie_word_embeddings {
-            None
-        } else {
-            Some(Linear::load(&root.pp("lm_head"), dim, vocab_size)?)
-        },
+        head: Head::load(&root.pp("lm_head"), dim, vocab_size, config.tie_word_embeddings)?,
         vocab_size,
-        greedy: Path::Stock,
     }))
 }
 

@@ -12,8 +12,8 @@ use crate::error::Error;
 use crate::generate::{GenerateOptions, generate};
 use crate::inspect::inspect;
 use crate::layers::{Fusion, Path};
-use crate::models::{LoadedModel, MODELS, Module};
-use crate::patch::{Fused, PatchOptions, PatchReport, Patterns, patch, plan, unpatch};
+use crate::models::{LoadedModel, MODELS, Preset};
+use crate::patch::{Fused, PatchOptions, Patterns, patch, plan, sites_of, unpatch};
 use crate::patterns::{self, PATTERNS};
 use crate::validate::{ValidateOptions, validate};
 
@@ -28,10 +28,6 @@ fn all() -> PatchOptions {
 
 fn require(options: PatchOptions) -> PatchOptions {
     PatchOptions { fused: Fused::Require, ..options }
-}
-
-fn apply(loaded: &mut LoadedModel, options: &PatchOptions) -> Result<PatchReport, Error> {
-    patch(loaded.model.as_mut(), "qwen3_moe", options)
 }
 
 fn tokens(loaded: &LoadedModel, prompt: &[u32]) -> Vec<u32> {
@@ -51,25 +47,7 @@ fn fused_is_built() -> bool {
 }
 
 fn count_fused(loaded: &mut LoadedModel) -> usize {
-    let mut modules = loaded.model.modules();
-    modules
-        .iter_mut()
-        .filter(|(_, module)| match module {
-            Module::Moe(moe) => {
-                let plan = moe.plan;
-                [plan.router, plan.mlp, plan.combine, moe.gate.path]
-                    .iter()
-                    .any(|p| *p != Path::Stock)
-            }
-            Module::Linear(linear) => linear.path != Path::Stock,
-            Module::TiedEmbedding(embedding) => embedding.path != Path::Stock,
-            Module::Attention(plan) => {
-                plan.qk_norm_rope != Path::Stock || plan.attention != Path::Stock
-            }
-            Module::Norm(norm) => norm.path != Path::Stock,
-            Module::Greedy(path) => **path != Path::Stock,
-        })
-        .count()
+    sites_of(loaded.model.as_mut()).iter().filter(|site| *site.path != Path::Stock).count()
 }
 
 #[test]
@@ -87,13 +65,13 @@ fn patched_tokens_equal_unpatched_ones() {
         let long = long_prompt();
         let stock = (tokens(&loaded, PROMPT), tokens(&loaded, &long));
         for pattern in patterns::names() {
-            apply(&mut loaded, &names(&[pattern])).unwrap();
+            patch(&mut loaded, &names(&[pattern])).unwrap();
             let patched = (tokens(&loaded, PROMPT), tokens(&loaded, &long));
             assert_eq!(patched, stock, "{pattern} {dtype} {quantization}");
         }
-        apply(&mut loaded, &all()).unwrap();
+        patch(&mut loaded, &all()).unwrap();
         assert_eq!((tokens(&loaded, PROMPT), tokens(&loaded, &long)), stock, "all {quantization}");
-        unpatch(loaded.model.as_mut());
+        unpatch(&mut loaded);
         assert_eq!(count_fused(&mut loaded), 0);
         assert_eq!(tokens(&loaded, PROMPT), stock.0);
     }
@@ -107,9 +85,9 @@ fn decode_only_paths_leave_prefill_to_stock() {
     let mut loaded = Fixture::dense(Dtype::Bf16).quantized(q4()).load();
     let stock = tokens(&loaded, &long_prompt());
     let path = Path::Fused(Fusion { precision: Precision::Exact, decode_only: true });
-    for (_, module) in loaded.model.modules() {
-        if let Module::Moe(moe) = module {
-            (moe.plan.mlp, moe.plan.combine) = (path, path);
+    for site in sites_of(loaded.model.as_mut()) {
+        if ["moe_mlp", "moe_combine"].contains(&site.pattern) {
+            *site.path = path;
         }
     }
     assert_eq!(tokens(&loaded, &long_prompt()), stock);
@@ -118,8 +96,8 @@ fn decode_only_paths_leave_prefill_to_stock() {
 #[test]
 fn report_lists_every_module_with_its_reason() {
     let mut loaded = Fixture::dense(Dtype::Bf16).quantized(q4()).load();
-    let report = apply(&mut loaded, &PatchOptions::default()).unwrap();
-    assert_eq!(report.patterns, patterns::preset("qwen3_moe", report.device));
+    let report = patch(&mut loaded, &PatchOptions::default()).unwrap();
+    assert_eq!(report.patterns, patterns::preset(report.device));
     assert_eq!(report.num_moe_modules, 2);
     if report.device == Device::Cpu && fused_is_built() {
         assert_eq!(report.patched_modules(), 2);
@@ -141,7 +119,7 @@ fn report_lists_every_module_with_its_reason() {
 fn dense_experts_fall_back_and_say_so() {
     let mut loaded = Fixture::dense(Dtype::F32).load();
     let stock = tokens(&loaded, PROMPT);
-    let report = apply(&mut loaded, &names(&["moe_mlp", "moe_combine"])).unwrap();
+    let report = patch(&mut loaded, &names(&["moe_mlp", "moe_combine"])).unwrap();
     assert_eq!(report.patched_modules(), 0);
     let reasons: Vec<_> = report.fallbacks().map(|(row, reason)| (row.pattern, reason)).collect();
     assert_eq!(
@@ -150,7 +128,7 @@ fn dense_experts_fall_back_and_say_so() {
     );
     assert_eq!(tokens(&loaded, PROMPT), stock);
     // a dense layer is no business of a pattern for packed ones
-    assert!(apply(&mut loaded, &names(&["quantized_linear"])).unwrap().modules.is_empty());
+    assert!(patch(&mut loaded, &names(&["quantized_linear"])).unwrap().modules.is_empty());
 }
 
 #[test]
@@ -169,7 +147,7 @@ fn experts_packed_differently_fall_back_and_say_so() {
     }
     fixture.config["quantization"][module] = json!({"group_size": 64, "bits": 8});
     let mut loaded = fixture.load();
-    let report = apply(&mut loaded, &names(&["moe_mlp"])).unwrap();
+    let report = patch(&mut loaded, &names(&["moe_mlp"])).unwrap();
     assert_eq!(report.patched_modules(), usize::from(fused_is_built()));
     let (row, reason) = report.fallbacks().next().unwrap();
     assert_eq!(row.module, "model.layers.0.mlp");
@@ -179,7 +157,7 @@ fn experts_packed_differently_fall_back_and_say_so() {
 #[test]
 fn require_fails_with_module_and_reason_and_patches_nothing() {
     let mut loaded = Fixture::dense(Dtype::F32).load();
-    let error = apply(&mut loaded, &require(names(&["moe_mlp"]))).unwrap_err();
+    let error = patch(&mut loaded, &require(names(&["moe_mlp"]))).unwrap_err();
     assert!(matches!(&error, Error::NotFused { pattern: "moe_mlp", .. }));
     assert_eq!(
         error.to_string(),
@@ -188,16 +166,16 @@ fn require_fails_with_module_and_reason_and_patches_nothing() {
     assert_eq!(count_fused(&mut loaded), 0);
 
     let mut loaded = Fixture::dense(Dtype::Bf16).quantized(q4()).load();
-    assert_eq!(apply(&mut loaded, &require(all())).is_ok(), fused_is_built());
+    assert_eq!(patch(&mut loaded, &require(all())).is_ok(), fused_is_built());
 }
 
 #[test]
 fn off_patches_nothing_and_restores() {
     let mut loaded = Fixture::dense(Dtype::Bf16).quantized(q4()).load();
-    apply(&mut loaded, &all()).unwrap();
+    patch(&mut loaded, &all()).unwrap();
     assert_eq!(count_fused(&mut loaded) > 0, fused_is_built());
     let off = PatchOptions { patterns: Patterns::Off, ..PatchOptions::default() };
-    let report = apply(&mut loaded, &require(off)).unwrap();
+    let report = patch(&mut loaded, &require(off)).unwrap();
     assert!(report.modules.is_empty() && report.patterns.is_empty());
     assert_eq!(count_fused(&mut loaded), 0);
 }
@@ -205,15 +183,15 @@ fn off_patches_nothing_and_restores() {
 #[test]
 fn plan_changes_nothing() {
     let mut loaded = Fixture::dense(Dtype::Bf16).quantized(q4()).load();
-    let planned = plan(loaded.model.as_mut(), "qwen3_moe", &all()).unwrap();
+    let planned = plan(&mut loaded, &all()).unwrap();
     assert_eq!(count_fused(&mut loaded), 0);
-    assert_eq!(apply(&mut loaded, &all()).unwrap().modules, planned.modules);
+    assert_eq!(patch(&mut loaded, &all()).unwrap().modules, planned.modules);
 }
 
 #[test]
 fn pattern_unknown_lists_known_ones() {
     let mut loaded = Fixture::dense(Dtype::F32).load();
-    let error = apply(&mut loaded, &names(&["moe_mlp", "moe_magic"])).unwrap_err();
+    let error = patch(&mut loaded, &names(&["moe_mlp", "moe_magic"])).unwrap_err();
     assert!(matches!(error, Error::UnknownPattern { .. }));
     assert!(error.to_string().starts_with("pattern `moe_magic` is not known; known: moe_mlp, "));
 }
@@ -224,13 +202,53 @@ fn tables_agree() {
     sorted.sort_unstable();
     sorted.dedup();
     assert_eq!(sorted.len(), PATTERNS.len());
+    for device in [Device::Cpu, Device::Gpu] {
+        for name in patterns::preset(device) {
+            assert!(patterns::names().contains(name), "{name}");
+        }
+    }
     for model in MODELS {
-        for device in [Device::Cpu, Device::Gpu] {
-            for name in patterns::preset(model.model_type, device) {
-                assert!(patterns::names().contains(name), "{name}");
+        if let Preset::Without(exceptions) = model.preset {
+            for (name, why) in exceptions {
+                assert!(patterns::names().contains(name) && !why.is_empty(), "{name}");
             }
         }
     }
+    let mut loaded = Fixture::dense(Dtype::Bf16).quantized(q4()).load();
+    for site in sites_of(loaded.model.as_mut()) {
+        assert!(patterns::names().contains(&site.pattern), "{}", site.pattern);
+    }
+}
+
+#[test]
+fn excluded_modules_and_other_layers_stay_on_stock() {
+    let mut loaded = Fixture::dense(Dtype::Bf16).quantized(q4()).load();
+    let exclude = ["*.q_proj", "model.layers.1.*"].map(|glob| glob.parse().unwrap());
+    let options = PatchOptions { exclude: exclude.to_vec(), ..all() };
+    let report = patch(&mut loaded, &options).unwrap();
+    for row in &report.modules {
+        let glob = exclude.iter().find(|glob| glob.matches(&row.module));
+        assert_eq!(row.left_out, glob.is_some(), "{}", row.module);
+        if let Some(glob) = glob {
+            assert_eq!(row.fallback.as_deref(), Some(format!("excluded by `{glob}`").as_str()));
+        }
+    }
+    assert!(report.modules.iter().any(|row| row.left_out));
+    // what the user leaves out is no failure
+    assert_eq!(patch(&mut loaded, &require(options)).is_ok(), fused_is_built());
+
+    let options = PatchOptions { layers: Some(vec![1..=1]), ..all() };
+    let report = patch(&mut loaded, &options).unwrap();
+    for row in &report.modules {
+        assert_eq!(row.left_out, row.layer != Some(1), "{}", row.module);
+    }
+    let fused: Vec<_> = sites_of(loaded.model.as_mut())
+        .iter()
+        .filter(|site| *site.path != Path::Stock)
+        .map(|site| site.module.layer_index())
+        .collect();
+    assert_eq!(!fused.is_empty(), fused_is_built());
+    assert!(fused.iter().all(|layer| *layer == Some(1)));
 }
 
 #[test]

@@ -104,6 +104,11 @@ binary! {
     logical_or;
 }
 
+/// c + a·b, c broadcast to the product.
+pub fn addmm(c: &Array, a: &Array, b: &Array) -> Result<Array> {
+    Ok(Array::wrap(ffi::addmm(c.raw(), a.raw(), b.raw())?))
+}
+
 /// Elements converted to `dtype`.
 pub fn astype(a: &Array, dtype: Dtype) -> Result<Array> {
     Ok(Array::wrap(ffi::astype(a.raw(), dtype.id())?))

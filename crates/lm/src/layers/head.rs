@@ -1,0 +1,78 @@
+use mlx::primitives::Primitive;
+use mlx::{Array, ops, primitives};
+
+use super::{Embedding, Fusable, Linear, ModuleKind, ModulePath, Path, Question, Site};
+use crate::error::Result;
+use crate::weights::Scope;
+
+/// From hidden states to logits, and from logits to the likeliest token.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// `None` where the embedding is also the output projection.
+    lm_head: Option<Linear>,
+    greedy: Path,
+}
+
+impl Head {
+    /// Takes the output projection at `scope`, or none where the embedding stands in.
+    ///
+    /// # Errors
+    /// As [`Linear::load`].
+    pub fn load(scope: &Scope<'_>, in_dims: i32, vocab_size: i32, tied: bool) -> Result<Self> {
+        let lm_head = if tied { None } else { Some(Linear::load(scope, in_dims, vocab_size)?) };
+        Ok(Self { lm_head, greedy: Path::Stock })
+    }
+
+    /// - `h`: `[.., D]`; returns logits `[.., V]`.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn forward(&self, h: &Array, embedding: &Embedding) -> Result<Array> {
+        match &self.lm_head {
+            Some(lm_head) => lm_head.forward(h),
+            None => embedding.as_linear(h),
+        }
+    }
+
+    /// The likeliest token of each row of `logits` `[B, V]`: `[B]` u32.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    /// # Source
+    /// mlx-lm `generate.py` (`generate_step`): the largest of the log-probabilities, not of the logits. The
+    /// subtraction rounds to the logits' type and can make ties, of which the first wins.
+    pub fn greedy(&self, logits: &Array) -> Result<Array> {
+        Ok(match self.greedy {
+            Path::Fused(_) => primitives::greedy_token(logits)?,
+            Path::Stock => ops::argmax(&logprobs(logits)?, -1, false)?,
+        })
+    }
+
+    /// The sites of the output projection, the embedding's where it stands in.
+    pub fn sites_with<'a>(
+        &'a mut self,
+        at: &ModulePath,
+        embedding: (&ModulePath, &'a mut Embedding),
+        sites: &mut Vec<Site<'a>>,
+    ) {
+        match &mut self.lm_head {
+            Some(lm_head) => lm_head.sites(at, sites),
+            None => embedding.1.sites(embedding.0, sites),
+        }
+        sites.push(Site {
+            module: ModulePath::default().pp("greedy"),
+            kind: ModuleKind::Greedy,
+            pattern: "greedy_token",
+            question: Ok(Question::dense(Primitive::GreedyToken)),
+            path: &mut self.greedy,
+        });
+    }
+}
+
+/// Log-probabilities of each row of `logits` `[B, V]`, in their type.
+///
+/// # Errors
+/// `Mlx`.
+pub fn logprobs(logits: &Array) -> Result<Array> {
+    Ok(ops::subtract(logits, &ops::logsumexp(logits, &[-1], true)?)?)
+}

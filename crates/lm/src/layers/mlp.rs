@@ -1,0 +1,44 @@
+use mlx::{Array, ops};
+
+use super::{Fusable, Linear, ModulePath, Site};
+use crate::error::Result;
+use crate::weights::Scope;
+
+/// The dense feed-forward `down(silu(gate(x)) * up(x))` (arXiv:2002.05202).
+#[derive(Debug, Clone)]
+pub struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+impl Mlp {
+    /// Takes the three projections.
+    ///
+    /// # Errors
+    /// As [`Linear::load`].
+    pub fn load(scope: &Scope<'_>, hidden_size: i32, intermediate_size: i32) -> Result<Self> {
+        Ok(Self {
+            gate_proj: Linear::load(&scope.pp("gate_proj"), hidden_size, intermediate_size)?,
+            up_proj: Linear::load(&scope.pp("up_proj"), hidden_size, intermediate_size)?,
+            down_proj: Linear::load(&scope.pp("down_proj"), intermediate_size, hidden_size)?,
+        })
+    }
+
+    /// - `x`: `[.., D]`; returns the same shape.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn forward(&self, x: &Array) -> Result<Array> {
+        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
+        self.down_proj.forward(&ops::swiglu(&gate, &up)?)
+    }
+}
+
+impl Fusable for Mlp {
+    fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        self.gate_proj.sites(&at.pp("gate_proj"), sites);
+        self.up_proj.sites(&at.pp("up_proj"), sites);
+        self.down_proj.sites(&at.pp("down_proj"), sites);
+    }
+}

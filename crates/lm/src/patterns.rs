@@ -1,0 +1,104 @@
+//! The patterns: the rewrites that users can name, and which of them are on by default.
+//!
+//! A pattern is a name that layers put on their [sites](crate::layers::Site); what it needs of a module, and what it
+//! does there, is written where the site is.
+
+use mlx::Device;
+
+use crate::error::{Error, Result};
+use crate::models::{Preset, find};
+
+/// A row of [`PATTERNS`].
+pub struct Pattern {
+    /// The name users write.
+    pub name: &'static str,
+    /// What it fuses.
+    pub about: &'static str,
+}
+
+/// Every pattern there is.
+pub const PATTERNS: &[Pattern] = &[
+    Pattern {
+        name: "moe_mlp",
+        about: "gate and up projections of the routed experts, with SwiGLU",
+    },
+    Pattern {
+        name: "moe_combine",
+        about: "the routed experts' down projection with the weighted sum over experts",
+    },
+    Pattern { name: "moe_router", about: "scores, choice and weights of the experts" },
+    Pattern {
+        name: "quantized_linear",
+        about: "every other quantised product, routers and output projection included",
+    },
+    Pattern { name: "qk_norm_rope", about: "norm and rotation of queries and keys" },
+    Pattern { name: "attention", about: "scores, softmax and weighted sum of attention" },
+    Pattern { name: "rms_norm", about: "norms of the residual stream" },
+    Pattern { name: "greedy_token", about: "from logits to the likeliest token" },
+];
+
+/// On by default on a CPU: stock runs one thread there and rounds after every addition.
+const CPU: &[&str] = &[
+    "moe_mlp",
+    "moe_combine",
+    "moe_router",
+    "quantized_linear",
+    "qk_norm_rope",
+    "attention",
+    "rms_norm",
+    "greedy_token",
+];
+/// On by default on a GPU.
+const GPU: &[&str] = &["moe_mlp"];
+
+/// The names of [`PATTERNS`].
+pub fn names() -> Vec<&'static str> {
+    PATTERNS.iter().map(|pattern| pattern.name).collect()
+}
+
+/// The pattern of a name.
+///
+/// # Errors
+/// `UnknownPattern`.
+pub(crate) fn named(name: &str) -> Result<&'static Pattern> {
+    PATTERNS
+        .iter()
+        .find(|pattern| pattern.name == name)
+        .ok_or_else(|| Error::UnknownPattern { name: name.to_owned(), known: names() })
+}
+
+/// The patterns that are on by default on a device, families apart.
+pub fn preset(device: Device) -> &'static [&'static str] {
+    match device {
+        Device::Cpu => CPU,
+        Device::Gpu => GPU,
+    }
+}
+
+/// The patterns that are on by default for a family on a device, and why others are not.
+pub(crate) fn preset_of(model_type: &str, device: Device) -> Chosen {
+    let family = find(model_type).map_or(Preset::Device, |row| row.preset);
+    let (mut patterns, mut note) = (preset(device).to_vec(), None);
+    match family {
+        Preset::Device => {}
+        Preset::Without(exceptions) => {
+            patterns.retain(|name| exceptions.iter().all(|(excepted, _)| excepted != name));
+            let reasons: Vec<_> =
+                exceptions.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+            note = Some(format!("not on by default for {model_type}: {}", reasons.join("; ")));
+        }
+        Preset::None(why) => {
+            patterns.clear();
+            note = Some(format!("{model_type} has no preset: {why}; patterns can be named"));
+        }
+    }
+    Chosen { patterns, note }
+}
+
+/// What [`preset_of`] chose.
+pub(crate) struct Chosen {
+    /// By name.
+    pub(crate) patterns: Vec<&'static str>,
+    /// What the family's preset leaves out, and why.
+    pub(crate) note: Option<String>,
+}
