@@ -3,5 +3,6 @@
 mod checkpoint;
 mod fixture;
 mod generate;
+mod layers;
 mod model;
 mod patch;
