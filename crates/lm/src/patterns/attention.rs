@@ -1,9 +1,9 @@
 //! Scores, softmax and weighted sum in one launch.
 
 use mlx::Dtype;
-use mlx::primitives::{Precision, Primitive};
+use mlx::primitives::Precision;
 
-use super::{Context, Pattern, require_dense_support};
+use super::{Context, Pattern, require_any_shape};
 use crate::layers::Path;
 use crate::models::Module;
 
@@ -17,7 +17,7 @@ fn check(_: &Module<'_>, context: &Context) -> Result<(), String> {
     if context.dtype == Dtype::F32 && context.precision == Precision::Exact {
         return Err("the order of stock's float32 products cannot be repeated".into());
     }
-    require_dense_support(Primitive::Attention, context)
+    require_any_shape("attention", context)
 }
 
 fn set(module: &mut Module<'_>, path: Path) {

@@ -1,8 +1,6 @@
 //! The likeliest token from logits in one launch.
 
-use mlx::primitives::Primitive;
-
-use super::{Context, Pattern, require_dense_support};
+use super::{Context, Pattern, require_any_shape};
 use crate::layers::Path;
 use crate::models::Module;
 
@@ -13,7 +11,7 @@ fn targets(module: &Module<'_>) -> bool {
 }
 
 fn check(_: &Module<'_>, context: &Context) -> Result<(), String> {
-    require_dense_support(Primitive::GreedyToken, context)
+    require_any_shape("greedy_token", context)
 }
 
 fn set(module: &mut Module<'_>, path: Path) {

@@ -9,8 +9,8 @@ mod qk_norm_rope;
 mod quantized_linear;
 mod rms_norm;
 
-use mlx::primitives::{Precision, Primitive};
-use mlx::quantization::{Mode, Quantization, QuantizedWeight};
+use mlx::primitives::{Ask, Precision, Setting};
+use mlx::quantization::QuantizedWeight;
 use mlx::{Device, Dtype, primitives};
 
 use crate::layers::{Path, Weight};
@@ -95,17 +95,14 @@ fn require_quantized<'a>(name: &str, weight: &'a Weight) -> Result<&'a Quantized
     weight.quantized().ok_or_else(|| format!("{name} is dense"))
 }
 
-/// Whether a primitive runs fused on the context's device with these weights.
-fn require_support(
-    primitive: Primitive,
-    context: &Context,
-    weight: &QuantizedWeight,
-) -> Result<(), String> {
-    primitives::supports(primitive, context.device, context.dtype, weight.quantization, true)
+/// Whether a primitive runs fused as asked, where the context says.
+fn require_support(ask: &dyn Ask, context: &Context) -> Result<(), String> {
+    let Context { device, dtype, precision } = *context;
+    primitives::supports(ask, &Setting { device, dtype, precision })
 }
 
-/// Whether a primitive that has nothing to do with packed weights runs on the context's device.
-fn require_dense_support(primitive: Primitive, context: &Context) -> Result<(), String> {
-    let any = Quantization::default_of(Mode::Affine);
-    primitives::supports(primitive, context.device, context.dtype, any, true)
+/// The same for a primitive that takes every shape.
+fn require_any_shape(primitive: &str, context: &Context) -> Result<(), String> {
+    let ask = primitives::TYPICAL.iter().find(|ask| ask.primitive() == primitive);
+    require_support(*ask.ok_or_else(|| format!("there is no primitive {primitive}"))?, context)
 }

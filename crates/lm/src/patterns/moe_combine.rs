@@ -1,6 +1,6 @@
 //! The experts' down projection with the weighted sum in one launch.
 
-use mlx::primitives::Primitive;
+use mlx::primitives::GatherQmmCombine;
 
 use super::{Context, Pattern, require_quantized, require_support};
 use crate::layers::Path;
@@ -15,7 +15,7 @@ fn targets(module: &Module<'_>) -> bool {
 fn check(module: &Module<'_>, context: &Context) -> Result<(), String> {
     let Module::Moe(moe) = module else { return Err("is no mixture of experts".into()) };
     let down = require_quantized("down_proj", &moe.switch_mlp.down_proj.weight)?;
-    require_support(Primitive::GatherQmmCombine, context, down)
+    require_support(&GatherQmmCombine::of(down, moe.routing.top_k), context)
 }
 
 fn set(module: &mut Module<'_>, path: Path) {

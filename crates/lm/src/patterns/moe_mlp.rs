@@ -1,6 +1,6 @@
 //! Gate and up projections with SwiGLU in one launch; routing and combine stay as they are.
 
-use mlx::primitives::Primitive;
+use mlx::primitives::GatherQmmSwiglu;
 
 use super::{Context, Pattern, require_quantized, require_support};
 use crate::layers::Path;
@@ -20,7 +20,7 @@ fn check(module: &Module<'_>, context: &Context) -> Result<(), String> {
         let (gate, up) = (gate.quantization, up.quantization);
         return Err(format!("gate_proj and up_proj are quantised differently: {gate} and {up}"));
     }
-    require_support(Primitive::GatherQmmSwiglu, context, gate)
+    require_support(&GatherQmmSwiglu::of(gate, moe.routing.top_k), context)
 }
 
 fn set(module: &mut Module<'_>, path: Path) {

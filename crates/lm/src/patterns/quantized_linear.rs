@@ -1,6 +1,6 @@
 //! Every quantised linear layer, the routers' and the output projection included, on our matrix product.
 
-use mlx::primitives::Primitive;
+use mlx::primitives::QuantizedMatmul;
 use mlx::quantization::QuantizedWeight;
 
 use super::{Context, Pattern, require_support};
@@ -25,7 +25,7 @@ fn targets(module: &Module<'_>) -> bool {
 
 fn check(module: &Module<'_>, context: &Context) -> Result<(), String> {
     let weight = weight(module).ok_or("is dense")?;
-    require_support(Primitive::QuantizedMatmul, context, weight)
+    require_support(&QuantizedMatmul::of(weight), context)
 }
 
 fn set(module: &mut Module<'_>, path: Path) {
