@@ -3,10 +3,10 @@
 //! The work is done by `zmlx-patch`; here the environment is read and cargo is spoken to. See
 //! `docs/building.md` for the variables.
 
+#[path = "build/cpp.rs"]
+mod cpp;
 #[path = "build/environment.rs"]
 mod environment;
-#[path = "build/objects.rs"]
-mod objects;
 
 use std::{
     error::Error,
@@ -14,11 +14,10 @@ use std::{
     process::ExitCode,
 };
 
+use cpp::Compiled;
 use environment::Environment;
-use objects::{Compilation, Objects, Store};
 use zmlx_patch::{
-    Pin, cache::Cache, native, native::Library, overlay::Overlay, patches, prebuilt,
-    prerequisites::Plan,
+    Pin, cache::Cache, native, native::Library, overlay, patches, prebuilt, prerequisites::Plan,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -60,19 +59,19 @@ fn build() -> Result<()> {
         Some(dir) => use_prebuilt(&environment, dir)?,
         None => build_from_source(&environment, fork)?,
     };
-    let overlay_root = fork.join("overlay");
-    let overlay = match environment.custom_primitive {
-        true => Overlay::read(&overlay_root)?,
-        false => Overlay::default(),
-    };
-    environment.watch(&overlay_root);
-    environment.watch(&environment.manifest_dir.join("src"));
-    environment.watch(&environment.manifest_dir.join("build"));
+    let overlay = environment.custom_primitive.then(|| fork.join("overlay"));
+    let primitives = overlay.as_deref().map_or(Ok(Vec::new()), overlay::primitives)?;
+    if let Some(overlay) = &overlay {
+        environment.watch(overlay);
+    }
+    for part in ["src", "build", "CMakeLists.txt"] {
+        environment.watch(&environment.manifest_dir.join(part));
+    }
 
-    compile_bridge(&environment, &mlx, &overlay_root)?;
-    compile_overlay(&environment, &mlx, &overlay_root, &overlay)?;
+    let compiled = cpp::compile(&environment, &mlx, overlay.as_deref())?;
+    link_ours(&environment, &compiled)?;
     link(&environment, &mlx);
-    tell_dependents(&mlx, &overlay);
+    tell_dependents(&mlx, &primitives);
     Ok(())
 }
 
@@ -128,98 +127,17 @@ fn build_from_source(environment: &Environment, fork: &Path) -> Result<Mlx> {
     })
 }
 
-/// The cxx bridge with the hand-written C++ beside it.
-fn compile_bridge(environment: &Environment, mlx: &Mlx, overlay: &Path) -> Result<()> {
-    let bridge = environment.manifest_dir.join("src/bridge.rs");
-    if !bridge.exists() {
-        return Ok(());
+/// Our C++ and its standard library; tests build more targets in the folder.
+fn link_ours(environment: &Environment, compiled: &Compiled) -> Result<()> {
+    println!("cargo:rustc-link-search=native={}", compiled.folder.join("lib").display());
+    for library in &compiled.libraries {
+        println!("cargo:rustc-link-lib=static={library}");
     }
-    let shim = environment.manifest_dir.join("src/shim");
-    let mut base = cxx_build::bridge("src/bridge.rs");
-    environment.configure(&mut base);
-    base.include(&shim).include(overlay).opt_level(2);
-    declare(&mut base, environment, mlx);
-
-    let generated_headers = environment.out_dir.join("cxxbridge/include");
-    let store = store(environment, &[overlay.to_owned(), shim.clone(), generated_headers])?;
-    let folder = environment.out_dir.join("bridge");
-    let mut objects = Objects::new(&folder, environment.jobs, &store);
-    let generated: Vec<PathBuf> = base.get_files().map(Path::to_owned).collect();
-    for source in generated.into_iter().chain(files_in(&shim, "cc")?) {
-        objects.add(Compilation::with(&base, source));
-    }
-    objects.archive("zmlx_bridge", &environment.cxx)?;
+    let standard = if environment.os == "macos" { "c++" } else { "stdc++" };
+    println!("cargo:rustc-link-lib=dylib={standard}");
+    println!("cargo:rustc-env=ZMLX_SYS_CPP={}", compiled.folder.display());
+    println!("cargo:rustc-env=ZMLX_SYS_CMAKE={}", environment.cmake()?.program.display());
     Ok(())
-}
-
-/// The primitives: always optimised, and never contracted, since stock MLX rounds every product.
-fn compile_overlay(
-    environment: &Environment,
-    mlx: &Mlx,
-    root: &Path,
-    overlay: &Overlay,
-) -> Result<()> {
-    let mut base = cc::Build::new();
-    environment.configure(&mut base);
-    base.include(root).opt_level(3).flag("-ffp-contract=off").warnings(true).extra_warnings(true);
-    declare(&mut base, environment, mlx);
-
-    let store = store(environment, &[root.to_owned()])?;
-    let folder = environment.out_dir.join("overlay");
-    let mut objects = Objects::new(&folder, environment.jobs, &store);
-    for source in overlay.for_target(&environment.overlay_target(&mlx.backends)) {
-        let path = root.join(&source.path);
-        if path.extension().is_some_and(|e| e == "cu") {
-            objects.add(environment.cuda_compilation(path, root, &mlx.include, &source.flags)?);
-            continue;
-        }
-        let mut build = base.clone();
-        for flag in &source.flags {
-            build.flag(flag);
-        }
-        objects.add(Compilation::with(&build, path));
-    }
-    objects.archive("zmlx_overlay", &environment.cxx)?;
-    Ok(())
-}
-
-/// Where compiled objects are shared between checkouts and profiles.
-fn store(environment: &Environment, headers: &[PathBuf]) -> Result<Store> {
-    let folder = environment.cache_root.join("objects");
-    let checkout = environment.manifest_dir.parent().unwrap_or(&environment.manifest_dir);
-    let places = [(environment.out_dir.clone(), "<out>"), (checkout.to_owned(), "<checkout>")];
-    Store::new(folder, &environment.cxx, headers, places)
-}
-
-/// MLX's headers, and what the C++ has to know of this build.
-fn declare(build: &mut cc::Build, environment: &Environment, mlx: &Mlx) {
-    build.flag("-isystem").flag(mlx.include.to_string_lossy().as_ref());
-    if environment.custom_primitive {
-        build.define("ZMLX_CUSTOM_PRIMITIVE", "1");
-    }
-    if mlx.mode == "source" {
-        build.define("ZMLX_MLX_PATCHED", "1");
-    }
-    let metallib = mlx.root.join("lib/mlx.metallib");
-    if matches!(mlx.link, Link::Static(_)) && metallib.exists() {
-        // MLX remembers the folder it was compiled in, which is gone
-        build.define("ZMLX_METALLIB", format!("\"{}\"", metallib.display()).as_str());
-    }
-    for backend in &mlx.backends {
-        build.define(&format!("ZMLX_BACKEND_{}", backend.to_uppercase()), "1");
-    }
-}
-
-fn files_in(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == extension) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 fn link(environment: &Environment, mlx: &Mlx) {
@@ -263,7 +181,7 @@ fn link(environment: &Environment, mlx: &Mlx) {
 }
 
 /// `links` metadata for the build scripts of dependents, constants for our own `lib.rs`.
-fn tell_dependents(mlx: &Mlx, overlay: &Overlay) {
+fn tell_dependents(mlx: &Mlx, primitives: &[String]) {
     let pin = Pin::current();
     let facts = [
         ("mode", mlx.mode.to_owned()),
@@ -271,7 +189,7 @@ fn tell_dependents(mlx: &Mlx, overlay: &Overlay) {
         ("mlx_version", pin.version.clone()),
         ("source", mlx.source.clone()),
         ("backends", mlx.backends.join(",")),
-        ("primitives", overlay.primitives.join(",")),
+        ("primitives", primitives.join(",")),
         ("patches", mlx.patches.join(",")),
     ];
     for (name, value) in &facts {

@@ -1,8 +1,8 @@
 //! The fork of MLX that zmlx builds: which release, how it is checked, and what is added to it.
 //!
 //! The fork only adds. [`Pin`] names the release by git object ids, [`verify`] holds a folder
-//! against it, [`patches`] opens the few seams that our files need, and [`overlay`] lists those
-//! files. The rest is the way from there to an installed library: [`locate`] finds the source,
+//! against it, [`patches`] opens the few seams that our files need, and [`overlay`] names what they
+//! add. The rest is the way from there to an installed library: [`locate`] finds the source,
 //! [`prerequisites`] finds what is missing on the machine, [`native`] compiles into a shared
 //! [`cache`], and [`prebuilt`] accepts an MLX that somebody else has compiled.
 //!
@@ -11,6 +11,7 @@
 #![deny(missing_docs)]
 
 pub mod cache;
+pub mod cmake;
 mod error;
 pub mod locate;
 pub mod native;

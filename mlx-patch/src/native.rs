@@ -1,7 +1,7 @@
 //! Compiling MLX with CMake into an install prefix.
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -9,6 +9,7 @@ use std::{
 use crate::{
     Error, Pin, Result, Warn,
     cache::{Cache, Key},
+    cmake::{self, CMake, define},
     locate::{self, Places},
     object_id::blob_id,
     patches::{self, Patch},
@@ -25,8 +26,6 @@ pub const SOURCE_NOTE: &str = "SOURCE";
 const OLDEST_CMAKE: [u32; 2] = [3, 25];
 /// The oldest CMake whose `FindCUDAToolkit` finds CUDA 13.
 const OLDEST_CMAKE_FOR_CUDA: [u32; 2] = [4, 0];
-/// Lines of output shown when a step fails.
-const TAIL_LINES: usize = 30;
 
 /// What to build, and with what.
 #[derive(Debug, Clone, Default)]
@@ -58,8 +57,7 @@ pub struct Native {
 /// Programs and folders that only compiling takes, not linking what is in the cache.
 struct Tools {
     git: PathBuf,
-    cmake: PathBuf,
-    ninja: Option<PathBuf>,
+    cmake: CMake,
     json_include: PathBuf,
     fmt_include: PathBuf,
 }
@@ -183,9 +181,9 @@ impl Native {
         };
         let machine = &self.machine;
         let mut missing = machine.missing(plan);
-        let cmake = machine.program(&["cmake"]);
+        let cmake = CMake::find(machine);
         let oldest = if self.cuda.is_some() { OLDEST_CMAKE_FOR_CUDA } else { OLDEST_CMAKE };
-        if let Some(found) = cmake.as_deref().and_then(|cmake| older_than(oldest, cmake)) {
+        if let Some(found) = cmake.as_ref().and_then(|cmake| older_than(oldest, &cmake.program)) {
             missing.extend(unfit("cmake", &found));
         }
         let git = machine.program(&["git"]);
@@ -199,8 +197,7 @@ impl Native {
             (Some(git), Some(cmake), Some(json_include), Some(fmt_include))
                 if missing.is_empty() =>
             {
-                let ninja = machine.program(&["ninja", "ninja-build"]);
-                Ok(Tools { git, cmake, ninja, json_include, fmt_include })
+                Ok(Tools { git, cmake, json_include, fmt_include })
             }
             _ => Err(Error::Prerequisites { missing }),
         }
@@ -238,20 +235,7 @@ impl Native {
         patches::apply(&tools.git, &source, &self.patches)?;
         fs::write(prefix.join(SOURCE_NOTE), &from).map_err(Error::io("write", prefix))?;
 
-        let mut configure = Command::new(&tools.cmake);
-        configure.arg("-S").arg(&source).arg("-B").arg(&build);
-        let define = |command: &mut Command, name: &str, path: &Path| {
-            command.arg(format!("-D{name}={}", path.display()));
-        };
-        match &tools.ninja {
-            Some(ninja) => {
-                configure.args(["-G", "Ninja"]);
-                define(&mut configure, "CMAKE_MAKE_PROGRAM", ninja);
-            }
-            None => {
-                configure.args(["-G", "Unix Makefiles"]);
-            }
-        }
+        let mut configure = tools.cmake.configure(&source, &build);
         define(&mut configure, "CMAKE_C_COMPILER", &self.cc);
         define(&mut configure, "CMAKE_CXX_COMPILER", &self.cxx);
         define(&mut configure, "CMAKE_INSTALL_PREFIX", prefix);
@@ -261,10 +245,9 @@ impl Native {
         configure.args(self.options().iter().map(|option| format!("-D{option}")));
         self.run(&mut configure, "configure MLX", work)?;
 
-        let mut compile = Command::new(&tools.cmake);
-        compile.arg("--build").arg(&build).args(["--parallel", &self.jobs.max(1).to_string()]);
+        let mut compile = tools.cmake.build(&build, self.jobs);
         self.run(&mut compile, "compile MLX", work)?;
-        let mut install = Command::new(&tools.cmake);
+        let mut install = Command::new(&tools.cmake.program);
         install.arg("--install").arg(&build);
         self.run(&mut install, "install MLX", work)
     }
@@ -301,27 +284,12 @@ impl Native {
     }
 
     fn run(&self, command: &mut Command, purpose: &str, work: &Path) -> Result<()> {
-        let path = work.join(format!("{}.log", purpose.split(' ').next().unwrap_or("run")));
-        let log = File::create(&path).map_err(Error::io("create", &path))?;
-        let errors = log.try_clone().map_err(Error::io("create", &path))?;
-        let program = command.get_program().to_string_lossy().into_owned();
-        // cargo's own make flags would reach CMake's make with a job server that is not its own
-        command.env_remove("MAKEFLAGS").env_remove("CARGO_MAKEFLAGS");
+        let log = work.join(format!("{}.log", purpose.split(' ').next().unwrap_or("run")));
         if let Some(nvcc) = self.nvcc() {
             command.env("CUDACXX", nvcc);
         }
-        let status =
-            command.stdout(log).stderr(errors).status().map_err(Error::io("run", &program))?;
-        if status.success() {
-            return Ok(());
-        }
-        let text = fs::read(&path).unwrap_or_default();
-        Err(Error::Command {
-            program,
-            status: status.to_string(),
-            purpose: purpose.to_owned(),
-            detail: tail(&String::from_utf8_lossy(&text), &path),
-        })
+        cmake::run(command, purpose, &log)?;
+        Ok(())
     }
 }
 
@@ -329,17 +297,6 @@ fn write(path: &Path, text: &str) -> Result<()> {
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     fs::write(path, text).map_err(Error::io("write", path))
-}
-
-/// The end of a log, from its first error on if it has one.
-fn tail(text: &str, path: &Path) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    let is_error = |l: &&str| l.contains("error:") || l.contains("CMake Error");
-    let last = lines.len().saturating_sub(TAIL_LINES);
-    let start = lines.iter().position(is_error).unwrap_or(last);
-    let end = (start + TAIL_LINES).min(lines.len());
-    let shown = &lines[start..end];
-    format!("\n{}\n(all of it: {})", shown.join("\n"), path.display())
 }
 
 /// What a compiler says about itself.
@@ -435,13 +392,6 @@ mod tests {
                 named("cublasLt", None),
             ]
         );
-    }
-
-    #[test]
-    fn tail_starts_at_the_first_error() {
-        let text = "one\ntwo\nx.cpp:1: error: no\nthree\n";
-        let shown = tail(text, Path::new("compile.log"));
-        assert!(shown.starts_with("\nx.cpp:1: error: no\nthree\n"), "{shown}");
     }
 
     #[test]

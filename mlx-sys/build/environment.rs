@@ -8,14 +8,14 @@ use std::{
 
 use zmlx_patch::{
     Error as PatchError,
+    cmake::CMake,
     locate::{ANSWER_WITHIN, Places},
-    native::{Cuda, Native},
-    overlay::Target,
+    native::{Cuda, Native, version_of},
     patches::Patch,
     prerequisites::{Machine, Plan, unfit},
 };
 
-use crate::{Result, objects::Compilation};
+use crate::Result;
 
 /// Variables that change what a compiler does without being arguments.
 const COMPILER_VARIABLES: &[&str] = &[
@@ -174,16 +174,6 @@ impl Environment {
         }
     }
 
-    /// What all our C++ is compiled with.
-    pub(crate) fn configure(&self, build: &mut cc::Build) {
-        build.compiler(&self.cxx).cpp(true).std("c++20").debug(false).pic(true);
-    }
-
-    /// Whom the overlay is compiled for.
-    pub(crate) fn overlay_target(&self, backends: &[String]) -> Target {
-        Target { arch: self.arch.clone(), os: self.os.clone(), backends: backends.to_vec() }
-    }
-
     /// Folders with the libraries of the CUDA toolkit; `stubs` has a driver to link against.
     pub(crate) fn cuda_libraries(&self) -> Vec<PathBuf> {
         let nvcc = self.nvcc().and_then(|nvcc| nvcc.canonicalize().ok());
@@ -199,37 +189,42 @@ impl Environment {
             .collect()
     }
 
-    fn nvcc(&self) -> Option<PathBuf> {
-        let named = self.cuda.as_ref()?.nvcc.clone();
-        named.or_else(|| self.machine.program(&["nvcc"]))
+    /// CMake, which a build that got this far has found.
+    pub(crate) fn cmake(&self) -> Result<CMake> {
+        CMake::find(&self.machine).ok_or_else(|| "cmake is not on the path".into())
     }
 
-    /// How nvcc compiles a file of the overlay.
-    pub(crate) fn cuda_compilation(
-        &self,
-        source: PathBuf,
-        overlay: &Path,
-        include: &Path,
-        flags: &[String],
-    ) -> Result<Compilation> {
-        let cuda = self.cuda.as_ref().ok_or("a .cu file without the `cuda` feature")?;
-        let nvcc = self.nvcc().ok_or("nvcc is not on the path")?;
-        let architectures = cuda.architectures.as_deref().unwrap_or("native");
-        let mut arguments: Vec<String> =
-            ["-std=c++20", "-O3", "-Xcompiler=-fPIC", "--fmad=true"].map(str::to_owned).into();
-        arguments.extend(["--extended-lambda".to_owned(), "--expt-relaxed-constexpr".to_owned()]);
-        match architectures {
-            "native" => arguments.push("-arch=native".to_owned()),
-            list => arguments.extend(list.split(';').map(|a| {
-                let a = a.trim_end_matches("-real").trim_end_matches("-virtual");
-                format!("-gencode=arch=compute_{a},code=sm_{a}")
-            })),
+    /// Everything that CMake looks at once, when it configures a folder for the first time.
+    pub(crate) fn toolchain(&self) -> Result<String> {
+        let mut text = format!("{:?}", self.compiler_variables);
+        let programs = [Some(self.cxx.clone()), self.nvcc(), Some(self.cmake()?.program)];
+        for program in programs.into_iter().flatten() {
+            text += &format!("\n{} {}", program.display(), version_of(&program)?);
         }
-        for folder in [overlay, include, &include.join("cccl")] {
-            arguments.push(format!("-I{}", folder.display()));
-        }
-        arguments.extend(flags.iter().cloned());
-        Ok(Compilation::by(nvcc, arguments, source))
+        Ok(text)
+    }
+
+    /// ccache with its settings, if it is there: what it compiles lies beside MLX's cache, and the
+    /// folder of the checkout is no part of a key, so that others find it.
+    pub(crate) fn launcher(&self) -> Result<String> {
+        let Some(ccache) = self.machine.program(&["ccache"]) else { return Ok(String::new()) };
+        let folder = variable("CCACHE_DIR").map(PathBuf::from);
+        let folder = folder.unwrap_or_else(|| self.cache_root.join("ccache"));
+        let checkout = self.manifest_dir.parent().unwrap_or(&self.manifest_dir);
+        let settings = [
+            format!("CCACHE_DIR={}", folder.display()),
+            format!("CCACHE_BASEDIR={}", checkout.display()),
+            "CCACHE_NOHASHDIR=true".to_owned(),
+            // its version, not the time at which it was installed
+            "CCACHE_COMPILERCHECK=%compiler% --version".to_owned(),
+        ];
+        let cmake = self.cmake()?.program;
+        Ok(format!("{};-E;env;{};{}", cmake.display(), settings.join(";"), ccache.display()))
+    }
+
+    pub(crate) fn nvcc(&self) -> Option<PathBuf> {
+        let named = self.cuda.as_ref()?.nvcc.clone();
+        named.or_else(|| self.machine.program(&["nvcc"]))
     }
 }
 

@@ -40,6 +40,26 @@ pub mod ffi {
         mode: String,
     }
 
+    /// Which field of a [`Parameter`] holds its value.
+    #[derive(Debug, PartialEq, Eq)]
+    enum ParameterKind {
+        Integer,
+        Number,
+        Flag,
+        Text,
+    }
+
+    /// Something that a primitive is asked about.
+    #[derive(Debug, PartialEq)]
+    struct Parameter {
+        name: String,
+        kind: ParameterKind,
+        integer: i64,
+        number: f64,
+        flag: bool,
+        text: String,
+    }
+
     /// Whether a primitive runs fused, and why not; `reason` is empty exactly when `fused`.
     struct Support {
         fused: bool,
@@ -363,7 +383,7 @@ pub mod ffi {
         fn import_function(path: &str) -> Result<UniquePtr<ImportedFn>>;
         fn imported_call(f: &ImportedFn, inputs: &ArrayVec) -> Result<UniquePtr<ArrayVec>>;
 
-        // zmlx primitives (shim/primitives_{enabled,disabled}.cc)
+        // zmlx primitives (shim/primitives.cc)
         fn fused_gather_qmm_swiglu(
             x: &Array,
             gate: &ArrayVec,
@@ -422,8 +442,8 @@ pub mod ffi {
             primitive: &str,
             gpu: bool,
             dtype: DtypeId,
-            q: &QuantParams,
-            transpose: bool,
+            fast: bool,
+            parameters: &[Parameter],
         ) -> Result<Support>;
         fn fused_primitives() -> Vec<String>;
         fn set_num_threads(n: i32) -> Result<()>;

@@ -1,7 +1,6 @@
 //! `zmlx doctor`
 
-use mlx::primitives::{Primitive, supports};
-use mlx::quantization::Quantization;
+use mlx::primitives::{self, Precision, Setting, supports};
 use mlx::{Device, Dtype};
 use serde::Serialize;
 use zmlx::lm;
@@ -53,13 +52,14 @@ pub(super) struct DeviceRow {
     pub(super) default: bool,
 }
 
-/// Whether a primitive runs fused on a device, for the commonest weights.
+/// Whether a primitive runs fused on a device, at the shapes of a common model.
 #[derive(Debug, Serialize)]
 pub(super) struct PrimitiveRow {
     pub(super) primitive: &'static str,
     pub(super) device: String,
     pub(super) dtype: String,
-    pub(super) quantization: String,
+    /// What was asked.
+    pub(super) parameters: String,
     pub(super) fused: bool,
     /// Why not.
     pub(super) reason: Option<String>,
@@ -107,20 +107,20 @@ fn device_row(device: Device) -> DeviceRow {
 }
 
 fn primitive_rows() -> Vec<PrimitiveRow> {
-    let quantization = Quantization::affine(64, 4);
+    let (dtype, precision) = (Dtype::Bf16, Precision::Exact);
     let mut rows = Vec::new();
-    for &primitive in Primitive::ALL {
+    for &ask in primitives::TYPICAL {
         for device in [Device::Cpu, Device::Gpu] {
             let reason = if device.is_available() {
-                supports(primitive, device, Dtype::Bf16, quantization, true).err()
+                supports(ask, &Setting { device, dtype, precision }).err()
             } else {
                 Some("this build or this machine has no such device".to_owned())
             };
             rows.push(PrimitiveRow {
-                primitive: primitive.name(),
+                primitive: ask.primitive(),
                 device: device.to_string(),
-                dtype: Dtype::Bf16.to_string(),
-                quantization: quantization.to_string(),
+                dtype: dtype.to_string(),
+                parameters: ask.parameters().to_string(),
                 fused: reason.is_none(),
                 reason,
             });

@@ -380,7 +380,7 @@ fn examined(summary: &doctor::Summary, text: &mut String) {
     text.push_str("primitives\n");
     for p in &summary.primitives {
         let outcome = p.reason.as_ref().map_or_else(
-            || format!("fused ({}, {})", p.dtype, p.quantization),
+            || format!("fused ({}, {})", p.dtype, p.parameters),
             |reason| format!("stock: {reason}"),
         );
         text.push_str(&format!("  {:<20} {:<4} {outcome}\n", p.primitive, p.device));

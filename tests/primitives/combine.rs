@@ -1,10 +1,10 @@
 //! `gather_qmm_combine` against `gather_qmm`, squeeze, the scores and a sum.
 
-use mlx::primitives::{Precision, Primitive, gather_qmm_combine};
+use mlx::primitives::{Precision, gather_qmm_combine};
 use mlx::quantization::{Quantization, QuantizedWeight, gather_qmm};
 use mlx::{Array, Dtype, ops};
 
-use super::fused;
+use super::{asks, fused};
 use crate::support::bits::{assert_lively, assert_same_bits};
 use crate::support::data::{self, DTYPES, Rng, quantizations};
 use crate::support::on_each_device;
@@ -32,7 +32,7 @@ pub(super) fn scores(rng: &mut Rng, shape: &[i32], dtype: Dtype) -> Array {
 fn product(dtype: Dtype) {
     let mut rng = Rng::new(11);
     for (i, q) in quantizations().into_iter().enumerate() {
-        if !fused(Primitive::GatherQmmCombine, dtype, q, true) {
+        if !fused(&asks::combine(q), dtype, Precision::Exact) {
             continue;
         }
         for (batch, top_k) in [(vec![1, 1], 1), (vec![1, 1], 3), (vec![1, 4], 5), (vec![2, 3], 8)] {

@@ -1,11 +1,11 @@
 //! Infinities, NaN, denormals and the largest values, in activations, scales, biases and codes.
 
-use mlx::primitives::{Precision, Primitive, gather_qmm_combine};
+use mlx::primitives::{Precision, gather_qmm_combine};
 use mlx::quantization::{self, Mode, QuantizedWeight};
 use mlx::{Array, Dtype, primitives};
 
 use super::swiglu::Call;
-use super::{combine, fused, quantized};
+use super::{asks, combine, fused, quantized};
 use crate::support::bits::{as_f32, assert_same_bits};
 use crate::support::data::{self, DTYPES, Rng, quantizations};
 use crate::support::on_each_device;
@@ -88,7 +88,7 @@ on_each_device! {
         for dtype in DTYPES {
             for q in quantizations() {
                 for transpose in [true, false] {
-                    if !fused(Primitive::GatherQmmSwiglu, dtype, q, transpose) { continue; }
+                    if !fused(&asks::swiglu(q, transpose), dtype, Precision::Exact) { continue; }
                     let whole = q.group_size.max(32);
                     for (flavour, values) in FLAVOURS {
                         let (n, k) = if transpose { (19, whole) } else { (whole, 19) };
@@ -116,7 +116,7 @@ on_each_device! {
         let mut finite = Finite::default();
         for dtype in DTYPES {
             for q in quantizations() {
-                if !fused(Primitive::GatherQmmCombine, dtype, q, true) { continue; }
+                if !fused(&asks::combine(q), dtype, Precision::Exact) { continue; }
                 let whole = q.group_size.max(32);
                     for (flavour, values) in FLAVOURS {
                     let mut down = rng.experts([4, 21, whole], q, dtype, true);
@@ -142,7 +142,7 @@ on_each_device! {
         for dtype in DTYPES {
             for q in quantizations() {
                 for transpose in [true, false] {
-                    if !fused(Primitive::QuantizedMatmul, dtype, q, transpose) { continue; }
+                    if !fused(&asks::matmul(q, transpose), dtype, Precision::Exact) { continue; }
                     let whole = q.group_size.max(32);
                     for (flavour, values) in FLAVOURS {
                         let (n, k) = if transpose { (35, whole) } else { (whole, 35) };

@@ -1,12 +1,12 @@
 //! `Precision::Fast` against the same sums in `f64`, within one table of tolerances.
 
-use mlx::primitives::{Precision, Primitive, gather_qmm_combine, quantized_matmul};
+use mlx::primitives::{Precision, gather_qmm_combine, quantized_matmul};
 use mlx::quantization::{self, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, ops};
 
-use super::fused;
 use super::quantized::matrix;
 use super::swiglu::{Call, Layout, call};
+use super::{asks, fused};
 use crate::support::bits::as_f32;
 use crate::support::data::{self, DTYPES, Rng, quantizations};
 use crate::support::on_each_device;
@@ -85,7 +85,7 @@ on_each_device! {
         for dtype in DTYPES {
             let (mut fast_mean, mut stock_mean) = (0.0, 0.0);
             for q in quantizations() {
-                if !fused(Primitive::QuantizedMatmul, dtype, q, true) { continue; }
+                if !fused(&asks::matmul(q, true), dtype, Precision::Fast) { continue; }
                 for rows in [1, 3, 20] {
                     let k = 512;
                     let w = matrix(&mut rng, [37, k], q, dtype, true);
@@ -123,7 +123,7 @@ on_each_device! {
         let mut rng = Rng::new(52);
         for dtype in DTYPES {
             for q in quantizations() {
-                if !fused(Primitive::GatherQmmSwiglu, dtype, q, true) { continue; }
+                if !fused(&asks::swiglu(q, true), dtype, Precision::Fast) { continue; }
                 for layout in [Layout::Decode { top_k: 4 }, Layout::Sorted { rows: 20 }] {
                     let k = 256;
                     let c: Call = call(&mut rng, layout, [4, 29, k], q, dtype, true);
@@ -153,7 +153,7 @@ on_each_device! {
         let mut rng = Rng::new(53);
         for dtype in DTYPES {
             for q in quantizations() {
-                if !fused(Primitive::GatherQmmCombine, dtype, q, true) { continue; }
+                if !fused(&asks::combine(q), dtype, Precision::Fast) { continue; }
                 for tokens in [1, 12] {
                     let (k, n, top_k) = (256usize, 29usize, 3usize);
                     let down = rng.experts([5, n as i32, k as i32], q, dtype, true);
@@ -190,7 +190,7 @@ on_each_device! {
         // Decode and prefill take different kernels; both have to answer to the same sums.
         let mut rng = Rng::new(54);
         let q = Quantization::affine(64, 4);
-        if !fused(Primitive::QuantizedMatmul, Dtype::Bf16, q, true) { return; }
+        if !fused(&asks::matmul(q, true), Dtype::Bf16, Precision::Fast) { return; }
         let w = matrix(&mut rng, [40, 256], q, Dtype::Bf16, true);
         let x = rng.array(&[33, 256], Dtype::Bf16, 1.0);
         let together = quantized_matmul(&x, &w, true, Precision::Fast).unwrap();

@@ -8,22 +8,63 @@ mod router;
 mod step;
 mod swiglu;
 
-use mlx::primitives::{Primitive, supports};
+use mlx::primitives::{
+    Activation, Ask, GatherQmmCombine, GatherQmmSwiglu, Precision, QuantizedMatmul, Setting,
+    supports,
+};
 use mlx::quantization::Quantization;
 use mlx::{Array, Dtype, ops};
 
 /// Whether `primitive` is fused here. On the CPU all of them are, for everything that is tested: a
 /// refusal fails. Elsewhere a refusal needs a reason and skips the case.
-fn fused(primitive: Primitive, dtype: Dtype, quantization: Quantization, transpose: bool) -> bool {
+fn fused(ask: &dyn Ask, dtype: Dtype, precision: Precision) -> bool {
     let device = mlx::default_device();
-    match supports(primitive, device, dtype, quantization, transpose) {
+    match supports(ask, &Setting { device, dtype, precision }) {
         Ok(()) => true,
         Err(reason) => {
             assert!(!reason.is_empty());
-            assert_eq!(device, mlx::Device::Gpu, "{} refused: {reason}", primitive.name());
-            println!("skipped: {} {dtype} {quantization}: {reason}", primitive.name());
+            assert_eq!(device, mlx::Device::Gpu, "{ask:?} refused: {reason}");
+            println!("skipped: {ask:?} {dtype}: {reason}");
             false
         }
+    }
+}
+
+/// The questions of this folder's products; their sizes differ from case to case.
+mod asks {
+    use super::*;
+
+    const EXPERTS: i32 = 4;
+    const TOP_K: i32 = 2;
+    const SIZE: i32 = 128;
+
+    pub(super) fn swiglu(quantization: Quantization, transpose: bool) -> GatherQmmSwiglu {
+        GatherQmmSwiglu {
+            quantization,
+            transpose,
+            num_experts: EXPERTS,
+            top_k: TOP_K,
+            inner: SIZE,
+            outer: SIZE,
+            bias: false,
+            activation: Activation::Silu,
+        }
+    }
+
+    pub(super) fn combine(quantization: Quantization) -> GatherQmmCombine {
+        GatherQmmCombine {
+            quantization,
+            transpose: true,
+            num_experts: EXPERTS,
+            top_k: TOP_K,
+            inner: SIZE,
+            outer: SIZE,
+            bias: false,
+        }
+    }
+
+    pub(super) fn matmul(quantization: Quantization, transpose: bool) -> QuantizedMatmul {
+        QuantizedMatmul { quantization, transpose, inner: SIZE, outer: SIZE }
     }
 }
 

@@ -1,10 +1,10 @@
 //! `quantized_matmul` against stock `quantized_matmul`.
 
-use mlx::primitives::{Precision, Primitive};
+use mlx::primitives::Precision;
 use mlx::quantization::{self, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, ops, primitives};
 
-use super::fused;
+use super::{asks, fused};
 use crate::support::bits::{assert_lively, assert_same_bits};
 use crate::support::data::{self, DTYPES, Rng, quantizations};
 use crate::support::on_each_device;
@@ -40,7 +40,7 @@ fn product(dtype: Dtype) {
     let mut rng = Rng::new(31);
     for q in quantizations() {
         for transpose in [true, false] {
-            if !fused(Primitive::QuantizedMatmul, dtype, q, transpose) {
+            if !fused(&asks::matmul(q, transpose), dtype, Precision::Exact) {
                 continue;
             }
             for (i, batch) in

@@ -2,8 +2,7 @@
 //! `greedy_token`.
 
 use mlx::fast::{self, Mask, Rope};
-use mlx::primitives::{self, Precision, Primitive};
-use mlx::quantization::Quantization;
+use mlx::primitives::{self, Precision, Setting};
 use mlx::{Array, Dtype, ops};
 
 use super::fused;
@@ -11,9 +10,10 @@ use crate::support::bits::{assert_close, assert_lively, assert_same_bits};
 use crate::support::data::{self, DTYPES, Rng};
 use crate::support::on_each_device;
 
-/// `supports` takes a quantisation that these primitives do not look at.
-fn available(primitive: Primitive, dtype: Dtype) -> bool {
-    fused(primitive, dtype, Quantization::affine(64, 4), true)
+/// Whether the primitive of that name runs exactly on `dtype`.
+fn available(primitive: &str, dtype: Dtype) -> bool {
+    let ask = primitives::TYPICAL.iter().find(|ask| ask.primitive() == primitive);
+    fused(*ask.unwrap(), dtype, Precision::Exact)
 }
 
 fn weight(rng: &mut Rng, size: i32, dtype: Dtype) -> Array {
@@ -25,7 +25,7 @@ on_each_device! {
     fn rms_norm_has_the_stock_bits() {
         let mut rng = Rng::new(101);
         for dtype in DTYPES {
-            if !available(Primitive::RmsNorm, dtype) { continue; }
+            if !available("rms_norm", dtype) { continue; }
             for size in [1, 3, 16, 31, 64, 100, 257, 2048] {
                 for rows in [vec![], vec![1, 1], vec![3, 5]] {
                     let mut shape = rows.clone();
@@ -52,7 +52,7 @@ on_each_device! {
 on_each_device! {
     fn rms_norm_of_extremes_has_the_stock_bits() {
         for dtype in DTYPES {
-            if !available(Primitive::RmsNorm, dtype) { continue; }
+            if !available("rms_norm", dtype) { continue; }
             for values in [
                 [0.0, 0.0, -0.0, 0.0],
                 [1e-40, -1e-42, 1e-45, 0.0],
@@ -87,7 +87,7 @@ on_each_device! {
     fn qk_norm_rope_has_the_stock_bits() {
         let mut rng = Rng::new(102);
         for dtype in DTYPES {
-            if !available(Primitive::QkNormRope, dtype) { continue; }
+            if !available("qk_norm_rope", dtype) { continue; }
             for (heads, size) in [(1, 32), (3, 64), (4, 128), (2, 80), (5, 6)] {
                 for (batch, length) in [(1, 1), (1, 7), (2, 3)] {
                     for offset in [0, 1, 255, 4093] {
@@ -119,7 +119,7 @@ on_each_device! {
     fn qk_norm_rope_with_offset_array_and_frequencies_has_the_stock_bits() {
         let mut rng = Rng::new(103);
         for dtype in DTYPES {
-            if !available(Primitive::QkNormRope, dtype) { continue; }
+            if !available("qk_norm_rope", dtype) { continue; }
             let x = rng.array(&[2, 3, 4 * 32], dtype, 1.0);
             let w = weight(&mut rng, 32, dtype);
             let mut rope = rope(32, false, 10_000.0, 0.5);
@@ -174,7 +174,7 @@ on_each_device! {
     fn attention_has_the_stock_bits() {
         let mut rng = Rng::new(104);
         for dtype in [Dtype::F16, Dtype::Bf16] {
-            if !available(Primitive::Attention, dtype) { continue; }
+            if !available("attention", dtype) { continue; }
             for shape in SHAPES {
                 let Heads { q, k, v } = heads(&mut rng, dtype, shape);
                 let scale = 1.0 / (shape[5] as f32).sqrt();
@@ -217,15 +217,30 @@ on_each_device! {
 }
 
 #[test]
-fn exact_attention_in_f32_is_refused_with_a_reason() {
+fn attention_in_f32_is_fast_only_and_says_why() {
     // Stock multiplies f32 matrices with BLAS, which has no order of its own to keep.
     let Heads { q, k, v } = heads(&mut Rng::new(106), Dtype::F32, SHAPES[1]);
-    let device = mlx::default_device();
-    let q4 = Quantization::affine(64, 4);
-    let reason = primitives::supports(Primitive::Attention, device, Dtype::F32, q4, true);
-    assert!(!reason.unwrap_err().is_empty());
-    let error = primitives::attention(&q, &k, &v, 1.0, false, Precision::Exact).unwrap_err();
+    let ask = primitives::Attention {
+        num_heads: q.dim(1),
+        num_kv_heads: k.dim(1),
+        head_dim: q.dim(3),
+        value_dim: v.dim(3),
+        causal: false,
+        window: None,
+        mask: false,
+        sinks: false,
+    };
+    let asked = |precision| {
+        let setting = Setting { device: mlx::Device::Cpu, dtype: Dtype::F32, precision };
+        primitives::supports(&ask, &setting)
+    };
+    let reason = asked(Precision::Exact).unwrap_err();
+    assert!(reason.contains("float32"), "{reason}");
+    assert_eq!(asked(Precision::Fast), Ok(()));
+    let run = |precision| primitives::attention(&q, &k, &v, 1.0, false, precision);
+    let error = run(Precision::Exact).unwrap_err();
     assert!(error.to_string().contains("float32"), "{error}");
+    run(Precision::Fast).unwrap().eval().unwrap();
 }
 
 on_each_device! {
@@ -236,7 +251,7 @@ on_each_device! {
             ops::argmax(&ops::subtract(logits, &norm).unwrap(), -1, false).unwrap()
         };
         for dtype in DTYPES {
-            if !available(Primitive::GreedyToken, dtype) { continue; }
+            if !available("greedy_token", dtype) { continue; }
             for size in [1, 2, 15, 33, 1000, 4099] {
                 for rows in [vec![], vec![1], vec![2, 3]] {
                     let mut shape = rows.clone();

@@ -1,10 +1,10 @@
 //! `gather_qmm_swiglu` against `gather_qmm` twice, `silu` and a product.
 
-use mlx::primitives::{Precision, Primitive, gather_qmm_swiglu};
+use mlx::primitives::{Precision, gather_qmm_swiglu};
 use mlx::quantization::{Quantization, QuantizedWeight, gather_qmm};
 use mlx::{Array, Dtype, ops};
 
-use super::fused;
+use super::{asks, fused};
 use crate::support::bits::{assert_lively, assert_same_bits};
 use crate::support::data::{self, DTYPES, Rng, quantizations};
 use crate::support::on_each_device;
@@ -109,7 +109,7 @@ fn product(dtype: Dtype) {
     let mut rng = Rng::new(1);
     for q in quantizations() {
         for transpose in [true, false] {
-            if !fused(Primitive::GatherQmmSwiglu, dtype, q, transpose) {
+            if !fused(&asks::swiglu(q, transpose), dtype, Precision::Exact) {
                 continue;
             }
             for (i, layout) in LAYOUTS.into_iter().enumerate() {

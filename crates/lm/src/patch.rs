@@ -2,12 +2,11 @@
 
 use std::ops::RangeInclusive;
 
-use mlx::primitives::{self, Precision};
-use mlx::quantization::{Mode, Quantization};
-use mlx::{Device, Dtype, default_device};
+use mlx::primitives::{self, Precision, Setting};
+use mlx::{Device, default_device};
 
 use crate::error::{Error, Result};
-use crate::layers::{Fusion, ModuleKind, Path, Question, Site};
+use crate::layers::{Fusion, ModuleKind, Path, Site};
 use crate::models::{LoadedModel, Model};
 use crate::patterns;
 
@@ -171,6 +170,7 @@ pub fn plan(loaded: &mut LoadedModel, options: &PatchOptions) -> Result<PatchRep
         }
     };
     let dtype = loaded.model.activation_dtype()?;
+    let setting = Setting { device, dtype, precision: options.precision };
     let mut report = PatchReport {
         patterns,
         device,
@@ -194,10 +194,7 @@ pub fn plan(loaded: &mut LoadedModel, options: &PatchOptions) -> Result<PatchRep
             layer: site.module.layer_index(),
             pattern: site.pattern,
             left_out: left_out.is_some(),
-            fallback: left_out.or_else(|| {
-                let question = site.question.as_ref().map_err(String::clone);
-                question.and_then(|question| ask(question, device, dtype, options)).err()
-            }),
+            fallback: left_out.or_else(|| refusal(&site, &setting)),
             kind: site.kind,
         });
     }
@@ -218,19 +215,13 @@ pub(crate) fn sites_of(model: &mut dyn Model) -> Vec<Site<'_>> {
     sites
 }
 
-fn ask(
-    question: &Question,
-    device: Device,
-    dtype: Dtype,
-    options: &PatchOptions,
-) -> std::result::Result<(), String> {
-    let any = || Quantization::default_of(Mode::Affine);
-    if question.primitive == primitives::Primitive::Attention
-        && dtype == Dtype::F32
-        && options.precision == Precision::Exact
-    {
-        return Err("the order of stock's float32 products cannot be repeated".into());
+/// Why a site cannot be fused in this setting, if it cannot.
+fn refusal(site: &Site<'_>, setting: &Setting) -> Option<String> {
+    match &site.questions {
+        Err(reason) => Some(reason.clone()),
+        Ok(questions) => {
+            let ask = |question: &Box<_>| primitives::supports(&**question, setting).err();
+            questions.iter().find_map(ask)
+        }
     }
-    let quantization = question.quantization.unwrap_or_else(any);
-    primitives::supports(question.primitive, device, dtype, quantization, true)
 }

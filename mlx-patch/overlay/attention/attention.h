@@ -17,7 +17,6 @@ class Attention : public Transformable<Attention> {
       : Transformable(stream), scale_(scale), causal_(causal), precision_(precision) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
-  void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
   DEFINE_VMAP()
   DEFINE_NAME(Attention)

@@ -38,19 +38,20 @@ array attention(
   if (k.shape(1) != v.shape(1) || k.shape(2) != v.shape(2)) {
     fail("k and v should have the same heads and length but received ", k.shape(), " and ", v.shape(), ".");
   }
-  if (k.shape(1) < 1 || q.shape(1) % k.shape(1) != 0) {
-    fail("the heads of q should be a multiple of those of k but received ", q.shape(), " and ", k.shape(), ".");
-  }
   auto dtype = result_type(q, k, v);
   if (!issubdtype(dtype, floating)) {
     fail("Received unsupported type ", dtype, ".");
   }
-  // The fast path computes in float32 whatever arrives; only stock's order for float32 cannot be repeated.
-  auto asked = precision == Precision::Fast && dtype == float32 ? bfloat16 : dtype;
-  auto [fused, reason] = supports("attention", s.device, asked, 0, 0, "", true);
-  if (!fused) {
-    fail(reason, ".");
-  }
+  const Parameter asked[] = {
+      {"num_heads", q.shape(1)},
+      {"num_kv_heads", k.shape(1)},
+      {"head_dim", q.shape(3)},
+      {"value_dim", v.shape(3)},
+      {"causal", causal},
+      {"window", 0},
+      {"mask", false},
+      {"sinks", false}};
+  require_support("attention", {s.device, dtype, precision, asked});
   return array(
       {q.shape(0), q.shape(1), q.shape(2), v.shape(3)},
       dtype,
@@ -113,6 +114,42 @@ std::vector<Shape> Attention::output_shapes(const std::vector<array>& inputs) {
   auto shape = inputs[kQ].shape();
   shape.back() = inputs[kV].shape(-1);
   return {shape};
+}
+
+namespace {
+
+std::string refuse(const Request& r) {
+  auto heads = r.integer("num_heads");
+  auto kv_heads = r.integer("num_kv_heads");
+  if (kv_heads < 1 || heads % kv_heads != 0) {
+    return "the heads of q should be a multiple of those of k but received " + std::to_string(heads) + " and " +
+        std::to_string(kv_heads);
+  }
+  if (r.integer("window") != 0) {
+    return "a window of keys is not fused";
+  }
+  if (r.flag("mask")) {
+    return "a mask in an array is not fused";
+  }
+  return r.flag("sinks") ? "attention sinks are not fused" : "";
+}
+
+std::string refuse_cpu(const Request& r) {
+  if (r.dtype == float32 && r.precision == Precision::Exact) {
+    return "stock multiplies float32 matrices by BLAS, in an order of its own: attention in float32 is fast only";
+  }
+  return refuse_on_cpu(r);
+}
+
+} // namespace
+
+Definition define_attention() {
+  return {
+      "attention",
+      {"num_heads", "num_kv_heads", "head_dim", "value_dim", "causal", "window", "mask", "sinks"},
+      refuse,
+      refuse_cpu,
+      export_row<Attention>("Attention")};
 }
 
 } // namespace zmlx

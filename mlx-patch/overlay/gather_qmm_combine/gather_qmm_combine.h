@@ -24,7 +24,6 @@ class GatherQMMCombine : public Transformable<GatherQMMCombine> {
       : Transformable(stream), params_{group_size, bits, mode, true}, precision_(precision) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
-  void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
   DEFINE_NAME(GatherQMMCombine)
   Fallback fallback(const std::vector<int>& argnums);

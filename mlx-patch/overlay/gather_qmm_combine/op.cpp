@@ -54,7 +54,17 @@ array gather_qmm_combine(
         << scores.dtype() << ".";
     throw std::invalid_argument(msg.str());
   }
-  require_kernel(kName, s, dtype, params);
+  const Parameter asked[] = {
+      {"group_size", params.group_size},
+      {"bits", params.bits},
+      {"mode", mode_name(params.mode)},
+      {"transpose", true},
+      {"num_experts", num_matrices(down)},
+      {"top_k", x.shape(-3)},
+      {"inner", inner},
+      {"outer", outer},
+      {"bias", false}};
+  require_support(kName, {s.device, dtype, precision, asked});
 
   auto w = cast_weight(down, dtype, params, s);
   std::vector<array> inputs = {
@@ -131,6 +141,26 @@ std::vector<Shape> GatherQMMCombine::output_shapes(const std::vector<array>& inp
   Shape shape(routed.begin(), routed.end() - 1);
   shape.push_back(inputs[kW].shape(-2));
   return {shape};
+}
+
+namespace {
+
+std::string refuse(const Request& r) {
+  if (!r.flag("transpose")) {
+    return "weights that are not transposed are not fused";
+  }
+  return r.flag("bias") ? "a bias of the projection is not fused" : refuse_quantization(r);
+}
+
+} // namespace
+
+Definition define_gather_qmm_combine() {
+  return {
+      kName,
+      {"group_size", "bits", "mode", "transpose", "num_experts", "top_k", "inner", "outer", "bias"},
+      refuse,
+      refuse_quantized_on_cpu,
+      export_row<GatherQMMCombine>("GatherQMMCombine")};
 }
 
 } // namespace zmlx

@@ -28,7 +28,6 @@ class GatherQMMSwiGLU : public Transformable<GatherQMMSwiGLU> {
         precision_(precision) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
-  void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
   DEFINE_NAME(GatherQMMSwiGLU)
   Fallback fallback(const std::vector<int>& argnums);

@@ -50,12 +50,22 @@ array gather_qmm_swiglu(
         << ".";
     throw std::invalid_argument(msg.str());
   }
-  require_kernel(kName, s, dtype, params);
-
   bool sorted = sorted_indices && (!lhs_indices || !rhs_indices);
   auto lhs = indices_or_default(kName, lhs_indices, x, s);
   auto rhs = indices_or_default(kName, rhs_indices, gate.w, s);
   auto indices = broadcast_arrays({lhs, rhs}, s);
+  const Parameter asked[] = {
+      {"group_size", params.group_size},
+      {"bits", params.bits},
+      {"mode", mode_name(params.mode)},
+      {"transpose", transpose},
+      {"num_experts", num_matrices(gate)},
+      {"top_k", indices[0].ndim() > 0 ? indices[0].shape(-1) : 1},
+      {"inner", inner},
+      {"outer", outer},
+      {"bias", false},
+      {"activation", "silu"}};
+  require_support(kName, {s.device, dtype, precision, asked});
 
   auto shape = indices[0].shape();
   shape.push_back(x.shape(-2));
@@ -122,6 +132,26 @@ std::vector<Shape> GatherQMMSwiGLU::output_shapes(const std::vector<array>& inpu
   shape.push_back(
       params_.transpose ? inputs[kGateW].shape(-2) : inputs[kGateScales].shape(-1) * params_.group_size);
   return {shape};
+}
+
+namespace {
+
+std::string refuse(const Request& r) {
+  if (auto activation = r.text("activation"); activation != "silu") {
+    return "silu of the gate is fused, not " + std::string(activation);
+  }
+  return r.flag("bias") ? "a bias of the projections is not fused" : refuse_quantization(r);
+}
+
+} // namespace
+
+Definition define_gather_qmm_swiglu() {
+  return {
+      kName,
+      {"group_size", "bits", "mode", "transpose", "num_experts", "top_k", "inner", "outer", "bias", "activation"},
+      refuse,
+      refuse_quantized_on_cpu,
+      export_row<GatherQMMSwiGLU>("GatherQMMSwiGLU")};
 }
 
 } // namespace zmlx

@@ -2,19 +2,18 @@
 
 #pragma once
 
-#include "mlx/primitives.h"
 #include "zmlx/primitives.h"
+#include "zmlx/registry.h"
 
 namespace zmlx {
 
-class GreedyToken : public mlx::core::UnaryPrimitive {
+class GreedyToken : public FusedUnary {
  public:
   enum Input { kLogits };
 
-  explicit GreedyToken(mlx::core::Stream stream) : UnaryPrimitive(stream) {}
+  explicit GreedyToken(mlx::core::Stream stream) : FusedUnary(stream) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
-  void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
   DEFINE_VMAP()
   DEFINE_GRADS()

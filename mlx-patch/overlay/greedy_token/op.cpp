@@ -18,10 +18,8 @@ array greedy_token(const array& logits, StreamOrDevice s_) {
   if (logits.ndim() < 1 || logits.shape(-1) == 0) {
     fail("logits should have at least one value in the last dimension but received shape ", logits.shape(), ".");
   }
-  auto [fused, reason] = supports("greedy_token", s.device, logits.dtype(), 0, 0, "", true);
-  if (!fused) {
-    fail(reason, ".");
-  }
+  const Parameter asked[] = {{"vocab_size", logits.shape(-1)}};
+  require_support("greedy_token", {s.device, logits.dtype(), Precision::Exact, asked});
   auto shape = logits.shape();
   shape.pop_back();
   return array(std::move(shape), uint32, std::make_shared<GreedyToken>(s), {logits});
@@ -50,6 +48,15 @@ std::vector<Shape> GreedyToken::output_shapes(const std::vector<array>& inputs) 
   auto shape = inputs[kLogits].shape();
   shape.pop_back();
   return {shape};
+}
+
+Definition define_greedy_token() {
+  return {
+      "greedy_token",
+      {"vocab_size"},
+      [](const Request&) { return std::string(); },
+      refuse_on_cpu,
+      export_row<GreedyToken>("GreedyToken")};
 }
 
 } // namespace zmlx

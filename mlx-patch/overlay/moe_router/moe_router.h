@@ -11,7 +11,7 @@ namespace zmlx {
 
 enum class RouterScoring { Softmax, Sigmoid };
 
-class MoERouter : public Transformable<MoERouter, mlx::core::Primitive> {
+class MoERouter : public Transformable<MoERouter, FusedPrimitive> {
  public:
   // Input: logits [.., E]. Outputs: indices [.., top_k] u32, scores [.., top_k] in the type of the logits.
   enum Input { kLogits };
@@ -21,7 +21,6 @@ class MoERouter : public Transformable<MoERouter, mlx::core::Primitive> {
       : Transformable(stream), top_k_(top_k), normalize_(normalize), scoring_(scoring) {}
 
   void eval_cpu(const std::vector<array>& inputs, std::vector<array>& outputs) override;
-  void eval_gpu(const std::vector<array>& inputs, std::vector<array>& outputs) override;
 
   std::vector<array> vjp(
       const std::vector<array>& primals,

@@ -28,16 +28,15 @@ std::pair<array, array> moe_router(
   if (logits.ndim() < 1) {
     fail("logits should have at least one dimension but received shape ", logits.shape(), ".");
   }
-  if (top_k < 1 || top_k > logits.shape(-1)) {
-    fail("top_k should be between 1 and the number of experts, ", logits.shape(-1), ", but received ", top_k, ".");
-  }
-  if (scoring != "softmax" && scoring != "sigmoid") {
-    fail("scoring should be 'softmax' or 'sigmoid' but received '", scoring, "'.");
-  }
-  auto [fused, reason] = supports("moe_router", s.device, logits.dtype(), 0, 0, "", true);
-  if (!fused) {
-    fail(reason, ".");
-  }
+  const Parameter asked[] = {
+      {"num_experts", logits.shape(-1)},
+      {"top_k", top_k},
+      {"normalize", normalize},
+      {"scoring", std::string_view(scoring)},
+      {"selection_bias", false},
+      {"num_groups", 1},
+      {"scale", 1.0}};
+  require_support("moe_router", {s.device, logits.dtype(), Precision::Exact, asked});
   auto shape = logits.shape();
   shape.back() = top_k;
   auto kind = scoring == "softmax" ? RouterScoring::Softmax : RouterScoring::Sigmoid;
@@ -91,6 +90,43 @@ std::vector<Shape> MoERouter::output_shapes(const std::vector<array>& inputs) {
   auto shape = inputs[kLogits].shape();
   shape.back() = top_k_;
   return {shape, shape};
+}
+
+namespace {
+
+std::string refuse(const Request& r) {
+  auto experts = r.integer("num_experts");
+  auto top_k = r.integer("top_k");
+  auto scoring = r.text("scoring");
+  r.flag("normalize");
+  if (top_k < 1 || top_k > experts) {
+    return "top_k should be between 1 and the number of experts, " + std::to_string(experts) + ", but received " +
+        std::to_string(top_k);
+  }
+  if (scoring != "softmax" && scoring != "sigmoid") {
+    return "scoring should be 'softmax' or 'sigmoid' but received '" + std::string(scoring) + "'";
+  }
+  if (r.flag("selection_bias")) {
+    return "a bias for choosing experts is not fused";
+  }
+  if (r.integer("num_groups") != 1) {
+    return "groups of experts are not fused";
+  }
+  if (r.number("scale") != 1) {
+    return "a scale of the scores is not fused";
+  }
+  return "";
+}
+
+} // namespace
+
+Definition define_moe_router() {
+  return {
+      "moe_router",
+      {"num_experts", "top_k", "normalize", "scoring", "selection_bias", "num_groups", "scale"},
+      refuse,
+      refuse_on_cpu,
+      export_row<MoERouter>("MoERouter")};
 }
 
 } // namespace zmlx

@@ -37,9 +37,6 @@ array qk_norm_rope(
   if (weight && (weight->ndim() != 1 || weight->shape(0) != head_dim)) {
     fail("weight should have shape (", head_dim, ") but received ", weight->shape(), ".");
   }
-  if (rope.dims <= 0 || rope.dims % 2 != 0 || rope.dims > head_dim) {
-    fail("dims should be even and between 2 and the head dimension, ", head_dim, ", but received ", rope.dims, ".");
-  }
   if (rope.freqs && (rope.freqs->ndim() != 1 || rope.freqs->shape(0) != rope.dims / 2)) {
     fail("freqs should have shape (", rope.dims / 2, ") but received ", rope.freqs->shape(), ".");
   }
@@ -50,10 +47,14 @@ array qk_norm_rope(
     fail("offset should be a scalar or have shape (", x.shape(0), ") but received ", offset.shape(), ".");
   }
   auto dtype = weight ? result_type(x, *weight) : x.dtype();
-  auto [fused, reason] = supports("qk_norm_rope", s.device, dtype, 0, 0, "", true);
-  if (!fused) {
-    fail(reason, ".");
-  }
+  const Parameter asked[] = {
+      {"num_heads", num_heads},
+      {"head_dim", head_dim},
+      {"norm", weight.has_value()},
+      {"dims", rope.dims},
+      {"traditional", rope.traditional},
+      {"freqs", rope.freqs.has_value()}};
+  require_support("qk_norm_rope", {s.device, dtype, Precision::Exact, asked});
   std::vector<array> inputs = {
       astype(x, dtype, s), offset.dtype().size() == 4 ? offset : astype(offset, int32, s)};
   if (weight) {
@@ -130,6 +131,29 @@ std::vector<Shape> QKNormRope::output_shapes(const std::vector<array>& inputs) {
   auto& x = inputs[kX];
   int head_dim = x.ndim() == 4 ? x.shape(3) : x.shape(2) / state_.num_heads;
   return {{x.shape(0), state_.num_heads, x.shape(1), head_dim}};
+}
+
+namespace {
+
+std::string refuse(const Request& r) {
+  auto dims = r.integer("dims");
+  auto head_dim = r.integer("head_dim");
+  if (dims <= 0 || dims % 2 != 0 || dims > head_dim) {
+    return "dims should be even and between 2 and the head dimension, " + std::to_string(head_dim) + ", but received " +
+        std::to_string(dims);
+  }
+  return "";
+}
+
+} // namespace
+
+Definition define_qk_norm_rope() {
+  return {
+      "qk_norm_rope",
+      {"num_heads", "head_dim", "norm", "dims", "traditional", "freqs"},
+      refuse,
+      refuse_on_cpu,
+      export_row<QKNormRope>("QKNormRope")};
 }
 
 } // namespace zmlx

@@ -30,7 +30,6 @@ class QKNormRope : public Transformable<QKNormRope> {
   QKNormRope(mlx::core::Stream stream, const State& state) : Transformable(stream), state_(state) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
-  void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
   DEFINE_VMAP()
   DEFINE_NAME(QKNormRope)

@@ -40,7 +40,14 @@ array quantized_matmul(
   auto params = quant_params(kName, group_size, bits, mode, transpose);
   auto [inner, outer] = check_weight(kName, "weight", x_, weight_, params);
   auto dtype = compute_dtype(kName, x_, weight_, params);
-  require_kernel(kName, s, dtype, params);
+  const Parameter asked[] = {
+      {"group_size", params.group_size},
+      {"bits", params.bits},
+      {"mode", mode_name(params.mode)},
+      {"transpose", transpose},
+      {"inner", inner},
+      {"outer", outer}};
+  require_support(kName, {s.device, dtype, precision, asked});
 
   auto x = astype(x_, dtype, s);
   auto weight = cast_weight(weight_, dtype, params, s);
@@ -121,6 +128,15 @@ std::vector<Shape> QuantizedMatmulRows::output_shapes(const std::vector<array>& 
   shape.back() =
       params_.transpose ? inputs[kW].shape(-2) : inputs[kScales].shape(-1) * params_.group_size;
   return {shape};
+}
+
+Definition define_quantized_matmul() {
+  return {
+      kName,
+      {"group_size", "bits", "mode", "transpose", "inner", "outer"},
+      refuse_quantization,
+      refuse_quantized_on_cpu,
+      export_row<QuantizedMatmulRows>("QuantizedMatmulRows")};
 }
 
 } // namespace zmlx

@@ -25,7 +25,6 @@ class QuantizedMatmulRows : public Transformable<QuantizedMatmulRows> {
       : Transformable(stream), params_{group_size, bits, mode, transpose}, precision_(precision) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
-  void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
   DEFINE_NAME(QuantizedMatmulRows)
   Fallback fallback(const std::vector<int>& argnums);

@@ -27,10 +27,8 @@ array rms_norm(const array& x, const array& weight, float eps, StreamOrDevice s_
     fail("x should be of a floating type but received ", x.dtype(), ".");
   }
   auto dtype = result_type(x, weight);
-  auto [fused, reason] = supports("rms_norm", s.device, dtype, 0, 0, "", true);
-  if (!fused) {
-    fail(reason, ".");
-  }
+  const Parameter asked[] = {{"dims", x.shape(-1)}, {"weight", true}};
+  require_support("rms_norm", {s.device, dtype, Precision::Exact, asked});
   return array(
       x.shape(),
       dtype,
@@ -63,6 +61,15 @@ std::pair<std::vector<array>, std::vector<int>> FusedRMSNorm::vmap(
 
 std::vector<Shape> FusedRMSNorm::output_shapes(const std::vector<array>& inputs) {
   return {inputs[kX].shape()};
+}
+
+Definition define_rms_norm() {
+  return {
+      "rms_norm",
+      {"dims", "weight"},
+      [](const Request& r) -> std::string { return r.flag("weight") ? "" : "a norm without a weight is not fused"; },
+      refuse_on_cpu,
+      export_row<FusedRMSNorm>("FusedRMSNorm")};
 }
 
 } // namespace zmlx

@@ -16,7 +16,6 @@ class FusedRMSNorm : public Transformable<FusedRMSNorm> {
   FusedRMSNorm(mlx::core::Stream stream, float eps) : Transformable(stream), eps_(eps) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
-  void eval_gpu(const std::vector<array>& inputs, array& out) override;
 
   DEFINE_VMAP()
   DEFINE_NAME(FusedRMSNorm)

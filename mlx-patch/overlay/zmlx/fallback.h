@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "mlx/primitives.h"
+#include "zmlx/registry.h"
 
 namespace zmlx {
 
@@ -32,7 +32,7 @@ std::vector<mlx::core::array> fallback_vjp(
 //   fallback(argnums)   the same function in ordinary ops; it has a vjp with respect to these inputs, and with none given
 //                       all other transformations
 //   state()             what, besides its inputs, it depends on
-template <typename Self, typename Base = mlx::core::UnaryPrimitive>
+template <typename Self, typename Base = FusedUnary>
 class Transformable : public Base {
  public:
   using Base::Base;

@@ -6,7 +6,6 @@
 
 #pragma once
 
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,13 +14,12 @@
 #include "mlx/array.h"
 #include "mlx/device.h"
 #include "mlx/utils.h"
+#include "zmlx/support.h"
 
 namespace zmlx {
 
 using mlx::core::array;
 using mlx::core::StreamOrDevice;
-
-enum class Precision : uint8_t { Exact = 0, Fast = 1 };
 
 // A quantized matrix as `mlx::core::quantize` returns it; `biases` for mode "affine" only.
 //   transpose:      w [.., N, K * bits / 32] u32, scales (and biases) [.., N, K / group_size]
@@ -122,20 +120,6 @@ array attention(
 
 // argmax(logits - logsumexp(logits, -1, true), -1). logits [.., V] -> [..] u32.
 array greedy_token(const array& logits, StreamOrDevice s = {});
-
-// Whether `primitive` runs fused on `device` with these parameters. `reason` is empty only when it does.
-struct Support {
-  bool fused;
-  std::string reason;
-};
-Support supports(
-    const std::string& primitive,
-    mlx::core::Device device,
-    mlx::core::Dtype dtype,
-    int bits,
-    int group_size,
-    const std::string& mode,
-    bool transpose);
 
 // Names of the primitives compiled in.
 std::vector<std::string> primitives();

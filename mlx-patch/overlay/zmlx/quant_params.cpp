@@ -89,6 +89,11 @@ QuantParams quant_params(
   return {g, b, m, transpose};
 }
 
+int64_t num_matrices(const QuantizedWeight& weight) {
+  auto& shape = weight.w.shape();
+  return std::accumulate(shape.begin(), shape.end() - 2, int64_t{1}, std::multiplies<int64_t>{});
+}
+
 std::pair<int, int> check_weight(
     std::string_view tag,
     std::string_view what,
@@ -267,22 +272,25 @@ array gather_dequantized(
   return matmul(take(rows, lhs_indices, 0, s), take(matrices, rhs_indices, 0, s), s);
 }
 
-void require_kernel(const char* primitive, Stream stream, Dtype dtype, const QuantParams& p) {
-#if defined(__x86_64__) && !defined(__APPLE__)
-  // Everything that quant_params and compute_dtype let through runs here; `supports` is for those who ask first.
-  if (stream.device == Device::cpu) {
-    return;
-  }
-#endif
-  auto [fused, reason] =
-      supports(primitive, stream.device, dtype, p.bits, p.group_size, mode_name(p.mode), p.transpose);
-  if (!fused) {
-    fail(primitive, reason, ".");
+std::string refuse_quantization(const Request& r) {
+  try {
+    auto bits = static_cast<int>(r.integer("bits"));
+    auto group_size = static_cast<int>(r.integer("group_size"));
+    quant_params("quantization", group_size, bits, std::string(r.text("mode")), true);
+    return "";
+  } catch (const std::invalid_argument& e) {
+    return e.what();
   }
 }
 
-void throw_no_gpu_kernel(const char* primitive) {
-  throw std::runtime_error(std::string("[") + primitive + "] no GPU kernel is compiled into this build.");
+std::string refuse_quantized_on_cpu(const Request& r) {
+#if defined(__aarch64__)
+  if (r.dtype == float32 && r.precision == Precision::Exact) {
+    return "compilers fuse the multiplies and adds of stock's float32 loop on this processor, in places of their own "
+           "choosing: products in float32 are fast only";
+  }
+#endif
+  return refuse_on_cpu(r);
 }
 
 } // namespace zmlx

@@ -9,6 +9,7 @@
 #include "mlx/array.h"
 #include "mlx/primitives.h"
 #include "zmlx/primitives.h"
+#include "zmlx/registry.h"
 
 namespace zmlx {
 
@@ -34,6 +35,9 @@ QuantParams quant_params(
     const std::string& mode,
     bool transpose);
 const char* mode_name(QuantizationMode mode);
+
+// Matrices in a stack [.., N, K].
+int64_t num_matrices(const QuantizedWeight& weight);
 
 // Checks one weight against x; returns {inner, outer} dims of the expanded matrix.
 std::pair<int, int> check_weight(
@@ -71,14 +75,9 @@ array gather_dequantized(
     const QuantParams& params,
     StreamOrDevice s);
 
-// Throws std::invalid_argument with `reason` unless the primitive has a kernel for the stream's device.
-void require_kernel(
-    const char* primitive,
-    mlx::core::Stream stream,
-    mlx::core::Dtype dtype,
-    const QuantParams& params);
-
-// What a Primitive's eval_gpu throws where no kernel is compiled in.
-[[noreturn]] void throw_no_gpu_kernel(const char* primitive);
+// The parameters "group_size", "bits" and "mode" of a request: the reason why there is no such quantization, or empty.
+std::string refuse_quantization(const Request& request);
+// What the CPU's kernels for quantized weights do not do.
+std::string refuse_quantized_on_cpu(const Request& request);
 
 } // namespace zmlx

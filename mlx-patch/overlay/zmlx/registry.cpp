@@ -1,12 +1,12 @@
-// What is compiled in, where it runs, and why not.
+#include "zmlx/registry.h"
 
 #include <algorithm>
 #include <sstream>
+#include <stdexcept>
 
 #include "cpu/qmm.h"
 #include "cpu/thread_pool.h"
-#include "zmlx/exports.h"
-#include "zmlx/quant_params.h"
+#include "zmlx/primitives.h"
 
 namespace zmlx {
 
@@ -14,85 +14,148 @@ using namespace mlx::core;
 
 namespace {
 
-[[maybe_unused]] const bool exports_registered = register_exports();
-
-struct Entry {
-  const char* name;
-  bool quantized;
-};
-
-constexpr Entry kPrimitives[] = {
-    {"gather_qmm_swiglu", true},
-    {"gather_qmm_combine", true},
-    {"moe_router", false},
-    {"quantized_matmul", true},
-    {"rms_norm", false},
-    {"qk_norm_rope", false},
-    {"attention", false},
-    {"greedy_token", false},
-};
-
-std::string known_names() {
-  std::string names;
-  for (auto& e : kPrimitives) {
-    names += names.empty() ? e.name : std::string(", ") + e.name;
+// When the program starts, so that a saved graph can be loaded before any op has run.
+[[maybe_unused]] const bool exports_added = [] {
+  for (auto& row : table()) {
+    add_to_exports(row.definition.row);
   }
-  return names;
+  return true;
+}();
+
+template <typename Names>
+std::string join(const Names& names) {
+  std::string all;
+  for (auto& name : names) {
+    all += all.empty() ? "" : ", ";
+    all += name;
+  }
+  return all;
+}
+
+template <typename T>
+T value_of(const Request& request, std::string_view name, const char* kind) {
+  auto& all = request.parameters;
+  auto p = std::find_if(all.begin(), all.end(), [&](auto& p) { return p.name == name; });
+  if (p == all.end()) {
+    throw std::invalid_argument("the parameter '" + std::string(name) + "' is missing");
+  }
+  if (auto* value = std::get_if<T>(&p->value)) {
+    return *value;
+  }
+  throw std::invalid_argument("the parameter '" + std::string(name) + "' should be " + kind);
+}
+
+const Row* find(std::string_view primitive) {
+  auto& rows = table();
+  auto row = std::find_if(rows.begin(), rows.end(), [&](auto& r) { return primitive == r.definition.name; });
+  return row == rows.end() ? nullptr : &*row;
+}
+
+// Empty when the names are those of the definition.
+std::string refuse_names(const Definition& definition, const Request& request) {
+  auto& known = definition.parameters;
+  for (auto& p : request.parameters) {
+    if (std::find(known.begin(), known.end(), p.name) == known.end()) {
+      return std::string(definition.name) + " has no parameter '" + std::string(p.name) + "', only " + join(known);
+    }
+  }
+  for (auto& name : known) {
+    auto& asked = request.parameters;
+    if (std::none_of(asked.begin(), asked.end(), [&](auto& p) { return p.name == name; })) {
+      return std::string(definition.name) + " is asked without '" + std::string(name) + "'";
+    }
+  }
+  return "";
+}
+
+std::string no_gpu_kernel(const char* primitive) {
+  return std::string("no gpu kernel for ") + primitive + " is compiled into this build";
+}
+
+std::string refusal(const Row& row, const Request& request) {
+  auto& definition = row.definition;
+  try {
+    if (auto reason = definition.refuse(request); !reason.empty()) {
+      return reason;
+    }
+    if (request.device == Device::cpu) {
+      return definition.refuse_cpu(request);
+    }
+    return row.gpu ? row.gpu->refuse(request) : no_gpu_kernel(definition.name);
+  } catch (const std::invalid_argument& e) {
+    return std::string(definition.name) + ": " + e.what();
+  }
 }
 
 } // namespace
 
+int64_t Request::integer(std::string_view name) const {
+  return value_of<int64_t>(*this, name, "an integer");
+}
+
+double Request::number(std::string_view name) const {
+  return value_of<double>(*this, name, "a number");
+}
+
+bool Request::flag(std::string_view name) const {
+  return value_of<bool>(*this, name, "true or false");
+}
+
+std::string_view Request::text(std::string_view name) const {
+  return value_of<std::string_view>(*this, name, "text");
+}
+
 std::vector<std::string> primitives() {
   std::vector<std::string> names;
-  for (auto& e : kPrimitives) {
-    names.emplace_back(e.name);
+  for (auto& row : table()) {
+    names.emplace_back(row.definition.name);
   }
   return names;
 }
 
-Support supports(
-    const std::string& primitive,
-    Device device,
-    Dtype dtype,
-    int bits,
-    int group_size,
-    const std::string& mode,
-    bool transpose) {
-  auto entry =
-      std::find_if(std::begin(kPrimitives), std::end(kPrimitives), [&](auto& e) { return primitive == e.name; });
-  if (entry == std::end(kPrimitives)) {
-    return {false, "there is no primitive '" + primitive + "', only " + known_names()};
+Support supports(std::string_view primitive, const Request& request) {
+  auto* row = find(primitive);
+  if (!row) {
+    return {false, "there is no primitive '" + std::string(primitive) + "', only " + join(primitives())};
   }
-  if (device != Device::cpu) {
-    return {false, "no gpu kernel for " + primitive + " is compiled into this build"};
+  auto reason = refuse_names(row->definition, request);
+  if (reason.empty()) {
+    reason = refusal(*row, request);
   }
+  return {reason.empty(), reason};
+}
+
+std::string refuse_on_cpu([[maybe_unused]] const Request& request) {
 #if defined(MLX_USE_ACCELERATE) || defined(__APPLE__)
-  return {false, "the cpu kernels reproduce MLX's portable cpu backend, not the one with Accelerate"};
-#endif
+  return "the cpu kernels reproduce MLX's portable cpu backend, not the one with Accelerate";
+#else
+  auto dtype = request.dtype;
   if (dtype != float32 && dtype != float16 && dtype != bfloat16) {
     std::ostringstream reason;
-    reason << primitive << " computes in float32, float16 or bfloat16, not in " << dtype;
-    return {false, reason.str()};
+    reason << "the cpu kernels compute in float32, float16 or bfloat16, not in " << dtype;
+    return reason.str();
   }
-#if defined(__aarch64__)
-  if (entry->quantized && dtype == float32) {
-    return {false, "compilers fuse the multiplies and adds of stock's float32 loop on this processor, in places of their own choosing"};
-  }
+  return "";
 #endif
-  if (primitive == "attention" && dtype == float32) {
-    return {false, "stock multiplies float32 matrices by BLAS, in an order of its own: attention in float32 is fast only"};
+}
+
+void require_support(const char* primitive, const Request& request) {
+  auto* row = find(primitive);
+  auto reason = row ? refusal(*row, request) : "it is not in the table of primitives";
+  if (!reason.empty()) {
+    throw std::invalid_argument(std::string("[") + primitive + "] " + reason + ".");
   }
-  if (entry->quantized) {
-    try {
-      quant_params(primitive, group_size, bits, mode, transpose);
-    } catch (const std::invalid_argument& e) {
-      return {false, e.what()};
-    }
-    if (primitive == "gather_qmm_combine" && !transpose) {
-      return {false, "gather_qmm_combine takes transposed weights only"};
-    }
+}
+
+void eval_on_gpu(const Primitive& primitive, const std::vector<array>& inputs, std::span<array> outputs) {
+  std::string_view name = primitive.name();
+  auto& rows = table();
+  auto row = std::find_if(rows.begin(), rows.end(), [&](auto& r) { return name == r.definition.row.name; });
+  if (row == rows.end() || !row->gpu) {
+    auto* op = row == rows.end() ? primitive.name() : row->definition.name;
+    throw std::runtime_error(std::string("[") + op + "] " + no_gpu_kernel(op) + ".");
   }
-  return {true, ""};
+  row->gpu->eval(primitive, inputs, outputs);
 }
 
 void set_num_threads(int n) {

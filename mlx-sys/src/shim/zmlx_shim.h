@@ -19,6 +19,7 @@ enum class DtypeId : uint8_t;
 struct StreamId;
 struct QuantParams;
 struct Support;
+struct Parameter;
 struct Callback;
 
 // An mlx array that counts itself, so that tests can prove nothing leaks.
@@ -263,7 +264,7 @@ void export_function(rust::Str path, const Callback& f, const ArrayVec& inputs);
 std::unique_ptr<ImportedFn> import_function(rust::Str path);
 ArrayVecPtr imported_call(const ImportedFn& f, const ArrayVec& inputs);
 
-// zmlx primitives (primitives_enabled.cc, primitives_disabled.cc)
+// zmlx primitives (primitives.cc)
 ArrayPtr fused_gather_qmm_swiglu(
     const Array& x,
     const ArrayVec& gate,
@@ -313,8 +314,8 @@ Support fused_supports(
     rust::Str primitive,
     bool gpu,
     DtypeId dtype,
-    const QuantParams& q,
-    bool transpose);
+    bool fast,
+    rust::Slice<const Parameter> parameters);
 rust::Vec<rust::String> fused_primitives() noexcept;
 void set_num_threads(int32_t n);
 int32_t num_threads() noexcept;

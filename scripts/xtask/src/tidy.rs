@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use zmlx_patch::{overlay::Overlay, patches};
+use zmlx_patch::patches;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -68,7 +68,7 @@ pub(crate) fn run(root: &Path) -> Result<Report> {
     let tree = Tree::read(root)?;
     let mut problems = Vec::new();
     patch_headers(root, &tree, &mut problems)?;
-    overlay_table(root, &tree, &mut problems)?;
+    overlay_folders(&tree, &mut problems);
     module_tables(&tree, &mut problems);
     layers(&tree, &mut problems);
     sizes(&tree, &mut problems);
@@ -104,40 +104,20 @@ fn patch_headers(root: &Path, tree: &Tree, problems: &mut Vec<String>) -> Result
     Ok(())
 }
 
-/// `SOURCES` lists every C++ file of the overlay, each primitive has its folder, and a file
-/// compiled for one instruction set includes nothing whose inline functions could leak to others.
-fn overlay_table(root: &Path, tree: &Tree, problems: &mut Vec<String>) -> Result<()> {
+/// A folder of the overlay is either a primitive, with the two files that every primitive has, or
+/// one of those that serve them all.
+fn overlay_folders(tree: &Tree, problems: &mut Vec<String>) {
     const DIR: &str = "mlx-patch/overlay/";
-    let overlay = Overlay::read(&root.join(DIR))?;
-    let listed: BTreeSet<String> =
-        overlay.sources.iter().map(|s| s.path.to_string_lossy().into_owned()).collect();
-    for (path, _) in tree.texts(DIR, &[".cpp", ".cu", ".metal", ".mm"]) {
-        let file = &path[DIR.len()..];
-        if !file.starts_with("tests/") && !listed.contains(file) {
-            problems.push(format!("{path}: not in SOURCES"));
-        }
-    }
-    for primitive in &overlay.primitives {
-        if !tree.has(&format!("{DIR}{primitive}")) {
-            problems.push(format!("{DIR}SOURCES: primitive {primitive} has no folder"));
-        }
-    }
-    for source in overlay.sources.iter().filter(|s| s.flags.iter().any(|f| f.starts_with("-m"))) {
-        let path = format!("{DIR}{}", source.path.to_string_lossy());
-        for include in tree.text(&path).unwrap_or_default().lines().filter_map(angle_include) {
-            if !include.ends_with("intrin.h") && !["arm_neon.h", "arm_sve.h"].contains(&include) {
-                let c_header = ["stdint.h", "stddef.h", "cstdint", "cstddef"].contains(&include);
-                if !c_header {
-                    problems.push(format!("{path}: includes <{include}> under its own flags"));
-                }
+    const SHARED: [&str; 4] = ["cmake", "cpu", "tests", "zmlx"];
+    let folders: BTreeSet<&str> =
+        tree.files.keys().filter_map(|f| Some(f.strip_prefix(DIR)?.split_once('/')?.0)).collect();
+    for folder in folders.into_iter().filter(|f| !SHARED.contains(f)) {
+        for file in ["op.cpp", "cpu.cpp"] {
+            if !tree.has(&format!("{DIR}{folder}/{file}")) {
+                problems.push(format!("{DIR}{folder}: a primitive without {file}"));
             }
         }
     }
-    Ok(())
-}
-
-fn angle_include(line: &str) -> Option<&str> {
-    line.trim().strip_prefix("#include <")?.split('>').next()
 }
 
 /// Each of these folders is a list: a file in it without a row in the table is forgotten code.
@@ -347,6 +327,16 @@ mod tests {
         assert!(found(module_tables, &files).is_empty());
         let files = [("src/cli/mod.rs", "mod a;\n"), ("src/cli/a.rs", ""), ("src/cli/b.rs", "")];
         assert_eq!(found(module_tables, &files), ["src/cli/b.rs: no row in src/cli/mod.rs"]);
+    }
+
+    #[test]
+    fn primitive_without_a_file_is_reported() {
+        let op = ("mlx-patch/overlay/a/op.cpp", "");
+        let shared = ("mlx-patch/overlay/zmlx/registry.h", "");
+        let whole = [op, ("mlx-patch/overlay/a/cpu.cpp", ""), shared];
+        assert!(found(overlay_folders, &whole).is_empty());
+        let problem = "mlx-patch/overlay/a: a primitive without cpu.cpp";
+        assert_eq!(found(overlay_folders, &[op, shared]), [problem]);
     }
 
     #[test]

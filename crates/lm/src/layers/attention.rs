@@ -1,8 +1,8 @@
-use mlx::fast;
-use mlx::primitives::Primitive;
-use mlx::{Array, ops, primitives};
+use mlx::primitives::{self, Ask};
+use mlx::{Array, fast, ops};
 
-use super::{Fusable, Fusion, Linear, ModuleKind, ModulePath, Path, Question, RmsNorm, Rope, Site};
+use super::site::ask;
+use super::{Fusable, Fusion, Linear, ModuleKind, ModulePath, Path, RmsNorm, Rope, Site};
 use crate::cache::{AttentionMask, LayerCache, Position};
 use crate::error::Result;
 use crate::step::LayerRows;
@@ -206,19 +206,36 @@ impl Fusable for Attention {
         self.q_proj.sites(&at.pp("q_proj"), sites);
         self.k_proj.sites(&at.pp("k_proj"), sites);
         self.v_proj.sites(&at.pp("v_proj"), sites);
-        let mut push = |pattern, question, path| {
+        let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
+        let mut push = |pattern, questions, path| {
             let kind = ModuleKind::Attention;
-            sites.push(Site { module: at.clone(), kind, pattern, question, path });
+            sites.push(Site { module: at.clone(), kind, pattern, questions, path });
         };
-        if self.rope.is_some() {
-            let question = Ok(Question::dense(Primitive::QkNormRope));
-            push("qk_norm_rope", question, &mut self.norm_rope_path);
+        if let Some(rope) = self.rope.as_ref().map(Rope::parts) {
+            let question = |num_heads| -> Box<dyn Ask> {
+                Box::new(primitives::QkNormRope {
+                    num_heads,
+                    head_dim,
+                    norm: self.qk_norm.is_some(),
+                    dims: rope.dims,
+                    traditional: rope.traditional,
+                    freqs: rope.freqs.is_some(),
+                })
+            };
+            let questions = vec![question(num_heads), question(num_kv_heads)];
+            push("qk_norm_rope", Ok(questions), &mut self.norm_rope_path);
         }
-        let question = match self.sinks {
-            Some(_) => Err("attention with sinks has no fused form".to_owned()),
-            None => Ok(Question::dense(Primitive::Attention)),
+        let question = primitives::Attention {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            value_dim: head_dim,
+            causal: true,
+            window: self.window,
+            mask: false,
+            sinks: self.sinks.is_some(),
         };
-        push("attention", question, &mut self.path);
+        push("attention", ask(question), &mut self.path);
         self.o_proj.sites(&at.pp("o_proj"), sites);
     }
 }

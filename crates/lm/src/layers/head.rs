@@ -1,7 +1,8 @@
-use mlx::primitives::Primitive;
+use mlx::primitives::GreedyToken;
 use mlx::{Array, ops, primitives};
 
-use super::{Embedding, Fusable, Linear, ModuleKind, ModulePath, Path, Question, Site};
+use super::site::ask;
+use super::{Embedding, Fusable, Linear, ModuleKind, ModulePath, Path, Site};
 use crate::error::Result;
 use crate::weights::Scope;
 
@@ -10,6 +11,7 @@ use crate::weights::Scope;
 pub struct Head {
     /// `None` where the embedding is also the output projection.
     lm_head: Option<Linear>,
+    vocab_size: i32,
     greedy: Path,
 }
 
@@ -20,7 +22,7 @@ impl Head {
     /// As [`Linear::load`].
     pub fn load(scope: &Scope<'_>, in_dims: i32, vocab_size: i32, tied: bool) -> Result<Self> {
         let lm_head = if tied { None } else { Some(Linear::load(scope, in_dims, vocab_size)?) };
-        Ok(Self { lm_head, greedy: Path::Stock })
+        Ok(Self { lm_head, vocab_size, greedy: Path::Stock })
     }
 
     /// - `h`: `[.., D]`; returns logits `[.., V]`.
@@ -63,7 +65,7 @@ impl Head {
             module: ModulePath::default().pp("greedy"),
             kind: ModuleKind::Greedy,
             pattern: "greedy_token",
-            question: Ok(Question::dense(Primitive::GreedyToken)),
+            questions: ask(GreedyToken { vocab_size: self.vocab_size }),
             path: &mut self.greedy,
         });
     }

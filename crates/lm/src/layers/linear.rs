@@ -1,8 +1,9 @@
-use mlx::primitives::Primitive;
+use mlx::primitives::QuantizedMatmul;
 use mlx::quantization::{self, QuantizedWeight};
 use mlx::{Array, ops, primitives};
 
-use super::{Fusable, Fusion, ModuleKind, ModulePath, Path, Question, Site, Weight};
+use super::site::ask;
+use super::{Fusable, Fusion, ModuleKind, ModulePath, Path, Site, Weight};
 use crate::error::Result;
 use crate::weights::Scope;
 
@@ -89,12 +90,12 @@ pub(super) fn quantized_site<'a>(
     kind: ModuleKind,
     at: &ModulePath,
 ) -> Option<Site<'a>> {
-    let quantization = weight.quantized()?.quantization;
+    let weight = weight.quantized()?;
     Some(Site {
         module: at.clone(),
         kind,
         pattern: "quantized_linear",
-        question: Ok(Question::packed(Primitive::QuantizedMatmul, quantization)),
+        questions: ask(QuantizedMatmul::of(weight)),
         path,
     })
 }

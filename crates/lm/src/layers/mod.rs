@@ -22,7 +22,7 @@ pub use moe::{MoeBlock, SharedExperts};
 pub use norm::RmsNorm;
 pub use rope::Rope;
 pub use routing::{Choice, Groups, Routing, Score};
-pub use site::{Fusable, ModuleKind, ModulePath, Question, Site};
+pub use site::{Fusable, ModuleKind, ModulePath, Questions, Site};
 pub use switch::{SwitchGlu, SwitchLinear};
 pub use weight::Weight;
 

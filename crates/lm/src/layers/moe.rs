@@ -1,10 +1,8 @@
-use mlx::primitives::{self, Primitive};
+use mlx::primitives::{self, GatherQmmCombine};
 use mlx::{Array, ops};
 
-use super::site::packed;
-use super::{
-    Fusable, Linear, Mlp, ModuleKind, ModulePath, Path, Question, Routing, Site, SwitchGlu, Weight,
-};
+use super::site::{ask, packed};
+use super::{Fusable, Linear, Mlp, ModuleKind, ModulePath, Path, Routing, Site, SwitchGlu, Weight};
 use crate::error::Result;
 
 /// Experts that every token goes through.
@@ -56,12 +54,12 @@ impl MoeBlock {
     /// `Mlx`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
         let logits = self.gate.forward(x)?; // [B, L, E]
-        let (indices, scores) = match (self.router_path, self.routing.scoring()) {
-            (Path::Fused(_), Some(scoring)) => {
+        let (indices, scores) = match self.router_path {
+            Path::Stock => self.routing.select(&logits)?,
+            Path::Fused(_) => {
                 let Routing { top_k, norm_topk_prob, .. } = self.routing;
-                primitives::moe_router(&logits, top_k, norm_topk_prob, scoring)?
+                primitives::moe_router(&logits, top_k, norm_topk_prob, self.routing.scoring())?
             }
-            _ => self.routing.select(&logits)?,
         };
         let y = self.experts(x, &indices, &scores)?;
         match &self.shared {
@@ -95,14 +93,16 @@ impl Fusable for MoeBlock {
     fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
         let Self { gate, routing, switch_mlp, shared, router_path, mlp_path, combine_path } = self;
         gate.sites_as(ModuleKind::Router, &at.pp("gate"), sites);
-        let mut push = |pattern, question, path| {
-            sites.push(Site { module: at.clone(), kind: ModuleKind::Moe, pattern, question, path });
+        let mut push = |pattern, questions, path| {
+            let kind = ModuleKind::Moe;
+            sites.push(Site { module: at.clone(), kind, pattern, questions, path });
         };
-        push("moe_router", routing.question(), router_path);
-        push("moe_mlp", switch_mlp.question(), mlp_path);
-        let question = packed("down_proj", &switch_mlp.down_proj.weight)
-            .map(|q| Question::packed(Primitive::GatherQmmCombine, q));
-        push("moe_combine", question, combine_path);
+        let top_k = routing.top_k;
+        push("moe_router", routing.questions(switch_mlp.num_experts()), router_path);
+        push("moe_mlp", switch_mlp.questions(top_k), mlp_path);
+        let questions = packed("down_proj", &switch_mlp.down_proj.weight)
+            .and_then(|down| ask(GatherQmmCombine::of(down, top_k)));
+        push("moe_combine", questions, combine_path);
         if let Some(SharedExperts { mlp, gate }) = shared {
             mlp.sites(&at.pp("shared_expert"), sites);
             if let Some(gate) = gate {

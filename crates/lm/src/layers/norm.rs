@@ -1,7 +1,7 @@
-use mlx::primitives::Primitive;
 use mlx::{Array, fast, primitives};
 
-use super::{Fusable, ModuleKind, ModulePath, Path, Question, Site};
+use super::site::ask;
+use super::{Fusable, ModuleKind, ModulePath, Path, Site};
 use crate::error::Result;
 use crate::weights::Scope;
 
@@ -46,7 +46,7 @@ impl Fusable for RmsNorm {
             module: at.clone(),
             kind: ModuleKind::Norm,
             pattern: "rms_norm",
-            question: Ok(Question::dense(Primitive::RmsNorm)),
+            questions: ask(primitives::RmsNorm { dims: self.weight.dim(0), weight: true }),
             path: &mut self.path,
         });
     }

@@ -1,7 +1,8 @@
-use mlx::primitives::{Primitive, Scoring};
+use mlx::primitives::{MoeRouter, Scoring};
 use mlx::{Array, Dtype, ops};
 
-use super::Question;
+use super::Questions;
+use super::site::ask;
 use crate::error::Result;
 
 /// How router logits become scores.
@@ -142,31 +143,33 @@ impl Routing {
     }
 
     /// What the fused router is asked.
-    pub(super) fn question(&self) -> std::result::Result<Question, String> {
-        let missing = if self.selection_bias.is_some() {
-            "a bias for the choice"
-        } else if self.groups.is_some_and(|groups| groups.num_groups > 1) {
-            "groups of experts"
-        } else if self.choice != Choice::LastOfAscending {
+    pub(super) fn questions(&self, num_experts: i32) -> Questions {
+        let other = if self.choice != Choice::LastOfAscending {
             "experts in descending order"
-        } else if self.scale.is_some() || self.norm_eps != 0.0 {
-            "scaled weights"
+        } else if self.norm_eps != 0.0 {
+            "an epsilon in the sum of weights"
         } else if self.in_f32 || self.dtype.is_some() {
             "weights of another type than the logits"
-        } else if self.scoring().is_none() {
-            "softmax over the chosen experts"
         } else {
-            return Ok(Question::dense(Primitive::MoeRouter));
+            return ask(MoeRouter {
+                num_experts,
+                top_k: self.top_k,
+                normalize: self.norm_topk_prob,
+                scoring: self.scoring(),
+                selection_bias: self.selection_bias.is_some(),
+                num_groups: self.groups.map_or(1, |groups| groups.num_groups),
+                scale: self.scale.unwrap_or(1.0),
+            });
         };
-        Err(format!("the fused router lacks {missing}"))
+        Err(format!("the fused router does not do {other}"))
     }
 
     /// The scoring as the fused router spells it.
-    pub(super) fn scoring(&self) -> Option<Scoring> {
+    pub(super) fn scoring(&self) -> Scoring {
         match self.score {
-            Score::Softmax => Some(Scoring::Softmax),
-            Score::Sigmoid => Some(Scoring::Sigmoid),
-            Score::SoftmaxOfChosen { .. } => None,
+            Score::Softmax => Scoring::Softmax,
+            Score::Sigmoid => Scoring::Sigmoid,
+            Score::SoftmaxOfChosen { .. } => Scoring::SoftmaxOfTopK,
         }
     }
 }

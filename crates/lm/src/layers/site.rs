@@ -2,8 +2,8 @@
 
 use std::fmt::Display;
 
-use mlx::primitives::Primitive;
-use mlx::quantization::Quantization;
+use mlx::primitives::Ask;
+use mlx::quantization::QuantizedWeight;
 
 use super::{Path, Weight};
 
@@ -22,31 +22,18 @@ pub struct Site<'a> {
     pub kind: ModuleKind,
     /// The pattern that is about it, a row of [`PATTERNS`](crate::patterns::PATTERNS).
     pub pattern: &'static str,
-    /// What would be asked of the primitive; or why there is nothing to ask.
-    pub question: Result<Question, String>,
+    /// What would be asked of the primitive, for each of its calls; or why there is nothing to ask.
+    pub questions: Questions,
     /// Which implementation runs there.
     pub path: &'a mut Path,
 }
 
-/// What a site asks of a primitive.
-#[derive(Debug, Clone, Copy)]
-pub struct Question {
-    /// The primitive.
-    pub primitive: Primitive,
-    /// How its weights are packed, where it has any.
-    pub quantization: Option<Quantization>,
-}
+/// What a site asks of its primitive, or why it does not ask.
+pub type Questions = Result<Vec<Box<dyn Ask>>, String>;
 
-impl Question {
-    /// About a primitive without packed weights.
-    pub(super) fn dense(primitive: Primitive) -> Self {
-        Self { primitive, quantization: None }
-    }
-
-    /// About a primitive with packed weights.
-    pub(super) fn packed(primitive: Primitive, quantization: Quantization) -> Self {
-        Self { primitive, quantization: Some(quantization) }
-    }
+/// A single question.
+pub(super) fn ask(question: impl Ask + 'static) -> Questions {
+    Ok(vec![Box::new(question)])
 }
 
 /// What kind of module a site belongs to.
@@ -99,7 +86,7 @@ impl ModulePath {
     }
 }
 
-/// How a weight is packed, or why a fused path has no use for it.
-pub(super) fn packed(name: &str, weight: &Weight) -> Result<Quantization, String> {
-    weight.quantized().map(|w| w.quantization).ok_or_else(|| format!("{name} is dense"))
+/// A weight in packed form, or why a fused path has no use for it.
+pub(super) fn packed<'a>(name: &str, weight: &'a Weight) -> Result<&'a QuantizedWeight, String> {
+    weight.quantized().ok_or_else(|| format!("{name} is dense"))
 }

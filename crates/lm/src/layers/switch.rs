@@ -1,8 +1,8 @@
-use mlx::primitives::{self, Precision, Primitive};
+use mlx::primitives::{self, GatherQmmSwiglu, Precision};
 use mlx::{Array, ops, quantization};
 
-use super::site::packed;
-use super::{Question, Weight};
+use super::site::{ask, packed};
+use super::{Questions, Weight};
 use crate::error::Result;
 use crate::weights::Scope;
 
@@ -119,13 +119,22 @@ impl SwitchGlu {
         Ok(primitives::gather_qmm_swiglu(&x, gate, up, None, indices, true, false, precision)?)
     }
 
+    /// Number of experts.
+    pub(super) fn num_experts(&self) -> i32 {
+        match &self.gate_proj.weight {
+            Weight::Dense(w) => w.dim(0),
+            Weight::Quantized(q) => q.w.dim(0),
+        }
+    }
+
     /// What the fused gate and up projections are asked.
-    pub(super) fn question(&self) -> std::result::Result<Question, String> {
+    pub(super) fn questions(&self, top_k: i32) -> Questions {
         let gate = packed("gate_proj", &self.gate_proj.weight)?;
         let up = packed("up_proj", &self.up_proj.weight)?;
-        if gate == up {
-            return Ok(Question::packed(Primitive::GatherQmmSwiglu, gate));
+        if gate.quantization == up.quantization {
+            return ask(GatherQmmSwiglu::of(gate, top_k));
         }
+        let (gate, up) = (gate.quantization, up.quantization);
         Err(format!("gate_proj and up_proj are quantised differently: {gate} and {up}"))
     }
 

@@ -1,13 +1,20 @@
-// The zmlx primitives, when they are compiled in. Same functions as
-// primitives_disabled.cc.
-#if ZMLX_CUSTOM_PRIMITIVE
+// The zmlx primitives. Without the `custom-primitive` feature nothing of theirs is linked, and every op says so.
 
 #include "zmlx-sys/src/bridge.rs.h"
+
+#if ZMLX_CUSTOM_PRIMITIVE
 #include "zmlx/primitives.h"
+#define ZMLX_OP(name, ...) return __VA_ARGS__
+#else
+#define ZMLX_OP(name, ...) refuse(name)
+#endif
 
 namespace zmlx_sys {
 
 namespace {
+
+#if ZMLX_CUSTOM_PRIMITIVE
+
 // {w, scales} or {w, scales, biases}
 zmlx::QuantizedWeight weight(const ArrayVec& v) {
   if (v.v.size() != 2 && v.v.size() != 3) {
@@ -21,9 +28,37 @@ zmlx::QuantizedWeight weight(const ArrayVec& v) {
       v.v.size() == 3 ? std::optional<mx::array>(v.v[2]) : std::nullopt};
 }
 
+std::vector<mx::array> both(std::pair<mx::array, mx::array> outputs) {
+  return {std::move(outputs.first), std::move(outputs.second)};
+}
+
 zmlx::Precision precision(bool fast) {
   return fast ? zmlx::Precision::Fast : zmlx::Precision::Exact;
 }
+
+zmlx::Value value(const Parameter& p) {
+  switch (p.kind) {
+    case ParameterKind::Integer:
+      return p.integer;
+    case ParameterKind::Number:
+      return p.number;
+    case ParameterKind::Flag:
+      return p.flag;
+    default:
+      return std::string_view(p.text.data(), p.text.size());
+  }
+}
+
+#else
+
+constexpr const char* kReason = "built without the `custom-primitive` feature";
+
+[[noreturn]] void refuse(const char* op) {
+  throw Unsupported("[" + std::string(op) + "] " + kReason);
+}
+
+#endif
+
 } // namespace
 
 ArrayPtr fused_gather_qmm_swiglu(
@@ -36,8 +71,9 @@ ArrayPtr fused_gather_qmm_swiglu(
     const QuantParams& q,
     bool sorted_indices,
     bool fast) {
-  return box(
-      zmlx::gather_qmm_swiglu(
+  ZMLX_OP(
+      "gather_qmm_swiglu",
+      box(zmlx::gather_qmm_swiglu(
           x.a,
           weight(gate),
           weight(up),
@@ -48,7 +84,7 @@ ArrayPtr fused_gather_qmm_swiglu(
           q.bits,
           std::string(q.mode),
           sorted_indices,
-          precision(fast)));
+          precision(fast))));
 }
 
 ArrayPtr fused_gather_qmm_combine(
@@ -58,8 +94,9 @@ ArrayPtr fused_gather_qmm_combine(
     const Array& scores,
     const QuantParams& q,
     bool fast) {
-  return box(
-      zmlx::gather_qmm_combine(
+  ZMLX_OP(
+      "gather_qmm_combine",
+      box(zmlx::gather_qmm_combine(
           x.a,
           weight(down),
           rhs_indices.a,
@@ -67,14 +104,14 @@ ArrayPtr fused_gather_qmm_combine(
           q.group_size,
           q.bits,
           std::string(q.mode),
-          precision(fast)));
+          precision(fast))));
 }
 
 ArrayVecPtr
 fused_moe_router(const Array& logits, int32_t top_k, bool normalize, rust::Str scoring) {
-  auto [indices, scores] =
-      zmlx::moe_router(logits.a, top_k, normalize, std::string(scoring));
-  return box(std::vector<mx::array>{indices, scores});
+  ZMLX_OP(
+      "moe_router",
+      box(both(zmlx::moe_router(logits.a, top_k, normalize, std::string(scoring)))));
 }
 
 ArrayPtr fused_quantized_matmul(
@@ -83,19 +120,20 @@ ArrayPtr fused_quantized_matmul(
     bool transpose,
     const QuantParams& q,
     bool fast) {
-  return box(
-      zmlx::quantized_matmul(
+  ZMLX_OP(
+      "quantized_matmul",
+      box(zmlx::quantized_matmul(
           x.a,
           weight(w),
           transpose,
           q.group_size,
           q.bits,
           std::string(q.mode),
-          precision(fast)));
+          precision(fast))));
 }
 
 ArrayPtr fused_rms_norm(const Array& x, const Array& weight, float eps) {
-  return box(zmlx::rms_norm(x.a, weight.a, eps));
+  ZMLX_OP("rms_norm", box(zmlx::rms_norm(x.a, weight.a, eps)));
 }
 
 ArrayPtr fused_qk_norm_rope(
@@ -109,14 +147,15 @@ ArrayPtr fused_qk_norm_rope(
     float scale,
     const ArrayPtr& freqs,
     const Array& offset) {
-  return box(
-      zmlx::qk_norm_rope(
+  ZMLX_OP(
+      "qk_norm_rope",
+      box(zmlx::qk_norm_rope(
           x.a,
           num_heads,
           opt(weight),
           eps,
           {dims, traditional, base, scale, opt(freqs)},
-          offset.a));
+          offset.a)));
 }
 
 ArrayPtr fused_attention(
@@ -126,27 +165,31 @@ ArrayPtr fused_attention(
     float scale,
     bool causal,
     bool fast) {
-  return box(zmlx::attention(q.a, k.a, v.a, scale, causal, precision(fast)));
+  ZMLX_OP("attention", box(zmlx::attention(q.a, k.a, v.a, scale, causal, precision(fast))));
 }
 
 ArrayPtr fused_greedy_token(const Array& logits) {
-  return box(zmlx::greedy_token(logits.a));
+  ZMLX_OP("greedy_token", box(zmlx::greedy_token(logits.a)));
 }
+
+#if ZMLX_CUSTOM_PRIMITIVE
 
 Support fused_supports(
     rust::Str primitive,
     bool gpu,
     DtypeId dtype,
-    const QuantParams& q,
-    bool transpose) {
+    bool fast,
+    rust::Slice<const Parameter> parameters) {
+  std::vector<zmlx::Parameter> asked;
+  for (auto& p : parameters) {
+    asked.push_back({{p.name.data(), p.name.size()}, value(p)});
+  }
   auto s = zmlx::supports(
       std::string(primitive),
-      mx::Device(gpu ? mx::Device::gpu : mx::Device::cpu),
-      to_dtype(dtype),
-      q.bits,
-      q.group_size,
-      std::string(q.mode),
-      transpose);
+      {mx::Device(gpu ? mx::Device::gpu : mx::Device::cpu),
+       to_dtype(dtype),
+       precision(fast),
+       asked});
   return {s.fused, rust::String::lossy(s.reason)};
 }
 
@@ -174,6 +217,30 @@ bool set_cpu_isa(rust::Str name) noexcept {
   return zmlx::set_cpu_isa(std::string(name));
 }
 
-} // namespace zmlx_sys
+#else
 
-#endif // ZMLX_CUSTOM_PRIMITIVE
+Support fused_supports(rust::Str, bool, DtypeId, bool, rust::Slice<const Parameter>) {
+  return {false, kReason};
+}
+
+rust::Vec<rust::String> fused_primitives() noexcept {
+  return {};
+}
+
+void set_num_threads(int32_t) {}
+
+int32_t num_threads() noexcept {
+  return 1;
+}
+
+rust::String cpu_isa() noexcept {
+  return "none";
+}
+
+bool set_cpu_isa(rust::Str) noexcept {
+  return false;
+}
+
+#endif
+
+} // namespace zmlx_sys

@@ -1,0 +1,63 @@
+//! Products with one quantized matrix.
+
+use zmlx_sys::ffi;
+
+use super::{AFFINE_4, Ask, Parameters, Precision, dims, parts};
+use crate::quantization::{Quantization, QuantizedWeight};
+use crate::{Array, Result};
+
+/// What [`quantized_matmul`] is asked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QuantizedMatmul {
+    /// How the matrix is quantized.
+    pub quantization: Quantization,
+    /// Whether it is `[N, K]`; `[K, N]` otherwise.
+    pub transpose: bool,
+    /// Columns of `x`, K.
+    pub inner: i32,
+    /// Columns of the result, N.
+    pub outer: i32,
+}
+
+impl QuantizedMatmul {
+    /// 4 bits at the shape of Qwen3-30B-A3B's query projection.
+    pub(super) const TYPICAL: Self =
+        Self { quantization: AFFINE_4, transpose: true, inner: 2048, outer: 4096 };
+
+    /// For a weight `[N, K]`.
+    pub fn of(w: &QuantizedWeight) -> Self {
+        let (outer, inner) = dims(w);
+        Self { quantization: w.quantization, transpose: true, inner, outer }
+    }
+}
+
+impl Ask for QuantizedMatmul {
+    fn primitive(&self) -> &'static str {
+        "quantized_matmul"
+    }
+
+    fn parameters(&self) -> Parameters {
+        Parameters::new()
+            .quantization(self.quantization)
+            .with("transpose", self.transpose)
+            .with("inner", self.inner)
+            .with("outer", self.outer)
+    }
+}
+
+/// [`quantization::quantized_matmul`](crate::quantization::quantized_matmul), vectorised and
+/// threaded.
+pub fn quantized_matmul(
+    x: &Array,
+    w: &QuantizedWeight,
+    transpose: bool,
+    precision: Precision,
+) -> Result<Array> {
+    Ok(Array::wrap(ffi::fused_quantized_matmul(
+        x.raw(),
+        &parts(w),
+        transpose,
+        &w.quantization.params(),
+        precision == Precision::Fast,
+    )?))
+}
