@@ -117,6 +117,7 @@ impl CommandArgs for Generate {
             ui.note(&format!("no --prompt given; asking: {text}"));
         }
         let mut loaded = lm::load(&folder)?;
+        ui.notes(&loaded.notes);
         let precision = self.compute.precision();
         let patch = self.patch(&mut loaded, precision)?;
         ui.begin(

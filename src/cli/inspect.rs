@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 use zmlx::lm::{self, Inspection, PatchOptions, Patterns};
 
 use super::options::{ComputeOptions, ModelOptions, OutputOptions, parse_patterns};
@@ -33,7 +34,8 @@ struct Begin {
 pub(super) struct Summary {
     pub(super) model: String,
     pub(super) model_type: String,
-    pub(super) architecture: Architecture,
+    /// What the model says of itself: names and values.
+    pub(super) architecture: Map<String, Value>,
     /// `None` for a dense checkpoint.
     pub(super) quantization: Option<Quantization>,
     /// Ways in which weights are stored, and how many weights each has.
@@ -47,22 +49,6 @@ pub(super) struct Summary {
     pub(super) moe_modules: usize,
     pub(super) patched_modules: usize,
     pub(super) modules: Vec<Module>,
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct Architecture {
-    pub(super) num_layers: usize,
-    pub(super) num_moe_layers: usize,
-    pub(super) num_experts: i32,
-    pub(super) top_k: i32,
-    pub(super) hidden_size: i32,
-    pub(super) moe_intermediate_size: i32,
-    pub(super) num_heads: i32,
-    pub(super) num_kv_heads: i32,
-    pub(super) head_dim: i32,
-    pub(super) vocab_size: i32,
-    pub(super) max_position_embeddings: i32,
-    pub(super) tie_word_embeddings: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,30 +88,17 @@ impl CommandArgs for Inspect {
         let model = folder.display().to_string();
         ui.begin("inspect", &Begin { model: model.clone() })?;
         let inspection = lm::inspect(&folder, &options)?;
+        ui.notes(&inspection.notes);
         ui.finish(&Report::Inspect(summary(model, device, inspection)))?;
         Ok(Exit::Done)
     }
 }
 
 fn summary(model: String, device: mlx::Device, inspection: Inspection) -> Summary {
-    let a = inspection.architecture;
     Summary {
         model,
         model_type: inspection.model_type,
-        architecture: Architecture {
-            num_layers: a.num_layers,
-            num_moe_layers: a.num_moe_layers,
-            num_experts: a.num_experts,
-            top_k: a.top_k,
-            hidden_size: a.hidden_size,
-            moe_intermediate_size: a.moe_intermediate_size,
-            num_heads: a.num_heads,
-            num_kv_heads: a.num_kv_heads,
-            head_dim: a.head_dim,
-            vocab_size: a.vocab_size,
-            max_position_embeddings: a.max_position_embeddings,
-            tie_word_embeddings: a.tie_word_embeddings,
-        },
+        architecture: inspection.description.facts,
         quantization: inspection.quantization.map(|q| Quantization {
             mode: q.mode.name(),
             bits: q.bits,

@@ -207,7 +207,7 @@ impl Prompter {
         if self.tokenizer.is_some() {
             DEFAULT_PROMPTS.iter().map(|text| self.text(text)).collect()
         } else {
-            let vocab_size = ModelConfig::load(folder)?.count("vocab_size", 1)?.unsigned_abs();
+            let vocab_size = ModelConfig::load(folder)?.vocab_size()?;
             let reduced = |ids: &&[u32]| Prompt {
                 text: None,
                 token_ids: ids.iter().map(|id| id % vocab_size).collect(),

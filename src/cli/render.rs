@@ -101,6 +101,13 @@ impl Ui {
     }
 
     /// Says something to whoever watches.
+    /// What a checkpoint's loader noticed.
+    pub(super) fn notes(&self, notes: &[String]) {
+        for note in notes {
+            self.note(&format!("note: {note}"));
+        }
+    }
+
     pub(super) fn note(&self, text: &str) {
         // stderr that cannot be written to is nobody's loss
         writeln!(io::stderr(), "{text}").ok();
@@ -286,22 +293,12 @@ fn grouped(summary: &validate::Summary) -> Vec<(&str, String)> {
 }
 
 fn inspected(summary: &inspect::Summary, text: &mut String) {
-    let a = &summary.architecture;
-    let mut row = |name: &str, value: String| text.push_str(&format!("{name:<14} {value}\n"));
+    let mut row = |name: &str, value: String| text.push_str(&format!("{name:<23} {value}\n"));
     row("model", summary.model.clone());
     row("type", summary.model_type.clone());
-    row("layers", format!("{} ({} with experts)", a.num_layers, a.num_moe_layers));
-    row("experts", format!("{}, {} per token", a.num_experts, a.top_k));
-    row("hidden size", format!("{} ({} inside an expert)", a.hidden_size, a.moe_intermediate_size));
-    row(
-        "heads",
-        format!("{} of width {}, {} for keys and values", a.num_heads, a.head_dim, a.num_kv_heads),
-    );
-    row(
-        "vocabulary",
-        format!("{}{}", a.vocab_size, if a.tie_word_embeddings { ", tied" } else { "" }),
-    );
-    row("context", a.max_position_embeddings.to_string());
+    for (name, value) in &summary.architecture {
+        row(&name.replace('_', " "), value.to_string());
+    }
     row(
         "parameters",
         format!(

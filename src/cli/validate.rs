@@ -142,6 +142,7 @@ impl CommandArgs for Validate {
         let prompts = self.prompts(&prompter, &folder)?;
         let token_ids: Vec<Vec<u32>> = prompts.iter().map(|p| p.token_ids.clone()).collect();
         let mut loaded = lm::load(&folder)?;
+        ui.notes(&loaded.notes);
         let reference = match self.reference {
             Reference::Unpatched => None,
             Reference::MlxLm => {

@@ -6,11 +6,10 @@ mod hostile;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use mlx::quantization::{Quantization, QuantizedWeight};
+use mlx::quantization::Quantization;
 use mlx::{Array, Dtype};
 use serde_json::{Value, json};
-
-use crate::support::data::Rng;
+use zmlx::lm::synth::Draft;
 
 /// `config.json` of the tiny checkpoint: two layers, four experts.
 pub(crate) fn config() -> Value {
@@ -28,51 +27,9 @@ pub(crate) fn config() -> Value {
 
 /// Every tensor of the tiny checkpoint by name.
 pub(crate) fn tensors() -> Vec<(String, Array)> {
-    tensors_of(Some(Quantization::affine(64, 4)), Dtype::Bf16)
-}
-
-fn tensors_of(quantization: Option<Quantization>, dtype: Dtype) -> Vec<(String, Array)> {
-    let mut rng = Rng::new(7);
-    let mut out = Vec::new();
-    let norm = |rng: &mut Rng, name: String, size: i32, out: &mut Vec<(String, Array)>| {
-        let noise = rng.array(&[size], dtype, 0.1);
-        let one = Array::scalar_like(1.0, &noise).unwrap();
-        out.push((format!("{name}.weight"), mlx::ops::add(&noise, &one).unwrap()));
-    };
-    let linear = |rng: &mut Rng, name: String, shape: &[i32], out: &mut Vec<(String, Array)>| {
-        let k = shape[shape.len() - 1] as f32;
-        let w = rng.array(shape, dtype, 1.0 / k.sqrt());
-        let Some(quantization) = quantization else {
-            out.push((format!("{name}.weight"), w));
-            return;
-        };
-        let q = QuantizedWeight::quantize(&w, quantization).unwrap();
-        out.push((format!("{name}.weight"), q.w));
-        out.push((format!("{name}.scales"), q.scales));
-        out.push((format!("{name}.biases"), q.biases.unwrap()));
-    };
-    linear(&mut rng, "model.embed_tokens".into(), &[97, 64], &mut out);
-    linear(&mut rng, "lm_head".into(), &[97, 64], &mut out);
-    norm(&mut rng, "model.norm".into(), 64, &mut out);
-    for layer in 0..2 {
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        for (part, size) in [
-            ("input_layernorm", 64),
-            ("post_attention_layernorm", 64),
-            ("self_attn.q_norm", 32),
-            ("self_attn.k_norm", 32),
-        ] {
-            norm(&mut rng, name(part), size, &mut out);
-        }
-        for (part, rows) in [("q_proj", 64), ("k_proj", 32), ("v_proj", 32), ("o_proj", 64)] {
-            linear(&mut rng, name(&format!("self_attn.{part}")), &[rows, 64], &mut out);
-        }
-        linear(&mut rng, name("mlp.gate"), &[4, 64], &mut out);
-        for part in ["gate_proj", "up_proj", "down_proj"] {
-            linear(&mut rng, name(&format!("mlp.switch_mlp.{part}")), &[4, 64, 64], &mut out);
-        }
-    }
-    out
+    let draft = Draft::new(config(), Dtype::Bf16, 7).unwrap();
+    let draft = draft.quantized(Quantization::affine(64, 4)).unwrap();
+    draft.weights.into_iter().collect()
 }
 
 /// A folder with the tiny checkpoint.
@@ -93,8 +50,7 @@ impl Tiny {
         let tiny = Self { folder: tempfile::tempdir().unwrap() };
         let mut config = config();
         config.as_object_mut().unwrap().remove("quantization");
-        tiny.write_config(&config);
-        tiny.write_weights("model.safetensors", &tensors_of(None, Dtype::F32));
+        Draft::new(config, Dtype::F32, 7).unwrap().write(tiny.path()).unwrap();
         tiny
     }
 
@@ -118,15 +74,8 @@ impl Tiny {
     /// `model-0000i-of-0000n.safetensors` and their index instead of one file.
     pub(crate) fn shard(&self, num_shards: usize) {
         std::fs::remove_file(self.file("model.safetensors")).unwrap();
-        let mut map = serde_json::Map::new();
-        let all = tensors();
-        for (i, part) in all.chunks(all.len().div_ceil(num_shards)).enumerate() {
-            let name = format!("model-{:05}-of-{num_shards:05}.safetensors", i + 1);
-            self.write_weights(&name, part);
-            map.extend(part.iter().map(|(n, _)| (n.clone(), json!(name))));
-        }
-        let index = json!({ "metadata": {}, "weight_map": map });
-        std::fs::write(self.file("model.safetensors.index.json"), index.to_string()).unwrap();
+        let weights = tensors().into_iter().collect();
+        Draft { config: config(), weights }.write_shards(self.path(), num_shards).unwrap();
     }
 }
 

@@ -75,7 +75,7 @@ fn main() -> Result<()> {
     let machine = Machine::probe();
     let mut loaded = load(&args.model).with_context(|| args.model.display().to_string())?;
     let inspection = zmlx_lm::inspect(&args.model, &PatchOptions::default())?;
-    let vocab = u32::try_from(inspection.architecture.vocab_size)?;
+    let vocab = loaded.model.vocab_size();
     let read_bytes = inspection.memory.decode_read_bytes;
     let name = args.model.file_name().unwrap_or_default().display().to_string();
     let mut raw = Raw::create(args.out.as_deref(), "model.jsonl")?;

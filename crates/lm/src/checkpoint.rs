@@ -1,11 +1,11 @@
 //! Weight files: headers checked here, tensors read by MLX when they are first needed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use mlx::Array;
+use mlx::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
@@ -15,10 +15,24 @@ use crate::error::{Error, Result};
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Bytes before the header: its length.
 const LENGTH_BYTES: u64 = 8;
-/// What MLX reads, by the names of the format.
-const MLX_DTYPES: &[&str] = &[
-    "BOOL", "U8", "U16", "U32", "U64", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "C64",
-    "F8_E4M3", "F8_E8M0",
+/// What MLX reads, by the names of the format, and as what.
+const MLX_DTYPES: &[(&str, Dtype)] = &[
+    ("BOOL", Dtype::Bool),
+    ("U8", Dtype::U8),
+    ("U16", Dtype::U16),
+    ("U32", Dtype::U32),
+    ("U64", Dtype::U64),
+    ("I8", Dtype::I8),
+    ("I16", Dtype::I16),
+    ("I32", Dtype::I32),
+    ("I64", Dtype::I64),
+    ("F16", Dtype::F16),
+    ("BF16", Dtype::Bf16),
+    ("F32", Dtype::F32),
+    ("C64", Dtype::C64),
+    // no type of MLX's: their bits
+    ("F8_E4M3", Dtype::U8),
+    ("F8_E8M0", Dtype::U8),
 ];
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -32,6 +46,15 @@ pub struct TensorInfo {
     /// Bytes of data.
     pub bytes: u64,
     file: usize,
+}
+
+impl TensorInfo {
+    /// The type that MLX gives its array.
+    pub fn mlx_dtype(&self) -> Dtype {
+        // read_header() lets no other name pass
+        let row = MLX_DTYPES.iter().find(|(name, _)| *name == self.dtype);
+        row.map_or(Dtype::U8, |(_, dtype)| *dtype)
+    }
 }
 
 /// The weight files of a checkpoint, headers read and checked, no tensor data touched.
@@ -117,18 +140,6 @@ impl Checkpoint {
     /// Bytes of tensor data in all files.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|info| info.bytes).sum()
-    }
-
-    /// Lazy arrays for every tensor: a file is read when its array is evaluated.
-    ///
-    /// # Errors
-    /// `Mlx`.
-    pub fn arrays(&self) -> Result<HashMap<String, Array>> {
-        let mut arrays = HashMap::with_capacity(self.tensors.len());
-        for path in &self.files {
-            arrays.extend(mlx::io::load_safetensors(path)?.arrays);
-        }
-        Ok(arrays)
     }
 }
 
@@ -217,7 +228,7 @@ fn read_header(path: &Path) -> Result<Metadata> {
     }
     for (name, tensor) in metadata.tensors() {
         let dtype = tensor.dtype.to_string();
-        if !MLX_DTYPES.contains(&dtype.as_str()) {
+        if !MLX_DTYPES.iter().any(|(name, _)| *name == dtype) {
             let reason = format!("`{name}` has dtype {dtype}, which MLX does not read");
             return Err(Error::checkpoint(path, reason));
         }

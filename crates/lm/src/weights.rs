@@ -2,27 +2,42 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use mlx::Array;
-use mlx::quantization::{Mode, Quantization};
+use mlx::quantization::{Mode, Quantization, QuantizedWeight};
+use mlx::{Array, Dtype, ops};
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{self, QuantizationConfig};
 use crate::error::{Error, Result};
+use crate::placement::{Placement, Split, Stage};
+use crate::quantization::QuantizationConfig;
+use crate::rewrite::{Rules, Table, Tensor, infer};
 
-/// A checkpoint's arrays, handed out one by one.
+/// A checkpoint's tensors, handed out one by one.
 pub struct Weights {
-    checkpoint: Checkpoint,
+    source: Source,
     quantization: Option<QuantizationConfig>,
-    left: RefCell<HashMap<String, Array>>,
+    placement: Placement,
+    left: RefCell<Table>,
     taken: RefCell<Taken>,
+}
+
+enum Source {
+    Files {
+        checkpoint: Checkpoint,
+        /// Lazy arrays of the files that something was taken from.
+        opened: RefCell<HashMap<PathBuf, HashMap<String, Array>>>,
+    },
+    /// Whatever is asked for exists, dense and of this type.
+    Recorder(Dtype),
 }
 
 /// What a model took from its checkpoint.
 #[derive(Debug, Default)]
 pub struct Taken {
     arrays: Vec<Array>,
-    /// One per matrix or vector, scales and biases counted with what they scale.
+    /// In the order in which they were taken, scales and biases counted with what they scale.
     pub records: Vec<WeightRecord>,
 }
 
@@ -40,57 +55,105 @@ impl Taken {
     }
 }
 
+/// What a weight does in its model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A linear layer's.
+    Matrix,
+    /// A table with one row per token id.
+    Embedding,
+    /// What scores experts.
+    Router,
+    /// A stack with one matrix, or one bias, per expert.
+    Experts,
+    /// The scale of a norm.
+    Norm,
+    /// Anything else: a bias, a sink, a decay.
+    Other,
+}
+
 /// One weight of a model.
 #[derive(Debug, Clone)]
 pub struct WeightRecord {
     /// Path of its module.
     pub module: String,
+    /// Its name in the module, such as `weight`.
+    pub name: String,
+    /// Shape of the dense form of what is held here.
+    pub shape: Vec<i32>,
+    /// What it does.
+    pub role: Role,
     /// Numbers it stands for.
     pub parameters: u64,
     /// Bytes it takes.
     pub bytes: u64,
     /// How it is quantised; its dtype when it is not.
     pub format: String,
-    /// Whether it is a stack with one matrix per expert.
-    pub per_expert: bool,
 }
 
 impl Weights {
-    /// Lazy arrays of every tensor in `checkpoint`.
+    /// The tensors of `checkpoint`, of which the model takes what `placement` says.
     ///
     /// # Errors
-    /// `Mlx`.
-    pub fn new(checkpoint: Checkpoint, quantization: Option<QuantizationConfig>) -> Result<Self> {
-        let left = RefCell::new(checkpoint.arrays()?);
-        Ok(Self { checkpoint, quantization, left, taken: RefCell::default() })
+    /// `Argument` when the placement contradicts itself.
+    pub fn new(
+        checkpoint: Checkpoint,
+        quantization: Option<QuantizationConfig>,
+        placement: Placement,
+    ) -> Result<Self> {
+        placement.check()?;
+        let left = RefCell::new(Table::of(&checkpoint));
+        let source = Source::Files { checkpoint, opened: RefCell::default() };
+        Ok(Self { source, quantization, placement, left, taken: RefCell::default() })
+    }
+
+    /// No checkpoint: a model that is loaded from this takes placeholders of zeros, which take no memory until they
+    /// are evaluated, and [`finish`](Self::finish) tells which weights the model has.
+    pub fn recorder(dtype: Dtype) -> Self {
+        Self {
+            source: Source::Recorder(dtype),
+            quantization: None,
+            placement: Placement::default(),
+            left: RefCell::default(),
+            taken: RefCell::default(),
+        }
+    }
+
+    /// Brings the checkpoint's names and shapes to the model's. Nothing is read.
+    ///
+    /// # Errors
+    /// `Checkpoint`, `MissingWeight`; `Argument` for a rule that is malformed.
+    pub fn rewrite(&self, rules: &Rules) -> Result<()> {
+        match &self.source {
+            Source::Files { checkpoint, .. } => self.left.borrow_mut().rewrite(rules, checkpoint),
+            Source::Recorder(_) => Ok(()),
+        }
     }
 
     /// The scope of full names.
     pub fn root(&self) -> Scope<'_> {
-        Scope { weights: self, prefix: String::new() }
+        Scope {
+            weights: self,
+            prefix: String::new(),
+            is_held: true,
+            role: None,
+            split: Split::Whole,
+        }
+    }
+
+    /// What part of the model is loaded.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// Names not taken yet, sorted.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.left.borrow().keys().cloned().collect();
-        names.sort();
-        names
+        self.left.borrow().tensors.keys().cloned().collect()
     }
 
-    /// Drops a weight that the model has no use for, if it is there.
-    pub fn discard(&self, name: &str) {
-        self.left.borrow_mut().remove(name);
-    }
-
-    /// Replaces the weights `sources` by their stack under `name`.
-    ///
-    /// # Errors
-    /// `MissingWeight`; `Mlx` when the shapes differ.
-    pub fn stack(&self, sources: &[String], name: &str) -> Result<()> {
-        let parts = sources.iter().map(|source| self.remove(source)).collect::<Result<Vec<_>>>()?;
-        let stacked = mlx::ops::stack(&parts, 0)?;
-        self.left.borrow_mut().insert(name.to_owned(), stacked);
-        Ok(())
+    /// Whether a tensor of this name is there and not taken yet; with dimensions and dtype as `found` wants them.
+    pub fn any(&self, found: impl Fn(&str, &[i32], Dtype) -> bool) -> bool {
+        self.left.borrow().tensors.iter().any(|(name, t)| found(name, &t.shape, t.dtype))
     }
 
     /// Checks that nothing is left.
@@ -100,17 +163,41 @@ impl Weights {
     pub fn finish(self) -> Result<Taken> {
         let names = self.names();
         if let Some(first) = names.first() {
-            let path = self.checkpoint.file_of(first).to_owned();
+            let path = self.file_of(&self.left.borrow().tensors[first].origin);
             return Err(Error::UnexpectedWeight { names, path });
         }
         Ok(self.taken.take())
     }
 
-    fn remove(&self, name: &str) -> Result<Array> {
-        self.left.borrow_mut().remove(name).ok_or_else(|| Error::MissingWeight {
-            name: name.to_owned(),
-            path: self.checkpoint.dir().to_owned(),
-        })
+    /// The file that holds a tensor, else the folder.
+    fn file_of(&self, origin: &str) -> PathBuf {
+        match &self.source {
+            Source::Files { checkpoint, .. } => checkpoint.file_of(origin).to_owned(),
+            Source::Recorder(_) => PathBuf::new(),
+        }
+    }
+
+    /// The lazy array of a tensor as its file holds it. A file is opened when something in it is first taken.
+    fn array_in_file(&self, name: &str) -> Result<Array> {
+        let Source::Files { checkpoint, opened } = &self.source else {
+            return Err(Error::MissingWeight { name: name.to_owned(), path: PathBuf::new() });
+        };
+        let path = checkpoint.file_of(name);
+        let mut opened = opened.borrow_mut();
+        if !opened.contains_key(path) {
+            opened.insert(path.to_owned(), mlx::io::load_safetensors(path)?.arrays);
+        }
+        let array = opened.get_mut(path).and_then(|arrays| arrays.remove(name));
+        array.ok_or_else(|| Error::MissingWeight { name: name.to_owned(), path: path.to_owned() })
+    }
+
+    fn remove(&self, name: &str, shape: &[i32]) -> Result<Rc<Tensor>> {
+        if let Source::Recorder(dtype) = self.source {
+            return Ok(Tensor::blank(name, shape, dtype));
+        }
+        let tensor = self.left.borrow_mut().tensors.remove(name);
+        tensor
+            .ok_or_else(|| Error::MissingWeight { name: name.to_owned(), path: self.file_of(name) })
     }
 }
 
@@ -119,12 +206,77 @@ impl Weights {
 pub struct Scope<'a> {
     weights: &'a Weights,
     prefix: String,
+    /// Whether this part of a pipeline reads the weights.
+    is_held: bool,
+    role: Option<Role>,
+    split: Split,
 }
 
-impl Scope<'_> {
+impl<'a> Scope<'a> {
     /// The scope one name deeper.
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
-        Self { weights: self.weights, prefix: self.full(name) }
+        Self { prefix: self.full(name), role: None, split: Split::Whole, ..self.clone() }
+    }
+
+    /// This scope, for weights that do `role`. Holds for names taken here, not in deeper scopes.
+    #[must_use]
+    pub fn role(&self, role: Role) -> Self {
+        Self { role: Some(self.role.unwrap_or(role)), ..self.clone() }
+    }
+
+    /// This scope, for a matrix that ranks share. Holds for names taken here, not in deeper scopes.
+    #[must_use]
+    pub fn split(&self, split: Split) -> Self {
+        Self { split, ..self.clone() }
+    }
+
+    /// This scope, for weights that only some stages of a pipeline of `num_layers` read. The others may take them too;
+    /// those arrays stay in their files.
+    #[must_use]
+    pub fn at(&self, stage: Stage, num_layers: i32) -> Self {
+        let num_layers = usize::try_from(num_layers).unwrap_or(0);
+        let range = self.weights.placement.layers.clone().unwrap_or(0..num_layers);
+        let (first, last) = (range.start == 0, range.end >= num_layers);
+        let is_held = match stage {
+            Stage::First => first,
+            Stage::Last => last,
+            Stage::Ends => first || last,
+        };
+        Self { is_held, ..self.clone() }
+    }
+
+    /// `value` as it is for one rank: divided by their number.
+    ///
+    /// # Errors
+    /// `Checkpoint` when it does not divide.
+    pub fn per_rank(&self, what: &str, value: i32) -> Result<i32> {
+        let size = self.weights.placement.size as i32;
+        if value % size == 0 {
+            return Ok(value / size);
+        }
+        let reason =
+            format!("`{}` has {value} {what}, which {size} ranks cannot share", self.prefix);
+        Err(Error::checkpoint(self.folder(), reason))
+    }
+
+    /// Loads the layers `{scope}.0`, `{scope}.1`, .. that the placement holds; the others' weights are left out.
+    ///
+    /// # Errors
+    /// `Argument` when the placement wants layers that there are not; those of `load`.
+    pub fn layers<T>(
+        &self,
+        num_layers: i32,
+        mut load: impl FnMut(i32, Scope<'a>) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let num_layers = usize::try_from(num_layers).unwrap_or(0);
+        let held = self.weights.placement.layers_of(num_layers)?;
+        let prefix = self.full("");
+        self.weights.left.borrow_mut().tensors.retain(|name, _| {
+            let number = name.strip_prefix(&prefix).and_then(|rest| rest.split('.').next());
+            let number: Option<usize> = number.and_then(|number| number.parse().ok());
+            number.is_none_or(|i| i >= num_layers || held.contains(&i))
+        });
+        held.map(|i| load(i as i32, self.pp(i))).collect()
     }
 
     /// The module path that this scope stands for.
@@ -136,61 +288,156 @@ impl Scope<'_> {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
 
-    /// Whether the weight is in the checkpoint and not taken yet.
-    pub fn has(&self, name: &str) -> bool {
-        self.weights.left.borrow().contains_key(&self.full(name))
+    fn folder(&self) -> &Path {
+        match &self.weights.source {
+            Source::Files { checkpoint, .. } => checkpoint.dir(),
+            Source::Recorder(_) => Path::new(""),
+        }
     }
 
-    /// Takes a weight of exactly this shape.
-    ///
-    /// # Errors
-    /// `MissingWeight`, `WeightShape`.
-    pub fn take(&self, name: &str, shape: &[i32]) -> Result<Array> {
+    /// Whether the weight is in the checkpoint and not taken yet; never so for a recorder.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.left.borrow().tensors.contains_key(&self.full(name))
+    }
+
+    /// Takes a weight of exactly this shape and, with `accept`, dtype; of it this rank's share along `axis`.
+    fn take_share(
+        &self,
+        name: &str,
+        shape: &[i32],
+        axis: Option<i32>,
+        expected: &'static str,
+        accept: impl Fn(Dtype) -> bool,
+    ) -> Result<Array> {
         let full = self.full(name);
-        let array = self.weights.remove(&full)?;
-        if array.shape() != shape {
+        let weights = self.weights;
+        let tensor = weights.remove(&full, shape)?;
+        if tensor.shape != shape {
             return Err(Error::WeightShape {
-                path: self.weights.checkpoint.file_of(&full).to_owned(),
+                path: weights.file_of(&tensor.origin),
                 name: full,
                 expected: shape.iter().map(|n| *n as usize).collect(),
-                got: array.shape().iter().map(|n| *n as usize).collect(),
+                got: tensor.shape.iter().map(|n| *n as usize).collect(),
             });
         }
-        self.weights.taken.borrow_mut().arrays.push(array.clone());
+        if !accept(tensor.dtype) {
+            return Err(Error::WeightDtype {
+                path: weights.file_of(&tensor.origin),
+                name: full,
+                expected,
+                got: tensor.dtype.to_string(),
+            });
+        }
+        let mut array = tensor.array(&|name| weights.array_in_file(name))?;
+        if let Some(axis) = axis.filter(|_| weights.placement.size > 1) {
+            let share =
+                self.per_rank(if axis == -1 { "columns" } else { "rows" }, array.dim(axis))?;
+            let start = share * weights.placement.rank as i32;
+            array = ops::contiguous(&ops::slice_axis(&array, axis, start, start + share)?)?;
+        }
+        if self.is_held {
+            weights.taken.borrow_mut().arrays.push(array.clone());
+        }
         Ok(array)
     }
 
-    /// As [`take`](Self::take), for a weight of floating type.
+    /// Takes a weight of exactly this shape and a floating type. Where ranks share outputs, its last axis is theirs,
+    /// as it is for a bias.
     ///
     /// # Errors
-    /// Also `WeightDtype`.
+    /// `MissingWeight`, `WeightShape`, `WeightDtype`; `Checkpoint` when ranks cannot share it.
     pub fn take_float(&self, name: &str, shape: &[i32]) -> Result<Array> {
-        let array = self.take(name, shape)?;
-        if array.dtype().is_float() {
-            return Ok(array);
-        }
-        Err(self.dtype_error(name, "a floating type", &array))
+        let axis = (self.split == Split::Outputs).then_some(-1);
+        let array = self.take_share(name, shape, axis, "a floating type", Dtype::is_float)?;
+        let role = self.role.filter(|_| name == "weight").unwrap_or(Role::Other);
+        self.record(name, array.shape(), role, array.nbytes(), array.dtype().to_string());
+        Ok(array)
     }
 
-    /// Notes what the arrays taken in this scope amount to.
-    pub(crate) fn record(&self, parameters: u64, bytes: u64, format: String, per_expert: bool) {
-        let record =
-            WeightRecord { module: self.prefix.clone(), parameters, bytes, format, per_expert };
-        self.weights.taken.borrow_mut().records.push(record);
+    /// Takes a dense matrix, or a stack of them: `weight`, `[.., N, K]`.
+    ///
+    /// # Errors
+    /// As [`take_float`](Self::take_float).
+    pub(crate) fn take_dense(&self, shape: &[i32]) -> Result<Array> {
+        let array =
+            self.take_share("weight", shape, self.axis(), "a floating type", Dtype::is_float)?;
+        let role = self.role.unwrap_or(Role::Matrix);
+        self.record("weight", array.shape(), role, array.nbytes(), array.dtype().to_string());
+        Ok(array)
     }
 
-    pub(crate) fn dtype_error(&self, name: &str, expected: &'static str, array: &Array) -> Error {
-        let name = self.full(name);
-        Error::WeightDtype {
-            path: self.weights.checkpoint.file_of(&name).to_owned(),
-            name,
-            expected,
-            got: array.dtype().to_string(),
+    /// Takes a packed matrix, or a stack of them: `weight`, `scales` and, for affine, `biases`. `shape` is the dense
+    /// one.
+    ///
+    /// # Errors
+    /// As [`take_float`](Self::take_float).
+    pub(crate) fn take_quantized(
+        &self,
+        shape: &[i32],
+        quantization: Quantization,
+    ) -> Result<QuantizedWeight> {
+        let Quantization { group_size, bits, mode } = quantization;
+        let (rows, in_dims) = shape.split_at(shape.len() - 1);
+        let in_dims = in_dims[0];
+        let is_whole = in_dims % group_size == 0 && i64::from(in_dims) * i64::from(bits) % 32 == 0;
+        if !is_whole {
+            let reason = format!(
+                "`{}` has {in_dims} inputs, which do not divide into groups of {group_size} at {bits} bits",
+                self.prefix
+            );
+            return Err(Error::checkpoint(self.folder(), reason));
         }
+        if self.split == Split::Inputs {
+            self.per_rank(&format!("groups of {group_size} inputs"), in_dims / group_size)?;
+        }
+        let packed = [rows, &[(i64::from(in_dims) * i64::from(bits) / 32) as i32]].concat();
+        let groups = [rows, &[in_dims / group_size]].concat();
+        let axis = self.axis();
+        let w = self.take_share("weight", &packed, axis, "uint32", |d| d == Dtype::U32)?;
+        let (scales, biases) = if mode == Mode::Affine {
+            let take =
+                |name| self.take_share(name, &groups, axis, "a floating type", Dtype::is_float);
+            (take("scales")?, Some(take("biases")?))
+        } else {
+            (self.take_share("scales", &groups, axis, "uint8", |d| d == Dtype::U8)?, None)
+        };
+        let mut held = w.shape().to_vec();
+        if let Some(last) = held.last_mut() {
+            *last = scales.dim(-1) * group_size;
+        }
+        let bytes = w.nbytes() + scales.nbytes() + biases.as_ref().map_or(0, Array::nbytes);
+        let role = self.role.unwrap_or(Role::Matrix);
+        self.record("weight", &held, role, bytes, quantization.to_string());
+        Ok(QuantizedWeight { w, scales, biases, quantization })
+    }
+
+    /// The axis of a matrix along which ranks share it.
+    fn axis(&self) -> Option<i32> {
+        match self.split {
+            Split::Whole => None,
+            Split::Outputs => Some(-2),
+            Split::Inputs => Some(-1),
+        }
+    }
+
+    fn record(&self, name: &str, shape: &[i32], role: Role, bytes: usize, format: String) {
+        if !self.is_held {
+            return;
+        }
+        self.weights.taken.borrow_mut().records.push(WeightRecord {
+            module: self.prefix.clone(),
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            role,
+            parameters: shape.iter().map(|n| *n as u64).product(),
+            bytes: bytes as u64,
+            format,
+        });
     }
 
     /// How the module at this scope is quantised, as mlx-lm decides it: its own entry in config.json, else what
-    /// the shapes of its packed weight and scales imply, else not at all. `in_dims` is the dense width.
+    /// the shapes of its packed weight and scales imply, else not at all. The default in config.json says only
+    /// whether any module is. `in_dims` is the dense width.
     ///
     /// # Errors
     /// `Checkpoint` when the shapes imply a setting that MLX lacks.
@@ -200,36 +447,13 @@ impl Scope<'_> {
             return Ok(*own);
         }
         let left = self.weights.left.borrow();
-        let (Some(scales), Some(weight)) =
-            (left.get(&self.full("scales")), left.get(&self.full("weight")))
-        else {
+        let tensor = |name| left.tensors.get(&self.full(name));
+        let (Some(scales), Some(weight)) = (tensor("scales"), tensor("weight")) else {
             return Ok(None);
         };
-        let last = |array: &Array| array.shape().last().copied().unwrap_or(1).max(1);
-        let group_size = in_dims / last(scales);
-        let bits = (i64::from(last(weight)) * 32 / i64::from(in_dims)) as i32;
-        let mode = if scales.dtype() != mlx::Dtype::U8 {
-            Mode::Affine
-        } else if (bits, group_size) == (4, 16) {
-            Mode::Nvfp4
-        } else if bits == 8 {
-            Mode::Mxfp8
-        } else {
-            Mode::Mxfp4
-        };
-        let setting = Quantization { group_size, bits, mode };
-        if config::is_valid(setting) {
-            return Ok(Some(setting));
-        }
-        let path = self.weights.checkpoint.file_of(&self.full("weight"));
-        let reason = format!(
-            "`{}` has a packed weight {:?} and scales {:?} ({}) for {in_dims} inputs: {bits} bits in groups of \
-             {group_size} is no quantization that MLX has",
-            self.prefix,
-            weight.shape(),
-            scales.shape(),
-            scales.dtype(),
-        );
-        Err(Error::checkpoint(path, reason))
+        infer(weight, scales, in_dims).map(Some).map_err(|reason| {
+            let path = self.weights.file_of(&weight.origin);
+            Error::checkpoint(path, format!("`{}` {reason}", self.prefix))
+        })
     }
 }

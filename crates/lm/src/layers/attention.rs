@@ -5,6 +5,7 @@ use super::site::ask;
 use super::{Fusable, Fusion, Linear, ModuleKind, ModulePath, Path, RmsNorm, Rope, Site};
 use crate::cache::{AttentionMask, LayerCache, Position};
 use crate::error::Result;
+use crate::placement::Split;
 use crate::step::LayerRows;
 use crate::weights::Scope;
 
@@ -78,7 +79,8 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Takes `q_proj`, `k_proj`, `v_proj`, `o_proj`, and of `q_norm`, `k_norm` and `sinks` what `options` ask for.
+    /// Takes `q_proj`, `k_proj`, `v_proj`, `o_proj`, and of `q_norm`, `k_norm` and `sinks` what `options` ask for; ranks
+    /// share the heads.
     ///
     /// # Errors
     /// As [`Linear::load`] and [`RmsNorm::load`].
@@ -86,15 +88,22 @@ impl Attention {
         let AttentionOptions { hidden_size, heads, qkv_bias, .. } = options;
         let Heads { num_heads, num_kv_heads, head_dim } = heads;
         let (wide, narrow) = (num_heads * head_dim, num_kv_heads * head_dim);
-        let input =
-            |name: &str, width| Linear::load_with(&scope.pp(name), hidden_size, width, qkv_bias);
+        let input = |name: &str, width| {
+            let scope = scope.pp(name).split(Split::Outputs);
+            Linear::load_with(&scope, hidden_size, width, qkv_bias)
+        };
         let norm = |name: &str, eps| RmsNorm::load(&scope.pp(name), head_dim, eps);
+        let heads = Heads {
+            num_heads: scope.per_rank("query heads", num_heads)?,
+            num_kv_heads: scope.per_rank("key and value heads", num_kv_heads)?,
+            head_dim,
+        };
         Ok(Self {
             q_proj: input("q_proj", if options.gated { 2 * wide } else { wide })?,
             k_proj: input("k_proj", narrow)?,
             v_proj: input("v_proj", narrow)?,
             o_proj: {
-                let scope = scope.pp("o_proj");
+                let scope = scope.pp("o_proj").split(Split::Inputs);
                 Linear::load_with(&scope, wide, hidden_size, options.output_bias)?
             },
             qk_norm: match options.qk_norm {
@@ -103,7 +112,7 @@ impl Attention {
             },
             rope: options.rope,
             sinks: match options.sinks {
-                true => Some(scope.take_float("sinks", &[num_heads])?),
+                true => Some(scope.split(Split::Outputs).take_float("sinks", &[num_heads])?),
                 false => None,
             },
             heads,

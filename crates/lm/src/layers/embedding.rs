@@ -4,7 +4,7 @@ use mlx::{Array, ops};
 use super::linear::{quantized_linear, quantized_site};
 use super::{Fusable, ModuleKind, ModulePath, Path, Site, Weight};
 use crate::error::Result;
-use crate::weights::Scope;
+use crate::weights::{Role, Scope};
 
 /// A table of vectors, one per token.
 #[derive(Debug, Clone)]
@@ -19,7 +19,10 @@ impl Embedding {
     /// # Errors
     /// As [`Weight::load`].
     pub fn load(scope: &Scope<'_>, num_embeddings: i32, dims: i32) -> Result<Self> {
-        Ok(Self { weight: Weight::load(scope, &[num_embeddings, dims])?, path: Path::Stock })
+        Ok(Self {
+            weight: Weight::load(&scope.role(Role::Embedding), &[num_embeddings, dims])?,
+            path: Path::Stock,
+        })
     }
 
     /// - `tokens`: `[..]` u32; returns `[.., dims]`. Only the rows taken are dequantised.

@@ -2,6 +2,7 @@ use mlx::{Array, ops};
 
 use super::{Fusable, Linear, ModulePath, Site};
 use crate::error::Result;
+use crate::placement::Split;
 use crate::weights::Scope;
 
 /// The dense feed-forward `down(silu(gate(x)) * up(x))` (arXiv:2002.05202).
@@ -13,15 +14,18 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// Takes the three projections.
+    /// Takes the three projections; ranks share the inner width.
     ///
     /// # Errors
     /// As [`Linear::load`].
     pub fn load(scope: &Scope<'_>, hidden_size: i32, intermediate_size: i32) -> Result<Self> {
+        let load = |name: &str, split, in_dims, out_dims| {
+            Linear::load(&scope.pp(name).split(split), in_dims, out_dims)
+        };
         Ok(Self {
-            gate_proj: Linear::load(&scope.pp("gate_proj"), hidden_size, intermediate_size)?,
-            up_proj: Linear::load(&scope.pp("up_proj"), hidden_size, intermediate_size)?,
-            down_proj: Linear::load(&scope.pp("down_proj"), intermediate_size, hidden_size)?,
+            gate_proj: load("gate_proj", Split::Outputs, hidden_size, intermediate_size)?,
+            up_proj: load("up_proj", Split::Outputs, hidden_size, intermediate_size)?,
+            down_proj: load("down_proj", Split::Inputs, intermediate_size, hidden_size)?,
         })
     }
 

@@ -3,7 +3,7 @@ use mlx::{Array, fast, primitives};
 use super::site::ask;
 use super::{Fusable, ModuleKind, ModulePath, Path, Site};
 use crate::error::Result;
-use crate::weights::Scope;
+use crate::weights::{Role, Scope};
 
 /// Root-mean-square normalisation over the last axis (arXiv:1910.07467).
 #[derive(Debug, Clone)]
@@ -19,8 +19,7 @@ impl RmsNorm {
     /// # Errors
     /// `MissingWeight`, `WeightShape`, `WeightDtype`.
     pub fn load(scope: &Scope<'_>, dims: i32, eps: f32) -> Result<Self> {
-        let weight = scope.take_float("weight", &[dims])?;
-        scope.record(dims as u64, weight.nbytes() as u64, weight.dtype().to_string(), false);
+        let weight = scope.role(Role::Norm).take_float("weight", &[dims])?;
         Ok(Self { weight, eps, path: Path::Stock })
     }
 

@@ -4,7 +4,8 @@ use mlx::{Array, ops, quantization};
 use super::site::{ask, packed};
 use super::{Questions, Weight};
 use crate::error::Result;
-use crate::weights::Scope;
+use crate::placement::Split;
+use crate::weights::{Role, Scope};
 
 /// Routing entries (tokens × experts per token) from which rows are sorted by expert before the projections, so
 /// that a GPU reads each expert once. mlx-lm's value; results do not depend on it where kernels add in one order.
@@ -22,7 +23,9 @@ impl SwitchLinear {
     /// # Errors
     /// As [`Weight::load`].
     pub fn load(scope: &Scope<'_>, num_experts: i32, in_dims: i32, out_dims: i32) -> Result<Self> {
-        Ok(Self { weight: Weight::load(scope, &[num_experts, out_dims, in_dims])? })
+        Ok(Self {
+            weight: Weight::load(&scope.role(Role::Experts), &[num_experts, out_dims, in_dims])?,
+        })
     }
 
     /// - `x`: `[.., 1, K]`, `indices`: `[..]` u32 of experts; returns `[.., 1, N]`.
@@ -56,7 +59,7 @@ pub struct SwitchGlu {
 }
 
 impl SwitchGlu {
-    /// Takes the three projections of all experts.
+    /// Takes the three projections of all experts; ranks share their inner width.
     ///
     /// # Errors
     /// As [`Weight::load`].
@@ -66,13 +69,13 @@ impl SwitchGlu {
         hidden_size: i32,
         intermediate_size: i32,
     ) -> Result<Self> {
-        let load = |name: &str, in_dims, out_dims| {
-            SwitchLinear::load(&scope.pp(name), num_experts, in_dims, out_dims)
+        let load = |name: &str, split, in_dims, out_dims| {
+            SwitchLinear::load(&scope.pp(name).split(split), num_experts, in_dims, out_dims)
         };
         Ok(Self {
-            gate_proj: load("gate_proj", hidden_size, intermediate_size)?,
-            up_proj: load("up_proj", hidden_size, intermediate_size)?,
-            down_proj: load("down_proj", intermediate_size, hidden_size)?,
+            gate_proj: load("gate_proj", Split::Outputs, hidden_size, intermediate_size)?,
+            up_proj: load("up_proj", Split::Outputs, hidden_size, intermediate_size)?,
+            down_proj: load("down_proj", Split::Inputs, intermediate_size, hidden_size)?,
         })
     }
 

@@ -5,12 +5,14 @@ pub mod qwen3_moe;
 use std::path::Path as FilePath;
 
 use mlx::Array;
+use serde_json::{Map, Value};
 
 use crate::cache::Cache;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::layers::{Head, Site};
+use crate::placement::Placement;
 use crate::step::Step;
 use crate::weights::{Taken, Weights};
 
@@ -61,8 +63,8 @@ pub struct ModelRow {
     pub model_type: &'static str,
     /// Checks the configuration and takes the weights.
     pub load: fn(&ModelConfig, &Weights) -> Result<Box<dyn Model>>,
-    /// Checks the configuration and describes the model.
-    pub describe: fn(&ModelConfig) -> Result<Architecture>,
+    /// Checks the configuration and describes the model. Asked of checkpoints whose weights fit.
+    pub describe: fn(&ModelConfig) -> Result<Description>,
     /// What `auto` fuses.
     pub preset: Preset,
 }
@@ -75,33 +77,20 @@ pub const MODELS: &[ModelRow] = &[ModelRow {
     preset: Preset::Device,
 }];
 
-/// What a configuration says about a model, for people.
+/// What a configuration says about a model.
 #[derive(Debug, Clone)]
-pub struct Architecture {
-    /// Decoder layers.
-    pub num_layers: usize,
-    /// Those with a mixture of experts.
-    pub num_moe_layers: usize,
-    /// Experts per mixture; 0 without.
-    pub num_experts: i32,
-    /// Experts per token.
-    pub top_k: i32,
-    /// Width of the residual stream.
-    pub hidden_size: i32,
-    /// Width inside one expert.
-    pub moe_intermediate_size: i32,
-    /// Query heads.
-    pub num_heads: i32,
-    /// Key and value heads.
-    pub num_kv_heads: i32,
-    /// Width of one head.
-    pub head_dim: i32,
-    /// Token ids.
-    pub vocab_size: i32,
-    /// Longest sequence it was made for.
-    pub max_position_embeddings: i32,
+pub struct Description {
+    /// Names and values for people, in the order in which to show them.
+    pub facts: Map<String, Value>,
+    /// Experts that one token goes through, of those that share a stack; 0 without.
+    pub num_experts_per_tok: i32,
     /// Whether the embedding is also the output projection.
     pub tie_word_embeddings: bool,
+}
+
+/// A description's list of names and values.
+pub fn facts<const N: usize>(facts: [(&str, Value); N]) -> Map<String, Value> {
+    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// A model in memory with what it was loaded from.
@@ -112,6 +101,8 @@ pub struct LoadedModel {
     pub config: ModelConfig,
     /// Its weight files.
     pub checkpoint: Checkpoint,
+    /// What the user ought to know about the checkpoint, such as settings that nothing uses.
+    pub notes: Vec<String>,
 }
 
 /// The table's row for a `model_type`.
@@ -130,18 +121,33 @@ pub fn find(model_type: &str) -> Result<&'static ModelRow> {
 /// # Errors
 /// Whatever is wrong with its configuration or weights, by file and name.
 pub fn load(dir: &FilePath) -> Result<LoadedModel> {
-    let (loaded, taken) = open(dir)?;
+    load_placed(dir, Placement::default())
+}
+
+/// Loads the part of a model that a placement says. Layers outside its range are neither required nor read; of the
+/// matrices that ranks share, this rank's part is kept. Running such a part takes what joins it to the others, which
+/// is the caller's.
+///
+/// # Errors
+/// As [`load`]; `Argument` when the placement does not fit the model, `Checkpoint` when a matrix cannot be shared.
+pub fn load_placed(dir: &FilePath, placement: Placement) -> Result<LoadedModel> {
+    let (loaded, taken) = open(dir, placement)?;
     taken.read()?;
     Ok(loaded)
 }
 
 /// A model whose weights are still in their files.
-pub(crate) fn open(dir: &FilePath) -> Result<(LoadedModel, Taken)> {
+pub(crate) fn open(dir: &FilePath, placement: Placement) -> Result<(LoadedModel, Taken)> {
     let config = ModelConfig::load(dir)?;
     let row = find(&config.model_type)?;
-    (row.describe)(&config)?;
     let checkpoint = Checkpoint::open(dir)?;
-    let weights = Weights::new(checkpoint.clone(), config.quantization.clone())?;
+    let weights = Weights::new(checkpoint.clone(), config.quantization.clone(), placement)?;
     let model = (row.load)(&config, &weights)?;
-    Ok((LoadedModel { model, config, checkpoint }, weights.finish()?))
+    let taken = weights.finish()?;
+    let notes = config.unknown_fields().iter().map(|field| {
+        let path = config.path().display();
+        format!("{path}: field `{field}` is not used by {}", config.model_type)
+    });
+    let notes = notes.collect();
+    Ok((LoadedModel { model, config, checkpoint, notes }, taken))
 }

@@ -1,134 +1,117 @@
 //! Qwen3-MoE (arXiv:2505.09388): grouped-query attention with normalised queries and keys, feed-forward by a
 //! mixture of experts without shared ones.
 //!
-//! Reference: mlx-lm 0.32.0, `models/qwen3_moe.py`. Like it, this file ignores `rope_scaling` and
-//! `attention_bias`.
+//! Reference: mlx-lm 0.32.0, `models/qwen3_moe.py`. Like it, this file does not apply `rope_scaling`,
+//! `attention_bias` and `sliding_window`; a checkpoint that sets one is told so.
 
 use mlx::{Array, ops};
+use serde::Deserialize;
+use serde_json::json;
 
-use super::{Architecture, Model};
+use super::{Description, Model, facts};
 use crate::cache::Cache;
-use crate::config::ModelConfig;
+use crate::config::{Count, Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
     Attention, AttentionOptions, Embedding, Fusable, Head, Heads, Linear, Mlp, ModulePath,
     MoeBlock, RmsNorm, Rope, Routing, Site, SwitchGlu,
 };
+use crate::placement::Stage;
+use crate::rewrite::Rules;
 use crate::step::{LayerRows, Rows, Step};
-use crate::weights::{Scope, Weights};
+use crate::weights::{Role, Scope, Weights};
 
 /// The fields of `config.json` that shape the model.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
 #[expect(missing_docs, reason = "the names are those of config.json")]
 pub struct Config {
-    pub hidden_size: i32,
-    pub num_hidden_layers: i32,
-    pub intermediate_size: i32,
-    pub num_attention_heads: i32,
-    pub num_key_value_heads: i32,
-    pub head_dim: i32,
-    pub num_experts: i32,
-    pub num_experts_per_tok: i32,
-    pub decoder_sparse_step: i32,
-    pub mlp_only_layers: Vec<i32>,
-    pub moe_intermediate_size: i32,
+    pub hidden_size: Size,
+    pub num_hidden_layers: Size,
+    pub intermediate_size: Size,
+    pub num_attention_heads: Size,
+    pub num_key_value_heads: Size,
+    /// `hidden_size / num_attention_heads` by default.
+    pub head_dim: Option<Size>,
+    pub num_experts: Count,
+    pub num_experts_per_tok: Count,
+    pub decoder_sparse_step: Size,
+    pub mlp_only_layers: Vec<Count>,
+    pub moe_intermediate_size: Size,
     pub norm_topk_prob: bool,
-    pub rms_norm_eps: f32,
-    pub rope_theta: f32,
-    pub vocab_size: i32,
-    pub max_position_embeddings: i32,
+    pub rms_norm_eps: Positive,
+    pub rope_theta: Positive,
+    pub vocab_size: Size,
+    pub max_position_embeddings: Size,
     pub tie_word_embeddings: bool,
 }
 
-impl Config {
-    /// Reads and checks the fields.
-    ///
-    /// # Errors
-    /// `Config` with file, field, what arrived and what is allowed.
-    pub fn read(config: &ModelConfig) -> Result<Self> {
-        let read = Self {
-            hidden_size: config.count("hidden_size", 1)?,
-            num_hidden_layers: config.count("num_hidden_layers", 1)?,
-            intermediate_size: config.count("intermediate_size", 1)?,
-            num_attention_heads: config.count("num_attention_heads", 1)?,
-            num_key_value_heads: config.count("num_key_value_heads", 1)?,
-            head_dim: match config.get("head_dim") {
-                Some(_) => config.count("head_dim", 1)?,
-                None => config.count("hidden_size", 1)? / config.count("num_attention_heads", 1)?,
-            },
-            num_experts: config.count("num_experts", 0)?,
-            num_experts_per_tok: config.count("num_experts_per_tok", 0)?,
-            decoder_sparse_step: config.count("decoder_sparse_step", 1)?,
-            mlp_only_layers: config.counts("mlp_only_layers")?,
-            moe_intermediate_size: config.count("moe_intermediate_size", 1)?,
-            norm_topk_prob: config.flag("norm_topk_prob")?,
-            rms_norm_eps: config.positive("rms_norm_eps")?,
-            rope_theta: config.positive("rope_theta")?,
-            vocab_size: config.count("vocab_size", 1)?,
-            max_position_embeddings: config.count("max_position_embeddings", 1)?,
-            tie_word_embeddings: config.flag("tie_word_embeddings")?,
-        };
-        read.check(config)?;
-        Ok(read)
-    }
+impl Fields for Config {
+    const UNUSED: &'static [&'static str] = &["hidden_act", "max_window_layers"];
 
     fn check(&self, config: &ModelConfig) -> Result<()> {
-        let (top_k, experts) = (self.num_experts_per_tok, self.num_experts);
+        let (top_k, experts) = (*self.num_experts_per_tok, *self.num_experts);
         if experts > 0 && !(1..=experts).contains(&top_k) {
             let reason = format!("is {top_k}, expected 1 to num_experts ({experts})");
             return Err(config.error("num_experts_per_tok", reason));
         }
-        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
-        if heads % kv_heads != 0 {
-            let reason =
-                format!("is {kv_heads}, which does not divide num_attention_heads ({heads})");
+        let Heads { num_heads, num_kv_heads, head_dim } = self.heads();
+        if num_heads % num_kv_heads != 0 {
+            let reason = format!(
+                "is {num_kv_heads}, which does not divide num_attention_heads ({num_heads})"
+            );
             return Err(config.error("num_key_value_heads", reason));
         }
-        if self.head_dim == 0 || self.head_dim % 2 != 0 {
-            let reason = format!("is {}, expected an even number from 2", self.head_dim);
+        if head_dim == 0 || head_dim % 2 != 0 {
+            let reason = format!("is {head_dim}, expected an even number from 2");
             return Err(config.error("head_dim", reason));
         }
-        if heads.checked_mul(self.head_dim).is_none() {
-            let reason = format!("is {heads}, too large with head_dim {}", self.head_dim);
+        if num_heads.checked_mul(head_dim).is_none() {
+            let reason = format!("is {num_heads}, too large with head_dim {head_dim}");
             return Err(config.error("num_attention_heads", reason));
         }
         Ok(())
     }
+}
 
+impl Config {
     fn heads(&self) -> Heads {
         Heads {
-            num_heads: self.num_attention_heads,
-            num_kv_heads: self.num_key_value_heads,
-            head_dim: self.head_dim,
+            num_heads: *self.num_attention_heads,
+            num_kv_heads: *self.num_key_value_heads,
+            head_dim: match self.head_dim {
+                Some(head_dim) => *head_dim,
+                None => *self.hidden_size / *self.num_attention_heads,
+            },
         }
     }
 
     fn is_moe(&self, layer: i32) -> bool {
-        self.num_experts > 0
-            && !self.mlp_only_layers.contains(&layer)
-            && (layer + 1) % self.decoder_sparse_step == 0
+        *self.num_experts > 0
+            && !self.mlp_only_layers.iter().any(|dense| **dense == layer)
+            && (layer + 1) % *self.decoder_sparse_step == 0
     }
 }
 
 fn load_attention(config: &Config, scope: &Scope<'_>) -> Result<Attention> {
+    let heads = config.heads();
     let options = AttentionOptions {
-        qk_norm: Some(config.rms_norm_eps),
-        rope: Some(Rope::new(config.head_dim, config.rope_theta)),
-        ..AttentionOptions::new(config.hidden_size, config.heads())
+        qk_norm: Some(config.rms_norm_eps.f32()),
+        rope: Some(Rope::new(heads.head_dim, config.rope_theta.f32())),
+        ..AttentionOptions::new(*config.hidden_size, heads)
     };
     Attention::load(scope, options)
 }
 
 fn load_moe(config: &Config, scope: &Scope<'_>) -> Result<MoeBlock> {
-    let (dim, num_experts) = (config.hidden_size, config.num_experts);
+    let (dim, num_experts) = (*config.hidden_size, *config.num_experts);
     let routing = Routing {
         norm_topk_prob: config.norm_topk_prob,
-        ..Routing::softmax(config.num_experts_per_tok)
+        ..Routing::softmax(*config.num_experts_per_tok)
     };
     Ok(MoeBlock::new(
-        Linear::load(&scope.pp("gate"), dim, num_experts)?,
+        Linear::load(&scope.pp("gate").role(Role::Router), dim, num_experts)?,
         routing,
-        SwitchGlu::load(&scope.pp("switch_mlp"), num_experts, dim, config.moe_intermediate_size)?,
+        SwitchGlu::load(&scope.pp("switch_mlp"), num_experts, dim, *config.moe_intermediate_size)?,
     ))
 }
 
@@ -155,8 +138,8 @@ struct DecoderLayer {
 
 impl DecoderLayer {
     fn load(config: &Config, layer: i32, scope: &Scope<'_>) -> Result<Self> {
-        let norm =
-            |name: &str| RmsNorm::load(&scope.pp(name), config.hidden_size, config.rms_norm_eps);
+        let (dim, eps) = (*config.hidden_size, config.rms_norm_eps.f32());
+        let norm = |name: &str| RmsNorm::load(&scope.pp(name), dim, eps);
         let mlp = scope.pp("mlp");
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
@@ -165,11 +148,7 @@ impl DecoderLayer {
             mlp: if config.is_moe(layer) {
                 FeedForward::Moe(Box::new(load_moe(config, &mlp)?))
             } else {
-                FeedForward::Dense(Box::new(Mlp::load(
-                    &mlp,
-                    config.hidden_size,
-                    config.intermediate_size,
-                )?))
+                FeedForward::Dense(Box::new(Mlp::load(&mlp, dim, *config.intermediate_size)?))
             },
         })
     }
@@ -248,61 +227,64 @@ impl Model for Qwen3Moe {
 /// # Errors
 /// `Config`, and those of taking weights.
 pub fn load(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn Model>> {
-    let config = Config::read(config)?;
-    sanitize(&config, weights)?;
+    let config: Config = config.parse()?;
+    weights.rewrite(&rules(&config))?;
     let root = weights.root();
     let model = root.pp("model");
-    let (vocab_size, dim) = (config.vocab_size, config.hidden_size);
+    let (vocab_size, dim, num_layers) =
+        (*config.vocab_size, *config.hidden_size, *config.num_hidden_layers);
+    let is_tied = config.tie_word_embeddings;
+    let stage = if is_tied { Stage::Ends } else { Stage::First };
+    let embed_tokens = model.pp("embed_tokens").at(stage, num_layers);
+    let norm = model.pp("norm").at(Stage::Last, num_layers);
+    let lm_head = root.pp("lm_head").at(Stage::Last, num_layers);
     Ok(Box::new(Qwen3Moe {
-        embed_tokens: Embedding::load(&model.pp("embed_tokens"), vocab_size, dim)?,
-        layers: (0..config.num_hidden_layers)
-            .map(|i| DecoderLayer::load(&config, i, &model.pp("layers").pp(i)))
-            .collect::<Result<_>>()?,
-        norm: RmsNorm::load(&model.pp("norm"), dim, config.rms_norm_eps)?,
-        head: Head::load(&root.pp("lm_head"), dim, vocab_size, config.tie_word_embeddings)?,
+        embed_tokens: Embedding::load(&embed_tokens, vocab_size, dim)?,
+        layers: model
+            .pp("layers")
+            .layers(num_layers, |i, scope| DecoderLayer::load(&config, i, &scope))?,
+        norm: RmsNorm::load(&norm, dim, config.rms_norm_eps.f32())?,
+        head: Head::load(&lm_head, dim, vocab_size, is_tied)?,
         vocab_size,
     }))
 }
 
-/// Brings Hugging Face names to this model's: drops the head of tied weights, stacks single experts.
-fn sanitize(config: &Config, weights: &Weights) -> Result<()> {
-    if config.tie_word_embeddings {
-        weights.discard("lm_head.weight");
-    }
-    const FIRST: &str = ".mlp.experts.0.up_proj.weight";
-    for name in weights.names() {
-        let Some(layer) = name.strip_suffix(FIRST).filter(|l| l.starts_with("model.layers."))
-        else {
-            continue;
-        };
-        for projection in ["up_proj", "down_proj", "gate_proj"] {
-            let experts: Vec<_> = (0..config.num_experts)
-                .map(|e| format!("{layer}.mlp.experts.{e}.{projection}.weight"))
-                .collect();
-            weights.stack(&experts, &format!("{layer}.mlp.switch_mlp.{projection}.weight"))?;
-        }
-    }
-    Ok(())
+/// From Hugging Face names to this model's: the head of tied weights goes, single experts become stacks.
+fn rules(config: &Config) -> Rules {
+    let rules = Rules::new().stack(
+        "model.layers.{l#}.mlp.experts.{e#}.{p:up_proj|down_proj|gate_proj}.weight",
+        "e",
+        *config.num_experts,
+        "model.layers.{l}.mlp.switch_mlp.{p}.weight",
+    );
+    if config.tie_word_embeddings { rules.drop("lm_head.weight") } else { rules }
 }
 
 /// Reads the configuration and describes the model.
 ///
 /// # Errors
 /// `Config`.
-pub fn describe(config: &ModelConfig) -> Result<Architecture> {
-    let config = Config::read(config)?;
-    Ok(Architecture {
-        num_layers: config.num_hidden_layers as usize,
-        num_moe_layers: (0..config.num_hidden_layers).filter(|i| config.is_moe(*i)).count(),
-        num_experts: config.num_experts,
-        top_k: config.num_experts_per_tok,
-        hidden_size: config.hidden_size,
-        moe_intermediate_size: config.moe_intermediate_size,
-        num_heads: config.num_attention_heads,
-        num_kv_heads: config.num_key_value_heads,
-        head_dim: config.head_dim,
-        vocab_size: config.vocab_size,
-        max_position_embeddings: config.max_position_embeddings,
+pub fn describe(config: &ModelConfig) -> Result<Description> {
+    let config: Config = config.parse()?;
+    let Heads { num_heads, num_kv_heads, head_dim } = config.heads();
+    let num_layers = *config.num_hidden_layers;
+    let num_moe_layers = (0..num_layers).filter(|i| config.is_moe(*i)).count();
+    Ok(Description {
+        num_experts_per_tok: *config.num_experts_per_tok,
         tie_word_embeddings: config.tie_word_embeddings,
+        facts: facts([
+            ("num_layers", json!(num_layers)),
+            ("num_moe_layers", json!(num_moe_layers)),
+            ("num_experts", json!(*config.num_experts)),
+            ("top_k", json!(*config.num_experts_per_tok)),
+            ("hidden_size", json!(*config.hidden_size)),
+            ("moe_intermediate_size", json!(*config.moe_intermediate_size)),
+            ("num_heads", json!(num_heads)),
+            ("num_kv_heads", json!(num_kv_heads)),
+            ("head_dim", json!(head_dim)),
+            ("vocab_size", json!(*config.vocab_size)),
+            ("max_position_embeddings", json!(*config.max_position_embeddings)),
+            ("tie_word_embeddings", json!(config.tie_word_embeddings)),
+        ]),
     })
 }

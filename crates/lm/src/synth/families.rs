@@ -1,8 +1,6 @@
-//! What can be imitated: one row per model, its configuration and its weights.
+//! What can be imitated: one row per model with its configuration.
 
 use serde_json::{Map, Value, json};
-
-use super::Weight;
 
 /// A model that [`super::synthesize`] can imitate.
 pub(super) struct Family {
@@ -12,24 +10,12 @@ pub(super) struct Family {
     pub(super) num_layers: usize,
     /// `config.json`, but for the number of layers and the quantisation.
     pub(super) config: fn() -> Map<String, Value>,
-    /// All weights of a model with this many layers.
-    pub(super) weights: fn(usize) -> Vec<Weight>,
 }
 
 /// Every model there is.
 pub(super) const FAMILIES: &[Family] = &[
-    Family {
-        name: "qwen3-30b-a3b",
-        num_layers: 48,
-        config: || QWEN3_30B_A3B.config(),
-        weights: |layers| QWEN3_30B_A3B.weights(layers),
-    },
-    Family {
-        name: "qwen3-moe-tiny",
-        num_layers: 2,
-        config: || QWEN3_MOE_TINY.config(),
-        weights: |layers| QWEN3_MOE_TINY.weights(layers),
-    },
+    Family { name: "qwen3-30b-a3b", num_layers: 48, config: || QWEN3_30B_A3B.config() },
+    Family { name: "qwen3-moe-tiny", num_layers: 2, config: || QWEN3_MOE_TINY.config() },
 ];
 
 /// The public configuration of Qwen/Qwen3-30B-A3B.
@@ -120,46 +106,5 @@ impl Qwen3Moe {
             Value::Object(fields) => fields,
             _ => Map::new(),
         }
-    }
-
-    /// Embeddings have size 1. The `2 * layers` branches together add variance 3, so that the last position
-    /// depends on its context and not on its own token alone. Logits have size 3.
-    fn weights(&self, layers: usize) -> Vec<Weight> {
-        /// Size of attention logits is the product of the two.
-        const QUERY_NORM: f32 = 1.7;
-        const KEY_NORM: f32 = 1.2;
-        /// Large enough that the choice of experts is clear, small enough that all are chosen at times.
-        const ROUTER: f32 = 2.0;
-        const GATE: f32 = 1.5;
-        /// Makes up for what SiLU (0.87) and the weighted mean over experts (0.55) take away.
-        const DOWN: f32 = 2.1;
-        const LOGITS: f32 = 3.0;
-        let branch = (3.0 / (2.0 * layers as f32)).sqrt();
-
-        let Self { hidden, heads, kv_heads, head_dim, experts, moe_intermediate, vocab, .. } =
-            *self;
-        let mut weights = vec![Weight::matrix("model.embed_tokens", &[vocab, hidden], 1.0)];
-        for layer in 0..layers {
-            let at = |name: &str| format!("model.layers.{layer}.{name}");
-            let (up, down) =
-                ([experts, moe_intermediate, hidden], [experts, hidden, moe_intermediate]);
-            weights.extend([
-                Weight::norm(at("input_layernorm"), hidden, 1.0),
-                Weight::linear(at("self_attn.q_proj"), &[heads * head_dim, hidden], 1.0),
-                Weight::linear(at("self_attn.k_proj"), &[kv_heads * head_dim, hidden], 1.0),
-                Weight::linear(at("self_attn.v_proj"), &[kv_heads * head_dim, hidden], 1.0),
-                Weight::linear(at("self_attn.o_proj"), &[hidden, heads * head_dim], branch),
-                Weight::norm(at("self_attn.q_norm"), head_dim, QUERY_NORM),
-                Weight::norm(at("self_attn.k_norm"), head_dim, KEY_NORM),
-                Weight::norm(at("post_attention_layernorm"), hidden, 1.0),
-                Weight::router(at("mlp.gate"), &[experts, hidden], ROUTER),
-                Weight::linear(at("mlp.switch_mlp.gate_proj"), &up, GATE),
-                Weight::linear(at("mlp.switch_mlp.up_proj"), &up, 1.0),
-                Weight::linear(at("mlp.switch_mlp.down_proj"), &down, DOWN * branch),
-            ]);
-        }
-        weights.push(Weight::norm("model.norm", hidden, 1.0));
-        weights.push(Weight::linear("lm_head", &[vocab, hidden], LOGITS));
-        weights
     }
 }

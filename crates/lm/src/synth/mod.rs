@@ -4,20 +4,30 @@
 //! little memory. Their scales are chosen so that the model behaves like one that was trained: activations keep
 //! their size through the layers, routers choose among all experts, and greedy decoding visits many tokens.
 //! Plain random initialisation does none of this, and a comparison of tokens on it would prove little.
+//!
+//! Which weights there are is asked of the model's own loader.
 
+mod draft;
 mod families;
+mod recipe;
 mod values;
 mod write;
 
 use std::path::Path;
 
+use mlx::Dtype;
 use mlx::quantization::{Mode, Quantization};
 use serde_json::{Map, Value, json};
 
-use crate::config::is_valid;
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::models;
+use crate::quantization::{self, is_valid};
+use crate::weights::{Role, WeightRecord, Weights};
 
+pub use draft::Draft;
 use families::{FAMILIES, Family};
+use recipe::{Spread, spread};
 use write::Tensor;
 
 /// Routers are kept at this precision whatever the rest has, as mlx-lm does.
@@ -82,10 +92,11 @@ pub fn synthesize(
     let mut tensors = Vec::new();
     let mut overrides = Map::new();
     let mut num_parameters = 0;
-    for weight in (family.weights)(num_layers) {
-        num_parameters += weight.shape.iter().product::<usize>() as u64;
-        let format = format_of(&weight, options.quantization, &mut overrides);
-        tensors.extend(weight.tensors(format));
+    let (records, _) = record(&Value::Object(config.clone()), Dtype::Bf16)?;
+    for record in records {
+        num_parameters += record.parameters;
+        let format = format_of(&record, options.quantization, &mut overrides);
+        tensors.extend(tensors_of(&record, spread(&record, num_layers), format));
     }
     if let Some(Quantization { group_size, bits, mode }) = options.quantization {
         let mut section = Map::new();
@@ -114,118 +125,84 @@ fn find(name: &str) -> Result<&'static Family> {
     })
 }
 
+/// The weights that a model of this configuration takes, and the number of its layers.
+fn record(config: &Value, dtype: Dtype) -> Result<(Vec<WeightRecord>, usize)> {
+    let fields = config.as_object().cloned().unwrap_or_default();
+    let config = ModelConfig::from_fields("config.json", fields, None)?;
+    let weights = Weights::recorder(dtype);
+    let model = (models::find(&config.model_type)?.load)(&config, &weights)?;
+    let num_layers = model.make_cache().layers.len();
+    Ok((weights.finish()?.records, num_layers))
+}
+
 fn check_quantization(quantization: &Quantization) -> Result<()> {
     if is_valid(*quantization) {
         return Ok(());
     }
-    let reason = "MLX has affine with 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128, mxfp4 with 4 in 32, \
-                  mxfp8 with 8 in 32, nvfp4 with 4 in 16";
-    Err(Error::argument("quantization", quantization, reason))
+    Err(Error::argument("quantization", quantization, quantization::KNOWN))
 }
 
 /// How a weight is stored; notes it in the configuration when it differs from the rest.
 fn format_of(
-    weight: &Weight,
+    weight: &WeightRecord,
     wanted: Option<Quantization>,
     overrides: &mut Map<String, Value>,
 ) -> Option<Quantization> {
-    let wanted = wanted.filter(|_| weight.role != Role::Norm)?;
+    let wanted = wanted.filter(|_| !matches!(weight.role, Role::Norm | Role::Other))?;
     let columns = weight.shape.last().copied().unwrap_or(0);
     // mlx-lm leaves a matrix dense when its rows are no whole number of groups.
-    if columns % wanted.group_size as usize != 0 {
+    if columns % wanted.group_size != 0 {
         return None;
     }
     if weight.role != Role::Router {
         return Some(wanted);
     }
-    if columns % ROUTER_GROUP_SIZE as usize != 0 {
-        overrides.insert(weight.name.clone(), json!(false));
+    if columns % ROUTER_GROUP_SIZE != 0 {
+        overrides.insert(weight.module.clone(), json!(false));
         return None;
     }
     let router = json!({ "group_size": ROUTER_GROUP_SIZE, "bits": ROUTER_BITS });
-    overrides.insert(weight.name.clone(), router);
+    overrides.insert(weight.module.clone(), router);
     Some(Quantization::affine(ROUTER_GROUP_SIZE, ROUTER_BITS))
 }
 
-/// What a weight does, as far as its storage goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Matrix,
-    Router,
-    Norm,
-}
-
-/// A module's weight before it is packed.
-#[derive(Debug, Clone)]
-struct Weight {
-    /// Module path, without `.weight`.
-    name: String,
-    shape: Vec<usize>,
-    role: Role,
-    mean: f32,
-    std: f32,
-}
-
-impl Weight {
-    fn matrix(name: impl Into<String>, shape: &[usize], std: f32) -> Self {
-        let (name, shape) = (name.into(), shape.to_vec());
-        Self { name, shape, role: Role::Matrix, mean: 0.0, std }
+/// The tensors that hold a weight.
+fn tensors_of(
+    weight: &WeightRecord,
+    Spread { mean, std }: Spread,
+    format: Option<Quantization>,
+) -> Vec<Tensor> {
+    let module = &weight.module;
+    let name = format!("{module}.{}", weight.name);
+    // a module's own weight and another parameter of it draw different numbers
+    let stream = if weight.name == "weight" { module.clone() } else { name.clone() };
+    let with_columns = |columns: i32| -> Vec<usize> {
+        let rows = weight.shape.split_last().map_or(&[][..], |(_, rows)| rows);
+        rows.iter().chain([&columns]).map(|n| *n as usize).collect()
+    };
+    let columns = weight.shape.last().copied().unwrap_or(0);
+    let Some(Quantization { group_size, bits, mode }) = format else {
+        let values = values::Values::Gaussian { mean, std };
+        let shape = weight.shape.iter().map(|n| *n as usize).collect();
+        return vec![Tensor::new(name, "BF16", shape, stream, values)];
+    };
+    let packed = with_columns((i64::from(columns) * i64::from(bits) / 32) as i32);
+    let groups = with_columns(columns / group_size);
+    let tensor = |name: String, dtype, shape, values| {
+        Tensor::new(name, dtype, shape, stream.clone(), values)
+    };
+    let codes = values::Codes { mode, bits, std };
+    let scales_dtype = if mode == Mode::Affine { "BF16" } else { "U8" };
+    let scales = values::Values::Scales(codes);
+    let mut tensors = vec![
+        tensor(name, "U32", packed, values::Values::Codes(codes)),
+        tensor(format!("{module}.scales"), scales_dtype, groups.clone(), scales),
+    ];
+    if mode == Mode::Affine {
+        let name = format!("{module}.biases");
+        tensors.push(tensor(name, "BF16", groups, values::Values::Biases(codes)));
     }
-
-    /// Standard deviation `gain / sqrt(fan_in)`: inputs of size 1 give outputs of size `gain`.
-    fn linear(name: impl Into<String>, shape: &[usize], gain: f32) -> Self {
-        let fan_in = shape.last().copied().unwrap_or(1) as f32;
-        Self::matrix(name, shape, gain / fan_in.sqrt())
-    }
-
-    fn router(name: impl Into<String>, shape: &[usize], gain: f32) -> Self {
-        Self { role: Role::Router, ..Self::linear(name, shape, gain) }
-    }
-
-    fn norm(name: impl Into<String>, size: usize, mean: f32) -> Self {
-        let (name, shape) = (name.into(), vec![size]);
-        Self { name, shape, role: Role::Norm, mean, std: 0.15 * mean }
-    }
-
-    /// The tensors that hold it.
-    fn tensors(self, format: Option<Quantization>) -> Vec<Tensor> {
-        let weight = format!("{}.weight", self.name);
-        let Some(quantization) = format else {
-            let values = values::Values::Gaussian { mean: self.mean, std: self.std };
-            return vec![Tensor::new(weight, "BF16", self.shape, self.name, values)];
-        };
-        let Quantization { group_size, bits, mode } = quantization;
-        let with_columns = |columns: usize| {
-            let mut shape = self.shape.clone();
-            if let Some(last) = shape.last_mut() {
-                *last = columns;
-            }
-            shape
-        };
-        let columns = self.shape.last().copied().unwrap_or(0);
-        let packed = with_columns(columns * bits as usize / 32);
-        let groups = with_columns(columns / group_size as usize);
-        let module = self.name.clone();
-        let tensor = |name: String, dtype, shape, values| {
-            Tensor::new(name, dtype, shape, module.clone(), values)
-        };
-        let codes = values::Codes { mode, bits, std: self.std };
-        let scales_dtype = if mode == Mode::Affine { "BF16" } else { "U8" };
-        let mut tensors = vec![
-            tensor(weight, "U32", packed, values::Values::Codes(codes)),
-            tensor(
-                format!("{}.scales", self.name),
-                scales_dtype,
-                groups.clone(),
-                values::Values::Scales(codes),
-            ),
-        ];
-        if mode == Mode::Affine {
-            let name = format!("{}.biases", self.name);
-            tensors.push(tensor(name, "BF16", groups, values::Values::Biases(codes)));
-        }
-        tensors
-    }
+    tensors
 }
 
 #[cfg(test)]

@@ -34,14 +34,30 @@ fn refusal(options: &SynthOptions) -> String {
 }
 
 #[test]
-fn every_name_has_a_config_whose_weights_fit_it() {
+fn every_name_has_a_config_that_a_model_loads() {
     for family in FAMILIES {
-        let config = (family.config)();
-        let vocab = config["vocab_size"].as_u64().expect("vocab") as usize;
-        let hidden = config["hidden_size"].as_u64().expect("hidden") as usize;
-        let weights = (family.weights)(2);
+        let mut config = (family.config)();
+        config.insert("num_hidden_layers".to_owned(), json!(2));
+        let vocab = config["vocab_size"].as_u64().expect("vocab") as i32;
+        let hidden = config["hidden_size"].as_u64().expect("hidden") as i32;
+        let (weights, num_layers) = record(&Value::Object(config), Dtype::Bf16).expect("loads");
+        assert_eq!(num_layers, 2);
         assert_eq!(weights[0].shape, [vocab, hidden], "{}", family.name);
-        assert!(crate::models::find(config["model_type"].as_str().expect("type")).is_ok());
+        assert_eq!(weights[0].role, Role::Embedding, "{}", family.name);
+        let routers = weights.iter().filter(|weight| weight.role == Role::Router).count();
+        assert_eq!(routers, 2, "{}", family.name);
+    }
+}
+
+#[test]
+fn published_configs_raise_no_notes() {
+    for family in FAMILIES {
+        let mut config = (family.config)();
+        config.insert("num_hidden_layers".to_owned(), json!(1));
+        let config = ModelConfig::from_fields("config.json", config, None).expect("reads");
+        let load = models::find(&config.model_type).expect("known").load;
+        load(&config, &Weights::recorder(Dtype::Bf16)).expect("loads");
+        assert_eq!(config.unknown_fields(), [""; 0], "{}", family.name);
     }
 }
 

@@ -200,7 +200,7 @@ impl Random {
     }
 
     /// Mean 0, standard deviation 1: the sum of four uniform numbers is close enough.
-    fn gaussian(&mut self) -> f32 {
+    pub(super) fn gaussian(&mut self) -> f32 {
         let bits = self.next();
         let sum: u32 = (0..4).map(|i| (bits >> (16 * i)) as u32 & 0xffff).sum();
         (sum as f32 - 2.0 * 65535.0) / (65536.0 / 3.0_f32.sqrt())

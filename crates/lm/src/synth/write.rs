@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 
 use super::values::{Random, Values};
 
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// mlx-lm's limit per file.
 const MAX_SHARD_BYTES: u64 = 5 << 30;
 /// Bytes drawn at once.
@@ -101,7 +102,7 @@ pub(super) fn write_weights(
         "metadata": { "total_size": total_size, "total_parameters": num_parameters },
         "weight_map": weight_map,
     });
-    write_json(&out.join("model.safetensors.index.json"), &index)?;
+    write_json(&out.join(INDEX), &index)?;
     Ok(shards.len())
 }
 

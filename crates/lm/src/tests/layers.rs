@@ -11,6 +11,7 @@ use crate::layers::{
     Attention, AttentionOptions, Choice, Groups, Heads, Linear, Mlp, MoeBlock, Rope, Routing,
     Score, SharedExperts, SwitchGlu,
 };
+use crate::placement::Placement;
 use crate::step::{Rows, Step};
 use crate::weights::Weights;
 
@@ -165,7 +166,8 @@ fn weights(tensors: &[(&str, &[i32])]) -> (BTreeMap<String, Array>, Weights, Tem
         .collect();
     let named = arrays.iter().map(|(name, array)| (name.as_str(), array));
     mlx::io::save_safetensors(&dir.path().join("model.safetensors"), named, []).unwrap();
-    let weights = Weights::new(Checkpoint::open(dir.path()).unwrap(), None).unwrap();
+    let weights =
+        Weights::new(Checkpoint::open(dir.path()).unwrap(), None, Placement::default()).unwrap();
     (arrays, weights, dir)
 }
 

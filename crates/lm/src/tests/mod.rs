@@ -6,3 +6,4 @@ mod generate;
 mod layers;
 mod model;
 mod patch;
+mod placement;

@@ -174,7 +174,7 @@ fn dense_layers_follow_config() {
     ] {
         let loaded = Fixture::with(Dtype::F32, changes).load();
         let row = crate::models::find(&loaded.config.model_type).unwrap();
-        assert_eq!((row.describe)(&loaded.config).unwrap().num_moe_layers, moe_layers);
+        assert_eq!((row.describe)(&loaded.config).unwrap().facts["num_moe_layers"], moe_layers);
         fresh(&loaded, &[&tokens(5)]);
     }
 }

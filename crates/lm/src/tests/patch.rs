@@ -331,7 +331,7 @@ fn inspect_counts_without_reading() {
     assert!(seen.memory.decode_read_bytes < seen.memory.weights_bytes);
     // 2 layers × (keys, values) × 2 heads × 32 × bf16
     assert_eq!(seen.memory.kv_bytes_per_token, 2 * 2 * 2 * 32 * 2);
-    assert_eq!(seen.architecture.num_moe_layers, 2);
+    assert_eq!(seen.description.facts["num_moe_layers"], 2);
     assert_eq!(seen.weight_formats[&q4().to_string()], 18);
     assert_eq!(seen.patch.num_moe_modules, 2);
     assert_eq!(seen.num_files, 1);

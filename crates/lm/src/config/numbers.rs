@@ -1,0 +1,129 @@
+//! Numbers of a configuration, in the range that they must have.
+
+use std::fmt;
+use std::ops::Deref;
+
+use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+
+/// A whole number within `1..=i32::MAX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(i32);
+
+/// A whole number within `0..=i32::MAX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Count(i32);
+
+/// A number above zero that is finite, also as `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Positive(f64);
+
+impl Size {
+    /// For defaults; `None` below 1.
+    pub const fn new(value: i32) -> Option<Self> {
+        if value < 1 { None } else { Some(Self(value)) }
+    }
+}
+
+impl Count {
+    /// For defaults; `None` below 0.
+    pub const fn new(value: i32) -> Option<Self> {
+        if value < 0 { None } else { Some(Self(value)) }
+    }
+}
+
+impl Positive {
+    /// For defaults; `None` where it is not above zero and finite.
+    pub fn new(value: f64) -> Option<Self> {
+        let rounded = value as f32;
+        (rounded.is_finite() && rounded > 0.0).then_some(Self(value))
+    }
+
+    /// As a kernel takes it.
+    pub fn f32(self) -> f32 {
+        self.0 as f32
+    }
+
+    /// As it is in the file, for what Python computes with it.
+    pub fn f64(self) -> f64 {
+        self.0
+    }
+}
+
+impl Deref for Size {
+    type Target = i32;
+    fn deref(&self) -> &i32 {
+        &self.0
+    }
+}
+
+impl Deref for Count {
+    type Target = i32;
+    fn deref(&self) -> &i32 {
+        &self.0
+    }
+}
+
+struct Whole {
+    at_least: i32,
+}
+
+impl Visitor<'_> for Whole {
+    type Value = i32;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a whole number from {}", self.at_least)
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<i32, E> {
+        i32::try_from(value)
+            .ok()
+            .filter(|n| *n >= self.at_least)
+            .ok_or_else(|| E::invalid_value(Unexpected::Signed(value), &self))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<i32, E> {
+        i64::try_from(value)
+            .map_err(|_| E::invalid_value(Unexpected::Unsigned(value), &self))
+            .and_then(|value| self.visit_i64(value))
+    }
+}
+
+struct AboveZero;
+
+impl Visitor<'_> for AboveZero {
+    type Value = Positive;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number above zero")
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Positive, E> {
+        Positive::new(value).ok_or_else(|| E::invalid_value(Unexpected::Float(value), &self))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Positive, E> {
+        self.visit_f64(value as f64)
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Positive, E> {
+        self.visit_f64(value as f64)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_i64(Whole { at_least: 1 }).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_i64(Whole { at_least: 0 }).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Positive {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_f64(AboveZero)
+    }
+}
