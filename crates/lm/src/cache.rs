@@ -82,6 +82,13 @@ impl KvCache {
         Position::Static(self.len)
     }
 
+    /// Forgets the last `n` tokens, or all where there are fewer; returns how many.
+    pub fn trim(&mut self, n: i32) -> i32 {
+        let n = n.clamp(0, self.len);
+        self.len -= n;
+        n
+    }
+
     /// Appends `keys` and `values`, `[B, H, L, D]`, and returns those of all tokens so far.
     ///
     /// # Errors
@@ -224,6 +231,17 @@ impl Cache {
     /// Whether no token is held.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Forgets the last `n` tokens where it can, and says how many.
+    pub fn trim(&mut self, n: i32) -> i32 {
+        let trimmed = self.layers.iter_mut().map(|LayerCache::Kv(kv)| kv.trim(n));
+        trimmed.min().unwrap_or(0)
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        *self = Self::new(self.layers.len());
     }
 
     /// Every buffer, for evaluation.

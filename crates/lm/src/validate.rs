@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 use mlx::{Array, Dtype};
 
 use crate::error::{Error, Result};
-use crate::generate::{GenerateOptions, generate, next_logits, prefill};
+use crate::generate::{GenerateOptions, PREFILL_STEP, generate};
 use crate::models::{LoadedModel, Model};
 use crate::patch::{PatchOptions, PatchReport, patch, unpatch};
+use crate::step::Step;
 
 /// What to compare.
 #[derive(Debug, Clone)]
@@ -187,15 +188,19 @@ fn compare(
     })
 }
 
-/// Logit of `a` minus logit of `b` after `prompt` and `prefix`, decoded step by step.
+/// Logit of `a` minus logit of `b` after `prompt` and `prefix`, read and decoded as generation does it.
 fn margin(model: &dyn Model, prompt: &[u32], prefix: &[u32], a: u32, b: u32) -> Result<f32> {
     let mut cache = model.make_cache();
-    let last = prefill(model, prompt, crate::generate::PREFILL_STEP, &mut cache)?;
-    let mut logits = next_logits(model, &last, &mut cache)?;
-    for token in prefix {
-        logits.eval()?;
-        logits = next_logits(model, &Array::from_slice(&[*token], &[1])?, &mut cache)?;
+    let (head, last) = prompt.split_at(prompt.len() - 1);
+    let decoded = last.iter().chain(prefix).map(std::slice::from_ref);
+    let mut logits = None;
+    for tokens in head.chunks(PREFILL_STEP).chain(decoded) {
+        let tokens = Array::from_slice(tokens, &[1, tokens.len() as i32])?;
+        let out = model.forward(&Step::new(&tokens), &mut [&mut cache])?; // [1, 1, V]
+        mlx::eval(cache.arrays())?;
+        logits = Some(out);
     }
+    let Some(logits) = logits else { return Ok(f32::NAN) };
     let logits = logits.astype(Dtype::F32)?.to_vec::<f32>()?;
     let logit = |token: u32| logits.get(token as usize).copied().unwrap_or(f32::NAN);
     Ok(logit(a) - logit(b))

@@ -69,7 +69,7 @@ fn callback_sees_each_token_and_may_stop() {
         if seen.len() == 5 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
     .unwrap();
-    assert_eq!(stopped.finish_reason, FinishReason::Callback);
+    assert_eq!(stopped.finish_reason, FinishReason::Cancelled);
     assert_eq!(stopped.token_ids, seen);
     assert_eq!(seen, run(&loaded, &options(24)).token_ids[..5]);
 }

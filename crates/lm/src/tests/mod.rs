@@ -1,9 +1,11 @@
 //! Tests that need a checkpoint: tiny ones, random and seeded, written to a temporary folder.
 
 mod checkpoint;
+mod decoder;
 mod fixture;
 mod generate;
 mod layers;
 mod model;
 mod patch;
 mod placement;
+mod stop;
