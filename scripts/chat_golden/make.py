@@ -1,19 +1,25 @@
 #!/usr/bin/env python3
-"""Renders chat templates with transformers, as reference for crates/lm/src/chat.rs.
+"""Renders chat templates with transformers, as reference for crates/lm/src/chat.
 
-    python scripts/chat_golden/make.py        # needs transformers and jinja2 >= 3.1.6
+    python scripts/chat_golden/make.py        # needs transformers, jinja2 >= 3.1.6 and mlx-lm
 
-Writes crates/lm/src/chat_golden.json: templates, conversations, and what transformers makes of them.
-The templates are written for this test in the manner of published ones; each line of MISC is one
-behaviour of Python's Jinja2 that published templates rely on.
+Writes crates/lm/src/chat/golden.json: templates, conversations, and what the reference makes of them.
+Published templates lie in crates/lm/src/chat/templates. Those in this file are written for the test;
+each line of MISC is one behaviour of Python's Jinja2 that published templates rely on.
 """
 
+import datetime
+import importlib.metadata
+import importlib.util
 import json
 from pathlib import Path
 
 import jinja2
 import transformers
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
+
+CHAT = Path(__file__).resolve().parents[2] / "crates/lm/src/chat"
 
 REASONING = """{%- if tools %}
     {{- '<|im_start|>system\\n' }}
@@ -132,6 +138,22 @@ MISC = """{{ true }} {{ none }} {{ false }} {{ 1.0 }} {{ 3 }} {{ 2 / 4 }} {{ 7 /
 {{ messages[0].nothing is defined }} {{ messages[0].get('nothing') }} {{ messages[0].get('nothing', 'x') }}
 {{ none.x is defined }}
 {{ 'abc' is sequence }} {{ 'abc' is iterable }} {{ 'abc' is mapping }} {{ {} is mapping }} {{ [] is sequence }} {{ {} is sequence }} {{ 3 is iterable }}
+{{ none is iterable }} {{ missing is iterable }} {{ none is sequence }} {{ missing is sequence }} {{ none is mapping }} {{ true is iterable }}
+{{ none | default([]) is iterable }} {{ messages is iterable and messages is not mapping }} {{ messages[0] is iterable }}
+{{ messages | length }} {{ '' | length }} {{ none | string }} {{ [none, true] | string }} {{ {'a': none} | string }}
+{{ [1, 2, 3] | map('string') | join('-') }} {{ ['a', 'b'] | join }} {{ [[1, 'x'], [2, 'y']] | map(first) | list if false else 'no' }}
+{{ 'Key: v' | replace('Key', 'k') | trim }} {{ ' x ' | trim | upper }} {{ 'a\tb' | tojson }} {{ '"\\/\u2028' | tojson }}
+{{ {'z': 1, 'a': [1, {'b': none}]} | tojson(indent=4) }} {{ [] | tojson(indent=2) }} {{ {} | tojson }} {{ 1e-7 | tojson }} {{ 12345678901234567890 | tojson }}
+{{ messages | selectattr('role', 'in', ['user', 'tool']) | map(attribute='role') | list }} {{ messages | groupby('role') | length }}
+{{ 'abc'.startswith('ab') }} {{ 'abc'.endswith(('b', 'c')) }} {{ 'a b'.partition(' ') if false else '' }} {{ 'x'.join(['1', '2']) }} {{ 'abc'.count('b') }}
+{{ 'Ünï'.lower() }} {{ 'straße'.upper() }} {{ 'a'.isdigit() }} {{ '12'.isdigit() }} {{ 'abc'.rstrip('c').lstrip('a') }} {{ 'a\nb'.splitlines() }}
+{% for k, v in {'b': 1, 'a': 2}.items() %}{{ loop.index0 }}{{ loop.revindex }}{{ loop.revindex0 }}{{ k }}{{ v }}{{ loop.nextitem is defined }} {% endfor %}
+{% for a in [1, 2] %}{% for b in [3, 4] %}{{ loop.depth }}{{ a }}{{ b }}{{ loop.cycle('x', 'y') }} {% endfor %}{% endfor %}
+{% macro m(a, b='d') %}{{ a }}{{ b }}{{ varargs | length if false else '' }}{% endmacro %}{{ m(1) }}{{ m(1, b=2) }}{{ m(b=3, a=4) }}
+{% set a, b = 1, 2 %}{{ a }}{{ b }} {% set ns = namespace(x=[], y='') %}{% set ns.x = ns.x + [1] %}{% set ns.y = ns.y ~ 'z' %}{{ ns.x }}{{ ns.y }}
+{{ 7.0 }} {{ 1e100 }} {{ 0.1 + 0.2 }} {{ 10 / 5 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 2 ** 0.5 }} {{ 1_000 }}
+{{ (1, 2) + (3,) if false else (1, 2) }} {{ [1, 2] == [1, 2] }} {{ {'a': 1} == {'a': 1} }} {{ 'b' > 'a' }} {{ 1 in [1.0] }} {{ not none }}
+{{ messages[5] is defined }} {{ messages[0]['x'] is defined }} {{ messages[0].role is defined }} {{ 'abc'[5:] }} {{ [1, 2, 3, 4][::2] }} {{ [1, 2, 3][-2:] }}
 {{ 3 is number }} {{ true is number }} {{ true is boolean }} {{ 3 is integer }} {{ 3.0 is float }} {{ 'a' is string }} {{ none is none }}
 {% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}
 {% for k in messages[0] %}{{ k }},{% endfor %}
@@ -195,31 +217,173 @@ CHATS = [
     [PARTS],
     [USER, USER],
 ]
-VARIABLES = {"bos_token": "<s>", "eos_token": "</s>", "enable_thinking": False}
+QUIET = {"enable_thinking": False}
+
+# What published templates are asked: the shapes in which chat APIs send conversations.
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a <city> & its \"surroundings\", größer als 5 °C",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "Name, e.g. 北京"},
+                "days": {"type": "integer", "enum": [1, 3, 7]},
+                "units": {"type": ["string", "null"], "enum": ["C", "F"], "default": "C"},
+                "places": {"type": "array", "items": {"type": "object", "properties": {"lat": {"type": "number"}}}},
+            },
+            "required": ["city"],
+        },
+    },
+}
+TIME = {
+    "type": "function",
+    "function": {"name": "get_time", "description": "The time", "parameters": {"type": "object", "properties": {}}},
+}
+ASK = {"role": "user", "content": "How is the weather in 北京? \n"}
+TWO_CALLS = {
+    "role": "assistant",
+    "content": "Let me see.",
+    "reasoning_content": "I need two tools.\n",
+    "tool_calls": [
+        {
+            "id": "call00001",
+            "type": "function",
+            "function": {
+                "name": "get_weather",
+                "arguments": {"city": "北京", "days": 3, "warm": True, "at": 1.5, "nothing": None, "places": [{"lat": 1.0}]},
+            },
+        },
+        {"id": "call00002", "type": "function", "function": {"name": "get_time", "arguments": {}}},
+    ],
+}
+ONE_CALL = {**TWO_CALLS, "content": "", "tool_calls": TWO_CALLS["tool_calls"][:1]}
+RESULTS = [
+    {"role": "tool", "name": "get_weather", "tool_call_id": "call00001", "content": '{"temp": 3.5, "sky": "晴"}'},
+    {"role": "tool", "name": "get_time", "tool_call_id": "call00002", "content": "12:00"},
+]
+FINAL = {"role": "assistant", "content": "It is 3.5 °C.", "reasoning_content": "The tool says so."}
+TURNS = [SYSTEM, USER, {"role": "assistant", "content": "A program."}, {"role": "user", "content": "Which?"}]
 
 
-def case(template, messages, variables=VARIABLES, tools=None, prompt=True):
+def strings(message):
+    """The message with its arguments as text, the way the OpenAI API sends them."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+PUBLISHED = {
+    "user": dict(messages=[USER]),
+    "system": dict(messages=[SYSTEM, USER]),
+    "turns": dict(messages=TURNS),
+    "no prompt": dict(messages=TURNS, prompt=False),
+    "thinking": dict(messages=TURNS, variables={"enable_thinking": True, "thinking": True}),
+    "no thinking": dict(messages=TURNS, variables={"enable_thinking": False, "thinking": False}),
+    "reasoned": dict(messages=[USER, FINAL, ASK]),
+    "parts": dict(messages=[PARTS]),
+    "tools": dict(messages=[SYSTEM, ASK], tools=[WEATHER, TIME]),
+    "tools without system": dict(messages=[ASK], tools=[WEATHER]),
+    "call": dict(messages=[SYSTEM, ASK, ONE_CALL, RESULTS[0]], tools=[WEATHER, TIME]),
+    "calls": dict(messages=[ASK, TWO_CALLS, *RESULTS], tools=[WEATHER, TIME]),
+    "calls as text": dict(messages=[ASK, strings(ONE_CALL), RESULTS[0]], tools=[WEATHER]),
+    "answered": dict(messages=[ASK, TWO_CALLS, *RESULTS, FINAL, USER], tools=[WEATHER, TIME]),
+    "end": dict(messages=[SYSTEM, USER, FINAL], prompt=False),
+    "roles": dict(messages=[USER, USER]),
+}
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+# What only mlx-lm's own renderers read.
+SILENT = {"role": "assistant", "content": None, "tool_calls": strings(ONE_CALL)["tool_calls"]}
+TEXT_CALLS = [ASK, strings(TWO_CALLS), *RESULTS]
+MLX_LM = {
+    "user, quiet": dict(messages=[USER], variables=QUIET),
+    "user, thinking": dict(messages=[USER], variables={"enable_thinking": True}),
+    "turns, quiet": dict(messages=TURNS, variables=QUIET),
+    "turns, no prompt": dict(messages=TURNS, prompt=False),
+    "reasoned twice": dict(messages=[USER, FINAL, ASK, FINAL], prompt=False),
+    "tools, thinking": dict(messages=[SYSTEM, ASK], tools=[WEATHER, TIME]),
+    "one call": dict(messages=[SYSTEM, ASK, strings(ONE_CALL), RESULTS[0]], tools=[WEATHER, TIME]),
+    "developer": dict(messages=[{"role": "developer", "content": "Be terse."}], tools=[WEATHER]),
+    "developer first": dict(messages=[{"role": "developer", "content": "Be terse."}, ASK], tools=[WEATHER]),
+    "two developers": dict(messages=[{"role": "developer", "content": "Be terse."}, ASK], variables=QUIET),
+    "format": dict(messages=[{"role": "system", "content": "Hi", "response_format": {"größe": 1}}, ASK], tools=[WEATHER]),
+    "silent": dict(messages=[ASK, SILENT, RESULTS[0]], tools=[WEATHER]),
+    "two calls": dict(messages=TEXT_CALLS, tools=[WEATHER, TIME]),
+    "too few results": dict(messages=[*TEXT_CALLS[:2], RESULTS[0], ASK]),
+    "too many results": dict(messages=[*TEXT_CALLS, RESULTS[0]]),
+    "result alone": dict(messages=[ASK, RESULTS[0]]),
+    "calls answered": dict(messages=[*TEXT_CALLS, FINAL, USER], tools=[WEATHER, TIME]),
+    "calls without thought": dict(messages=TEXT_CALLS, variables={"enable_thinking": False}),
+    "unknown role": dict(messages=[{"role": "critic", "content": "No."}]),
+    "bare answer": dict(messages=[USER, {"role": "assistant", "content": "Yes."}]),
+}
+
+
+class Clock(datetime.datetime):
+    """The moment at which all templates are rendered."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2025, 3, 9, 14, 5, 6)
+
+
+def case(template, messages, variables={}, tools=None, prompt=True, render=None, **names):
     result = {}
     try:
-        rendered, _ = render_jinja_template(
-            [messages], chat_template=template, tools=tools, add_generation_prompt=prompt, **variables
-        )
-        result["expected"] = rendered[0]
-    except (jinja2.exceptions.TemplateError, TypeError) as error:
-        result["error"] = str(error)
-    return dict(
-        template=template, messages=messages, variables=variables, tools=tools, prompt=prompt, **result
-    )
+        if render is None:
+            variables = SPECIAL | variables
+            rendered, _ = render_jinja_template(
+                [messages], chat_template=template, tools=tools, add_generation_prompt=prompt, **variables
+            )
+            result["expected"] = rendered[0]
+        else:
+            # mlx-lm's modules do not copy what they get.
+            result["expected"] = render(
+                json.loads(json.dumps(messages)), tools=tools, add_generation_prompt=prompt, **variables
+            )
+    except (jinja2.exceptions.TemplateError, TypeError, AssertionError, NotImplementedError, AttributeError) as error:
+        result["error"] = f"{type(error).__name__}: {error}"
+    if names:
+        return dict(**names, **result)
+    return dict(template=template, messages=messages, variables=variables, tools=tools, prompt=prompt, **result)
+
+
+def published():
+    for path in sorted(CHAT.glob("templates/*.jinja")):
+        # As transformers reads the file.
+        template = path.read_text(encoding="utf-8")
+        for name, given in PUBLISHED.items():
+            yield case(template, **given, file=path.name, chat=name)
+
+
+def mlx_lm_modules():
+    """Renderers that mlx-lm has instead of templates, without importing mlx."""
+    folder = Path(importlib.util.find_spec("mlx_lm").submodule_search_locations[0]) / "chat_templates"
+    spec = importlib.util.spec_from_file_location("deepseek_v32", folder / "deepseek_v32.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, given in MLX_LM.items():
+        yield case(None, **given, render=module.apply_chat_template, builtin="deepseek_v32", chat=name)
 
 
 def main():
-    cases = [case(t, chat) for t in (REASONING, INSTRUCT, MACRO) for chat in CHATS]
-    cases += [case(REASONING, [SYSTEM, USER], tools=TOOLS), case(REASONING, [USER], {}), case(REASONING, [USER], prompt=False)]
-    cases += [case(line, [SYSTEM, USER, ANSWER]) for line in MISC]
-    out = Path(__file__).resolve().parents[2] / "crates/lm/src/chat_golden.json"
-    made_by = f"transformers {transformers.__version__}, jinja2 {jinja2.__version__}"
+    chat_template_utils.datetime = Clock
+    cases = [case(t, chat, QUIET) for t in (REASONING, INSTRUCT, MACRO) for chat in CHATS]
+    cases += [
+        case(REASONING, [SYSTEM, USER], QUIET, tools=TOOLS),
+        case(REASONING, [USER]),
+        case(REASONING, [USER], QUIET, prompt=False),
+    ]
+    cases += [case(line, [SYSTEM, USER, ANSWER], QUIET) for line in MISC]
+    cases += [*published(), *mlx_lm_modules()]
+    out = CHAT / "golden.json"
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "jinja2", "mlx-lm")]
     rows = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cases)
-    out.write_text(f'{{"made_by": "{made_by}", "cases": [\n{rows}\n]}}\n')
+    head = json.dumps({"made_by": ", ".join(versions), "chats": PUBLISHED | MLX_LM}, ensure_ascii=False)
+    out.write_text(f'{head[:-1]}, "cases": [\n{rows}\n]}}\n', encoding="utf-8")
     print(len(cases), "cases,", sum("error" in c for c in cases), "of them refused:", out)
 
 

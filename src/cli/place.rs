@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use zmlx::lm::hub::HubOptions;
@@ -32,7 +33,21 @@ pub(super) fn hub_options(revision: Option<&str>) -> anyhow::Result<HubOptions> 
     }
     options.offline = is_on("HF_HUB_OFFLINE") || is_on("TRANSFORMERS_OFFLINE");
     options.token = token();
+    if let Some(timeout) = seconds("HF_HUB_ETAG_TIMEOUT")? {
+        options.connect_timeout = timeout;
+    }
+    if let Some(timeout) = seconds("HF_HUB_DOWNLOAD_TIMEOUT")? {
+        options.read_timeout = timeout;
+    }
     Ok(options)
+}
+
+fn seconds(name: &str) -> anyhow::Result<Option<Duration>> {
+    let Some(value) = variable(name) else { return Ok(None) };
+    match value.parse() {
+        Ok(seconds @ 1..) => Ok(Some(Duration::from_secs(seconds))),
+        _ => bail!("{name} is {value}; expected a whole number of seconds, at least 1"),
+    }
 }
 
 fn token() -> Option<String> {

@@ -63,38 +63,64 @@ pub struct Checkpoint {
     dir: PathBuf,
     files: Vec<PathBuf>,
     tensors: BTreeMap<String, TensorInfo>,
+    warnings: Vec<String>,
 }
 
 impl Checkpoint {
     /// Finds and checks the weight files of a folder: the shards that `model.safetensors.index.json` names, or
-    /// every `model*.safetensors`.
+    /// every `model*.safetensors`. An index that does not agree with the files gives way to them, as long as
+    /// they hold every tensor that it names; mlx-lm never reads it.
     ///
     /// # Errors
     /// `Io`, `Json`, `Checkpoint`.
     pub fn open(dir: &Path) -> Result<Self> {
         let index_path = dir.join(INDEX);
-        let index = if index_path.exists() { Some(read_index(&index_path)?) } else { None };
-        let names = match &index {
-            Some(map) => map.values().cloned().collect(),
-            None => find_files(dir)?,
-        };
-        let mut checkpoint =
-            Self { dir: dir.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
-        for name in names {
-            let path = dir.join(&name);
-            if !path.exists() {
-                let reason = format!("{name} is named here but does not exist");
-                return Err(Error::checkpoint(index_path, reason));
-            }
-            checkpoint.add_file(path)?;
+        if !index_path.exists() {
+            return Self::of_files(dir, find_files(dir)?);
         }
-        for (tensor, file) in index.iter().flatten() {
-            let held = checkpoint.tensors.get(tensor).map(|info| &checkpoint.files[info.file]);
-            if held != Some(&dir.join(file)) {
-                let reason =
-                    format!("{file} does not hold `{tensor}`, which the index places there");
-                return Err(Error::checkpoint(index_path, reason));
+        let index = read_index(&index_path)?;
+        let named: BTreeSet<String> = index.values().cloned().collect();
+        if let Some(absent) = named.iter().find(|name| !dir.join(name).exists()) {
+            return Self::without_index(dir, &index, format!("{absent} does not exist"));
+        }
+        let checkpoint = Self::of_files(dir, named)?;
+        let misplaced = index.iter().find(|(tensor, file)| {
+            let held = checkpoint.tensors.get(*tensor).map(|info| &checkpoint.files[info.file]);
+            held != Some(&dir.join(file))
+        });
+        match misplaced {
+            None => Ok(checkpoint),
+            Some((tensor, file)) => {
+                Self::without_index(dir, &index, format!("{file} does not hold `{tensor}`"))
             }
+        }
+    }
+
+    /// - `fault`: where the index is wrong
+    fn without_index(dir: &Path, index: &BTreeMap<String, String>, fault: String) -> Result<Self> {
+        let path = dir.join(INDEX);
+        let mut checkpoint = Self::of_files(dir, find_files(dir)?)?;
+        let lacking = index.keys().find(|tensor| !checkpoint.tensors.contains_key(*tensor));
+        if let Some(tensor) = lacking {
+            let reason = format!("{fault}, and no model*.safetensors holds `{tensor}`");
+            return Err(Error::checkpoint(path, reason));
+        }
+        checkpoint.warnings.push(format!(
+            "{} is out of date ({fault}); all its tensors are in other files",
+            path.display()
+        ));
+        Ok(checkpoint)
+    }
+
+    fn of_files(dir: &Path, names: BTreeSet<String>) -> Result<Self> {
+        let mut checkpoint = Self {
+            dir: dir.to_owned(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            warnings: Vec::new(),
+        };
+        for name in names {
+            checkpoint.add_file(dir.join(name))?;
         }
         Ok(checkpoint)
     }
@@ -125,6 +151,11 @@ impl Checkpoint {
     /// The weight files.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
+    }
+
+    /// What is odd about the files without being an error, for people.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Every tensor by name.

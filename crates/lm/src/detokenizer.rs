@@ -10,18 +10,21 @@ use serde_json::Value;
 use crate::error::Result;
 use crate::tokenizer::Tokenizer;
 
-/// Streaming decoder of one sequence.
+impl Tokenizer {
+    /// Decodes a sequence piece by piece.
+    pub fn detokenizer(&self) -> Detokenizer<'_> {
+        Detokenizer { tokenizer: self, method: Method::of(&self.decoder_json()) }
+    }
+}
+
+/// Streaming decoder of one sequence, from [`Tokenizer::detokenizer`].
 #[derive(Debug)]
 pub struct Detokenizer<'a> {
     tokenizer: &'a Tokenizer,
     method: Method,
 }
 
-impl<'a> Detokenizer<'a> {
-    pub(crate) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, method: Method::of(&tokenizer.decoder_json()) }
-    }
-
+impl Detokenizer<'_> {
     /// Adds one token; returns the text that became certain.
     ///
     /// # Errors

@@ -239,7 +239,7 @@ fn weight_of_a_head_beside_tied_embeddings_is_ignored() {
 }
 
 #[test]
-fn shards_incomplete_or_misplaced_are_refused() {
+fn shards_incomplete_are_refused() {
     let first = "model-00001-of-00002.safetensors";
     let index = "model.safetensors.index.json";
     let fixture = fixture();
@@ -258,8 +258,9 @@ fn shards_incomplete_or_misplaced_are_refused() {
         error(dir.path()).to_string()
     };
     let norm = "model.norm.weight";
-    let message = rewrite(&|v| v["weight_map"][norm] = json!(first));
-    assert!(message.contains("does not hold `model.norm.weight`"), "{message}");
+    let message = rewrite(&|v| v["weight_map"]["model.other.weight"] = json!(first));
+    assert!(message.contains("does not hold `model.other.weight`"), "{message}");
+    assert!(message.contains("no model*.safetensors holds"), "{message}");
     for outside in ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", ""] {
         let message = rewrite(&|v| v["weight_map"][norm] = json!(outside));
         assert!(message.contains("expected a file name"), "{outside}: {message}");
@@ -270,6 +271,30 @@ fn shards_incomplete_or_misplaced_are_refused() {
     let dir = fixture.write_shards();
     fs::write(dir.path().join(index), "{").unwrap();
     assert!(matches!(error(dir.path()), Error::Json { .. }));
+}
+
+#[test]
+fn index_out_of_date_gives_way_to_the_files_with_a_warning() {
+    let fixture = fixture();
+    let index = "model.safetensors.index.json";
+    let stale = json!({"weight_map": {
+        "model.norm.weight": "model-00001-of-00009.safetensors",
+        "lm_head.weight": "model.safetensors",
+    }});
+    let misplaced =
+        json!({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}});
+    for (dir, content, part) in [
+        (fixture.write(), stale, "model-00001-of-00009.safetensors does not exist"),
+        (fixture.write_shards(), misplaced, "does not hold `model.norm.weight`"),
+    ] {
+        let tensors = Checkpoint::open(dir.path()).unwrap().tensors().len();
+        fs::write(dir.path().join(index), content.to_string()).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.tensors().len(), tensors, "every tensor of every file");
+        let [warning] = checkpoint.warnings() else { panic!("{:?}", checkpoint.warnings()) };
+        assert!(warning.contains(part) && warning.contains(index), "{warning}");
+        load(dir.path()).unwrap();
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
-//! Text to token ids and back, as transformers and mlx-lm do it: `tokenizer.json` runs, `tokenizer_config.json`
-//! names the special tokens.
+//! Text to token ids and back, as transformers and mlx-lm do it: `tokenizer.json` (or Kimi's `tiktoken.model`)
+//! runs, `tokenizer_config.json` names the special tokens.
+
+mod tiktoken;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::detokenizer::Detokenizer;
 use crate::error::{Error, Result};
 
 /// Larger files are hostile: the biggest published vocabulary takes 35 MB.
@@ -27,34 +28,37 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
     special: BTreeMap<String, String>,
+    is_tiktoken: bool,
 }
 
 impl Tokenizer {
     /// Whether the folder has a tokenizer; random checkpoints have none.
     pub fn exists(folder: &Path) -> bool {
-        folder.join("tokenizer.json").is_file()
+        ["tokenizer.json", tiktoken::FILE].iter().any(|name| folder.join(name).is_file())
     }
 
-    /// Reads `tokenizer.json`, and the special tokens' names from `tokenizer_config.json` or
-    /// `special_tokens_map.json`.
+    /// Reads `tokenizer.json`, or `tiktoken.model` where there is no such file, and the special tokens' names
+    /// from `tokenizer_config.json` or `special_tokens_map.json`.
     ///
     /// # Errors
     /// `Io`, `Json`, `Tokenizer`.
     pub fn load(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let text = read_capped(&path)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&text)
-            .map_err(|error| failure(&path, error.to_string()))?;
-        // A file saved after training may still pad or truncate; transformers ignores both here.
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|error| failure(&path, error.to_string()))?;
+        let mut path = folder.join("tokenizer.json");
+        let ranks = folder.join(tiktoken::FILE);
+        let is_tiktoken = !path.exists() && ranks.exists();
+        let inner = if is_tiktoken {
+            path = ranks;
+            load_tiktoken(folder, &path)?
+        } else {
+            load_json(&path)?
+        };
         let mut special = BTreeMap::new();
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
             if let Some(fields) = read_fields(&folder.join(name))? {
                 collect_special(&fields, &mut special);
             }
         }
-        Ok(Self { inner, path, special })
+        Ok(Self { inner, path, special, is_tiktoken })
     }
 
     /// Token ids of `text`.
@@ -88,11 +92,6 @@ impl Tokenizer {
     /// `Tokenizer`.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, false).map_err(|error| failure(&self.path, error.to_string()))
-    }
-
-    /// Decodes a sequence piece by piece.
-    pub fn detokenizer(&self) -> Detokenizer<'_> {
-        Detokenizer::new(self)
     }
 
     /// The token of a role: `bos_token`, `eos_token`, `pad_token`, ...
@@ -136,11 +135,33 @@ impl Tokenizer {
         THINKING_MARKS.iter().any(|(start, end)| has(start) && has(end))
     }
 
+    /// Whether chat templates get tools with their keys in order: Kimi's Python tokenizer sorts them.
+    pub(crate) fn sorts_tools(&self) -> bool {
+        self.is_tiktoken
+    }
+
     /// `tokenizer.json`'s decoder section, by which the detokenizer picks its method.
     pub(crate) fn decoder_json(&self) -> Value {
         let decoder = self.inner.get_decoder();
         decoder.and_then(|decoder| serde_json::to_value(decoder).ok()).unwrap_or(Value::Null)
     }
+}
+
+fn load_json(path: &Path) -> Result<tokenizers::Tokenizer> {
+    let text = read_capped(path)?;
+    let refuse = |error: tokenizers::Error| failure(path, error.to_string());
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(&text).map_err(refuse)?;
+    // A file saved after training may still pad or truncate; transformers ignores both here.
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None).map_err(refuse)?;
+    Ok(tokenizer)
+}
+
+fn load_tiktoken(folder: &Path, path: &Path) -> Result<tokenizers::Tokenizer> {
+    let ranks = String::from_utf8(read_capped(path)?)
+        .map_err(|_| failure(path, "is no text; expected lines of base64 and rank"))?;
+    let config = read_fields(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    tiktoken::tokenizer(&ranks, &config).map_err(|reason| failure(path, reason))
 }
 
 /// Reads at most [`MAX_FILE_BYTES`].
@@ -177,5 +198,4 @@ fn failure(path: &Path, reason: impl Into<String>) -> Error {
 }
 
 #[cfg(test)]
-#[path = "tokenizer_tests.rs"]
 pub(crate) mod tests;

@@ -1,0 +1,105 @@
+//! Python's `json.dumps`, the `tojson` of chat templates.
+
+use serde_json::Value as Json;
+
+/// The arguments of Python's `json.dumps`.
+pub(super) struct Dump {
+    /// Between items.
+    pub(super) item: String,
+    /// Between key and value.
+    pub(super) key: String,
+    pub(super) indent: Option<usize>,
+    pub(super) sort_keys: bool,
+    pub(super) ensure_ascii: bool,
+}
+
+impl Default for Dump {
+    /// What transformers takes: non-ASCII letters stay.
+    fn default() -> Self {
+        Self {
+            item: ", ".to_owned(),
+            key: ": ".to_owned(),
+            indent: None,
+            sort_keys: false,
+            ensure_ascii: false,
+        }
+    }
+}
+
+impl Dump {
+    pub(super) fn text_of(&self, value: &Json) -> String {
+        let mut out = String::new();
+        self.write(value, 0, &mut out);
+        out
+    }
+
+    fn write(&self, value: &Json, depth: usize, out: &mut String) {
+        match value {
+            Json::Array(items) => {
+                self.block(('[', ']'), items.iter(), depth, out, |this, item, out| {
+                    this.write(item, depth + 1, out);
+                });
+            }
+            Json::Object(fields) => {
+                let mut fields: Vec<_> = fields.iter().collect();
+                if self.sort_keys {
+                    fields.sort_by_key(|(key, _)| *key);
+                }
+                self.block(('{', '}'), fields.into_iter(), depth, out, |this, (key, item), out| {
+                    this.text(key, out);
+                    out.push_str(&this.key);
+                    this.write(item, depth + 1, out);
+                });
+            }
+            Json::String(text) => self.text(text, out),
+            other => out.push_str(&other.to_string()),
+        }
+    }
+
+    fn block<T>(
+        &self,
+        (open, close): (char, char),
+        items: impl ExactSizeIterator<Item = T>,
+        depth: usize,
+        out: &mut String,
+        write: impl Fn(&Self, T, &mut String),
+    ) {
+        let is_empty = items.len() == 0;
+        out.push(open);
+        for (index, item) in items.enumerate() {
+            if index > 0 {
+                out.push_str(&self.item);
+            }
+            self.line(depth + 1, out);
+            write(self, item, out);
+        }
+        if !is_empty {
+            self.line(depth, out);
+        }
+        out.push(close);
+    }
+
+    fn line(&self, depth: usize, out: &mut String) {
+        if let Some(indent) = self.indent {
+            out.push('\n');
+            out.push_str(&" ".repeat(indent * depth));
+        }
+    }
+
+    fn text(&self, text: &str, out: &mut String) {
+        let quoted = Json::String(text.to_owned()).to_string();
+        if !self.ensure_ascii {
+            out.push_str(&quoted);
+            return;
+        }
+        for letter in quoted.chars() {
+            if letter.is_ascii() {
+                out.push(letter);
+            } else {
+                for unit in letter.encode_utf16(&mut [0; 2]) {
+                    out.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
+    }
+}
