@@ -77,6 +77,7 @@ fn definitions(mlx: &Mlx, custom_primitive: bool) -> Vec<String> {
     if custom_primitive {
         all.push("ZMLX_CUSTOM_PRIMITIVE=1".to_owned());
     }
+    all.extend(mlx.release.numeric().map(|v| format!("ZMLX_MLX_VERSION_NUMERIC={v}")));
     if mlx.mode == "source" {
         all.push("ZMLX_MLX_PATCHED=1".to_owned());
     }
