@@ -63,9 +63,7 @@ fn build() -> Result<()> {
     };
     let overlay = environment.custom_primitive.then(|| fork.join("overlay"));
     let primitives = overlay.as_deref().map_or(Ok(Vec::new()), overlay::primitives)?;
-    if let Some(overlay) = &overlay {
-        environment.watch(overlay);
-    }
+    environment.watch(&fork.join("overlay"));
     for part in ["src", "build", "CMakeLists.txt"] {
         environment.watch(&environment.manifest_dir.join(part));
     }
