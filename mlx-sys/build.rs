@@ -17,13 +17,15 @@ use std::{
 use cpp::Compiled;
 use environment::Environment;
 use zmlx_patch::{
-    Pin, cache::Cache, native, native::Library, overlay, patches, prebuilt, prerequisites::Plan,
+    Pin, Release, cache::Cache, native, native::Library, overlay, patches, prebuilt,
+    prerequisites::Plan,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// An MLX to compile against and to link.
 struct Mlx {
+    release: Release,
     mode: &'static str,
     source: String,
     include: PathBuf,
@@ -61,9 +63,7 @@ fn build() -> Result<()> {
     };
     let overlay = environment.custom_primitive.then(|| fork.join("overlay"));
     let primitives = overlay.as_deref().map_or(Ok(Vec::new()), overlay::primitives)?;
-    if let Some(overlay) = &overlay {
-        environment.watch(overlay);
-    }
+    environment.watch(&fork.join("overlay"));
     for part in ["src", "build", "CMakeLists.txt"] {
         environment.watch(&environment.manifest_dir.join(part));
     }
@@ -89,6 +89,7 @@ fn use_prebuilt(environment: &Environment, dir: &Path) -> Result<Mlx> {
     }
     environment.watch(&found.include.join("mlx/version.h"));
     Ok(Mlx {
+        release: found.release,
         mode: "prebuilt",
         source: format!("MLX_PREBUILT_DIR={}", dir.display()),
         include: found.include,
@@ -116,7 +117,9 @@ fn build_from_source(environment: &Environment, fork: &Path) -> Result<Mlx> {
     let mut backends = vec!["cpu".to_owned()];
     backends.extend(native.metal.then(|| "metal".to_owned()));
     backends.extend(native.cuda.is_some().then(|| "cuda".to_owned()));
+    let release = pin.release(&pin.version).ok_or("MLX_PIN does not list its own release")?;
     Ok(Mlx {
+        release: release.clone(),
         mode: "source",
         source,
         include: built.prefix.join("include"),
@@ -186,7 +189,9 @@ fn tell_dependents(mlx: &Mlx, primitives: &[String]) {
     let facts = [
         ("mode", mlx.mode.to_owned()),
         ("pin", pin.commit.clone()),
-        ("mlx_version", pin.version.clone()),
+        ("pinned_version", pin.version.clone()),
+        ("mlx_version", mlx.release.version.clone()),
+        ("mlx_lm_version", mlx.release.mlx_lm.clone()),
         ("source", mlx.source.clone()),
         ("backends", mlx.backends.join(",")),
         ("primitives", primitives.join(",")),

@@ -300,6 +300,12 @@ def zmlx_generate(binary, folder, flags):
     return events, events[-1]
 
 
+def linked_mlx(binary):
+    """The version of MLX that a zmlx runs on."""
+    run = subprocess.run([binary, "doctor", "--json"], capture_output=True, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])["mlx_version"]
+
+
 def first_difference(expected, got):
     for i, (a, b) in enumerate(zip(expected, got)):
         if a != b:
@@ -433,6 +439,9 @@ def main():
     args = parser.parse_args()
     if not args.reference_only and not args.zmlx:
         parser.error("--zmlx is needed unless --reference-only")
+
+    if args.zmlx and (linked := linked_mlx(args.zmlx)) != mx.__version__:
+        parser.error(f"{args.zmlx} is linked with MLX {linked}, not {mx.__version__}: take --mlx {linked}")
 
     mx.set_default_device(mx.cpu)
     cases = CASES + wide_cases(args.wide, args.seed)

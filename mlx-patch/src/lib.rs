@@ -25,7 +25,7 @@ pub mod verify;
 
 pub use error::{Error, Result};
 pub use object_id::ObjectId;
-pub use pin::{ObjectKind, PackageCopy, Pin, PinnedObject};
+pub use pin::{ObjectKind, PackageCopy, Pin, PinnedObject, Release};
 pub use verify::verify;
 
 /// The folder of this package, with `overlay/` and `patches/`, on the machine that compiled it.

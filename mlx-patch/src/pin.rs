@@ -33,6 +33,17 @@ pub struct PackageCopy {
     pub folder: String,
 }
 
+/// A release that may be linked as somebody else has compiled it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// Version without a leading `v`.
+    pub version: String,
+    /// Id of `mlx/` cut down to the headers that MLX installs.
+    pub headers: ObjectId,
+    /// Version of mlx-lm that is the reference on this MLX.
+    pub mlx_lm: String,
+}
+
 /// The MLX release that zmlx is built on, as `MLX_PIN` states it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pin {
@@ -46,14 +57,25 @@ pub struct Pin {
     pub package: PackageCopy,
     /// Everything the build reads, with its id.
     pub objects: Vec<PinnedObject>,
-    /// Id of `mlx/` cut down to the headers that MLX installs.
-    pub headers: ObjectId,
+    /// What prebuilt mode accepts; the pinned release is among them.
+    pub prebuilt: Vec<Release>,
 }
 
 static PIN: LazyLock<Pin> = LazyLock::new(|| match Pin::parse(include_str!("../MLX_PIN")) {
     Ok(pin) => pin,
     Err(error) => unreachable!("MLX_PIN is checked by a test: {error}"),
 });
+
+impl Release {
+    /// The version as the macro `MLX_VERSION_NUMERIC` has it; `None` unless it is three numbers.
+    pub fn numeric(&self) -> Option<u32> {
+        let parts: Vec<u32> = self.version.split('.').map_while(|n| n.parse().ok()).collect();
+        match parts[..] {
+            [major, minor, patch] => Some(100_000 * major + 1000 * minor + patch),
+            _ => None,
+        }
+    }
+}
 
 impl Pin {
     /// The pin of this version of zmlx.
@@ -68,7 +90,7 @@ impl Pin {
     /// does not occur.
     pub fn parse(text: &str) -> Result<Pin> {
         let (mut version, mut commit, mut repository) = (None, None, None);
-        let (mut package, mut headers, mut objects) = (None, None, Vec::new());
+        let (mut package, mut objects, mut prebuilt) = (None, Vec::new(), Vec::new());
         for (index, line) in text.lines().enumerate() {
             let line = line.split('#').next().unwrap_or_default();
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -90,7 +112,11 @@ impl Pin {
                     path: path.to_owned(),
                     id: id(v)?,
                 }),
-                ["headers", v] => headers = Some(id(v)?),
+                ["prebuilt", version, headers, "mlx-lm", mlx_lm] => prebuilt.push(Release {
+                    version: version.to_owned(),
+                    headers: id(headers)?,
+                    mlx_lm: mlx_lm.to_owned(),
+                }),
                 _ => return Err(syntax(index + 1, format!("cannot read `{}`", line.trim()))),
             }
         }
@@ -99,14 +125,23 @@ impl Pin {
         if objects.is_empty() {
             return Err(need("tree"));
         }
+        let version = version.ok_or_else(|| need("version"))?;
+        if !prebuilt.iter().any(|release| release.version == version) {
+            return Err(need(&format!("prebuilt {version}")));
+        }
         Ok(Pin {
-            version: version.ok_or_else(|| need("version"))?,
+            version,
             commit: commit.ok_or_else(|| need("commit"))?,
             repository: repository.ok_or_else(|| need("repository"))?,
             package: package.ok_or_else(|| need("package"))?,
             objects,
-            headers: headers.ok_or_else(|| need("headers"))?,
+            prebuilt,
         })
+    }
+
+    /// What prebuilt mode knows of `version`; `None` when it does not accept it.
+    pub fn release(&self, version: &str) -> Option<&Release> {
+        self.prebuilt.iter().find(|release| release.version == version)
     }
 }
 
@@ -140,9 +175,23 @@ mod tests {
     }
 
     #[test]
-    fn pin_without_headers_says_so() {
-        let text = format!("version 1\ncommit {ID}\nrepository u\npackage p 1 f\ntree mlx {ID}\n");
+    fn pin_without_its_own_headers_says_so() {
+        let text = format!(
+            "version 1\ncommit {ID}\nrepository u\npackage p 1 f\ntree mlx {ID}\n\
+             prebuilt 2 {ID} mlx-lm 3\n"
+        );
         let error = Pin::parse(&text).expect_err("no headers");
-        assert_eq!(error.to_string(), "MLX_PIN line 5: `headers` is missing");
+        assert_eq!(error.to_string(), "MLX_PIN line 6: `prebuilt 1` is missing");
+    }
+
+    #[test]
+    fn mlx_version_header_knows_the_releases_of_the_pin_and_no_others() {
+        let text = include_str!("../overlay/zmlx/mlx_version.h");
+        let known = text.lines().find(|l| l.starts_with("#if ")).expect("the list of versions");
+        let mut wanted = Vec::new();
+        for release in &Pin::current().prebuilt {
+            wanted.push(format!("MLX_VERSION_NUMERIC != {}", release.numeric().expect("version")));
+        }
+        assert_eq!(known, format!("#if {}", wanted.join(" && ")));
     }
 }

@@ -5,11 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Pin, Result, verify::header_id};
+use crate::{Error, Pin, Release, Result, verify::header_id};
 
 /// An installed MLX.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prebuilt {
+    /// Which release it is.
+    pub release: Release,
     /// Folder with `mlx/mlx.h`.
     pub include: PathBuf,
     /// Folder with the shared library.
@@ -18,9 +20,10 @@ pub struct Prebuilt {
     pub backends: Vec<String>,
 }
 
-/// Checks that `root` holds an MLX of the pinned version whose headers are the pinned ones.
+/// Checks that `root` holds one of the releases that the pin accepts prebuilt, with its headers.
 ///
-/// The library itself cannot be held against the pin; its C++ standard library can, and is.
+/// The library itself cannot be held against an id, for there are as many as there are builds of a
+/// release; its version and its C++ standard library can, and are.
 ///
 /// # Errors
 /// `Prebuilt`, which says what was found and what to do.
@@ -37,19 +40,21 @@ pub fn accept(root: &Path, pin: &Pin, os: &str, allow_unverified: bool) -> Resul
     })?;
     let version = version_in(&text)
         .ok_or_else(|| refuse(format!("cannot read a version in {}", header.display())))?;
-    if version != pin.version {
+    let Some(release) = pin.release(&version) else {
+        let known: Vec<&str> = pin.prebuilt.iter().map(|r| r.version.as_str()).collect();
         return Err(refuse(format!(
-            "it holds MLX {version}, zmlx is built on {pinned}; install it, for instance with \
-             `pip install mlx=={pinned}`",
-            pinned = pin.version
+            "it holds MLX {version}, zmlx knows {}; install one of them, for instance with `pip \
+             install mlx=={}`",
+            known.join(" and "),
+            pin.version
         )));
-    }
+    };
     let got = header_id(&include.join("mlx"))?;
-    if got != pin.headers && !allow_unverified {
+    if got != release.headers && !allow_unverified {
         return Err(refuse(format!(
             "its headers differ from MLX {version}: git id {got}, pinned {}; reinstall it, or set \
              ZMLX_ALLOW_UNVERIFIED_MLX=1 to use it all the same",
-            pin.headers
+            release.headers
         )));
     }
 
@@ -63,6 +68,12 @@ pub fn accept(root: &Path, pin: &Pin, os: &str, allow_unverified: bool) -> Resul
              of MLX {version}"
         )));
     }
+    if !contains(&content, version.as_bytes()) {
+        return Err(refuse(format!(
+            "lib/{name} is not of MLX {version}, of which its headers are; reinstall it, for \
+             instance with `pip install --force-reinstall mlx=={version}`"
+        )));
+    }
     let mut backends = vec!["cpu".to_owned()];
     if contains(&content, b"cublasLtMatmul") {
         backends.push("cuda".to_owned());
@@ -70,7 +81,7 @@ pub fn accept(root: &Path, pin: &Pin, os: &str, allow_unverified: bool) -> Resul
     if lib.join("mlx.metallib").exists() {
         backends.push("metal".to_owned());
     }
-    Ok(Prebuilt { include, lib, backends })
+    Ok(Prebuilt { release: release.clone(), include, lib, backends })
 }
 
 fn version_in(header: &str) -> Option<String> {
@@ -101,7 +112,17 @@ mod tests {
         );
         fs::write(mlx.join("version.h"), text).expect("header");
         fs::write(root.join("lib/libmlx.so"), library).expect("library");
-        Pin { headers: header_id(&mlx).expect("id"), ..Pin::current().clone() }
+        let mut pin = Pin::current().clone();
+        let release = Release {
+            version: format!("{major}.{minor}.{patch}"),
+            headers: header_id(&mlx).expect("id"),
+            mlx_lm: String::new(),
+        };
+        match pin.prebuilt.iter_mut().find(|r| r.version == release.version) {
+            Some(known) => *known = release,
+            None => pin.prebuilt.clear(),
+        }
+        pin
     }
 
     fn refusal(root: &Path, pin: &Pin) -> String {
@@ -109,29 +130,44 @@ mod tests {
     }
 
     #[test]
-    fn prebuilt_of_the_pinned_version_is_accepted() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let pin = install(dir.path(), [0, 32, 2], "_ZNSt7__cxx1112basic_string cublasLtMatmul");
-        let prebuilt = accept(dir.path(), &pin, "linux", false).expect("accepted");
-        assert_eq!(prebuilt.backends, ["cpu", "cuda"]);
+    fn prebuilt_of_each_release_is_accepted() {
+        for patch in [2, 4] {
+            let dir = tempfile::tempdir().expect("tempdir");
+            let library = format!("_ZNSt7__cxx1112basic_string cublasLtMatmul 0.32.{patch}");
+            let pin = install(dir.path(), [0, 32, patch], &library);
+            let prebuilt = accept(dir.path(), &pin, "linux", false).expect("accepted");
+            assert_eq!(prebuilt.backends, ["cpu", "cuda"]);
+            assert_eq!(prebuilt.release.version, format!("0.32.{patch}"));
+        }
     }
 
     #[test]
-    fn prebuilt_of_another_version_names_both() {
+    fn prebuilt_of_another_version_names_the_known_ones() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let pin = install(dir.path(), [0, 32, 4], "");
+        install(dir.path(), [0, 32, 3], "");
+        let message = refusal(dir.path(), Pin::current());
+        assert!(message.contains("MLX 0.32.3, zmlx knows 0.32.2 and 0.32.4"), "{message}");
+    }
+
+    #[test]
+    fn library_of_another_version_than_its_headers_is_refused() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let pin = install(dir.path(), [0, 32, 4], "_ZNSt7__cxx1112basic_string 0.32.2");
         let message = refusal(dir.path(), &pin);
-        assert!(message.contains("MLX 0.32.4, zmlx is built on 0.32.2"), "{message}");
+        assert!(message.contains("libmlx.so is not of MLX 0.32.4"), "{message}");
     }
 
     #[test]
     fn prebuilt_with_edited_header_names_both_ids() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let pin = install(dir.path(), [0, 32, 2], "St7__cxx1112basic_string");
+        let pin = install(dir.path(), [0, 32, 2], "St7__cxx1112basic_string 0.32.2");
         fs::write(dir.path().join("include/mlx/array.h"), "// mine").expect("edit");
         let got = header_id(&dir.path().join("include/mlx")).expect("id").to_string();
         let message = refusal(dir.path(), &pin);
-        assert!(message.contains(&got) && message.contains(&pin.headers.to_string()), "{message}");
+        assert!(
+            message.contains(&got) && message.contains(&pin.prebuilt[0].headers.to_string()),
+            "{message}"
+        );
         assert!(accept(dir.path(), &pin, "linux", true).is_ok());
     }
 

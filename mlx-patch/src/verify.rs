@@ -82,7 +82,7 @@ fn copy_link(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The id of an installed `include/mlx`, comparable with [`Pin::headers`].
+/// The id of an installed `include/mlx`, comparable with [`crate::Release::headers`].
 pub fn header_id(include_mlx: &Path) -> Result<ObjectId> {
     let installed = |path: &Path| {
         // MLX does not install this one

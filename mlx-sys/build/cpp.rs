@@ -29,7 +29,9 @@ pub(crate) fn compile(
     let mut sources: Vec<PathBuf> = bridge.get_files().map(Path::to_owned).collect();
     sources.extend(files_in(&shim, "cc")?);
     let generated = environment.out_dir.join("cxxbridge");
-    let include = [generated.join("include"), generated.join("crate"), shim];
+    // the shim takes what differs between versions of MLX from the overlay, also without primitives
+    let versions = Path::new(zmlx_patch::ROOT).join("overlay");
+    let include = [generated.join("include"), generated.join("crate"), shim, versions];
 
     // another compiler is another folder: CMake looks at it only once
     let id = ObjectId::of("toolchain", environment.toolchain()?.as_bytes()).to_string();
@@ -77,6 +79,7 @@ fn definitions(mlx: &Mlx, custom_primitive: bool) -> Vec<String> {
     if custom_primitive {
         all.push("ZMLX_CUSTOM_PRIMITIVE=1".to_owned());
     }
+    all.extend(mlx.release.numeric().map(|v| format!("ZMLX_MLX_VERSION_NUMERIC={v}")));
     if mlx.mode == "source" {
         all.push("ZMLX_MLX_PATCHED=1".to_owned());
     }

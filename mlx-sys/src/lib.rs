@@ -9,8 +9,12 @@ pub use cxx::{Exception, UniquePtr};
 
 /// What the build script built, fixed at compile time.
 pub mod build {
-    /// Version of MLX this crate is pinned to.
+    /// Version of MLX whose headers this crate was compiled with.
     pub const MLX_VERSION: &str = env!("ZMLX_SYS_MLX_VERSION");
+    /// Version of mlx-lm that is the reference on that MLX.
+    pub const MLX_LM_VERSION: &str = env!("ZMLX_SYS_MLX_LM_VERSION");
+    /// Version of MLX this crate is pinned to.
+    pub const PINNED_VERSION: &str = env!("ZMLX_SYS_PINNED_VERSION");
     /// Commit of MLX this crate is pinned to.
     pub const MLX_PIN: &str = env!("ZMLX_SYS_MLX_PIN");
     /// `source` (compiled from the pinned source) or `prebuilt` (an installed MLX).

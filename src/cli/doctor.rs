@@ -24,7 +24,15 @@ struct Begin {}
 pub(super) struct Summary {
     pub(super) version: &'static str,
     pub(super) git_hash: &'static str,
+    /// What "stock" means here: the MLX that is linked.
+    pub(super) stock: String,
     pub(super) mlx_version: String,
+    /// Version of the headers that zmlx was compiled with.
+    pub(super) compiled_mlx_version: &'static str,
+    /// Why models are not going to load with this MLX.
+    pub(super) mlx_problem: Option<String>,
+    /// Version of mlx-lm whose tokens are the reference on this MLX.
+    pub(super) mlx_lm_version: &'static str,
     pub(super) pinned_mlx_version: &'static str,
     pub(super) pin: &'static str,
     /// `source` or `prebuilt`.
@@ -78,7 +86,11 @@ fn summary() -> Summary {
     Summary {
         version: env!("CARGO_PKG_VERSION"),
         git_hash: env!("ZMLX_GIT_HASH"),
+        stock: build.stock(),
         mlx_version: build.mlx_version,
+        compiled_mlx_version: build.compiled_version,
+        mlx_problem: mlx::check_linked().err().map(|error| error.to_string()),
+        mlx_lm_version: build.mlx_lm_version,
         pinned_mlx_version: build.pinned_version,
         pin: build.pin,
         mode: build.mode,

@@ -10,7 +10,7 @@ try:
     from mlx_lm.generate import generate_step
     from mlx_lm.utils import load_model
 except ImportError as error:
-    hint = "pip install mlx-lm==0.32.0 'mlx[cpu]==0.32.2', or set ZMLX_PYTHON to a Python that has it"
+    hint = "install it, or set ZMLX_PYTHON to a Python that has it"
     sys.exit(f"cannot import mlx-lm ({error}); {hint}")
 
 request = json.load(sys.stdin)

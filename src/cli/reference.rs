@@ -50,7 +50,13 @@ pub(super) fn mlx_lm(
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let reason = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-        bail!("mlx-lm in {python} failed: {}", reason.trim());
+        let build = mlx::build_info();
+        bail!(
+            "mlx-lm in {python} failed: {}; it takes mlx-lm {} on MLX {}",
+            reason.trim(),
+            build.mlx_lm_version,
+            build.compiled_version
+        );
     }
     let stdout = String::from_utf8_lossy(&output.stdout);
     let answer = stdout.lines().last().unwrap_or_default();

@@ -46,6 +46,7 @@ impl Ui {
         line.insert("schema".to_owned(), SCHEMA.into());
         line.insert("command".to_owned(), command.into());
         line.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
+        line.insert("stock".to_owned(), mlx::build_info().stock().into());
         if let Value::Object(fields) = serde_json::to_value(begin)? {
             line.extend(fields);
         }
@@ -224,6 +225,7 @@ fn statistics(summary: &generate::Summary) -> String {
 fn validated(summary: &validate::Summary, text: &mut String) {
     let mut row = |name: &str, value: String| text.push_str(&format!("{name:<10} {value}\n"));
     row("reference", summary.reference.clone());
+    row("stock", summary.stock.clone());
     let precision = if summary.precision == "exact" { "" } else { ", precision fast" };
     row(
         "fused",
@@ -349,17 +351,11 @@ fn examined(summary: &doctor::Summary, text: &mut String) {
     let list = |items: &[&str]| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
     let mut row = |name: &str, value: String| text.push_str(&format!("{name:<11} {value}\n"));
     row("zmlx", format!("{} ({})", summary.version, summary.git_hash));
-    row(
-        "mlx",
-        format!(
-            "{} (pin {} {}), {}: {}",
-            summary.mlx_version,
-            summary.pinned_mlx_version,
-            summary.pin,
-            summary.mode,
-            summary.source
-        ),
-    );
+    row("stock", format!("{}, {}", summary.stock, summary.source));
+    if let Some(problem) = &summary.mlx_problem {
+        row("problem", problem.clone());
+    }
+    row("pin", format!("MLX {} {}", summary.pinned_mlx_version, summary.pin));
     row("patches", list(&summary.patches));
     row("backends", list(&summary.backends));
     for device in &summary.devices {

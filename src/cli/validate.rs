@@ -93,6 +93,8 @@ pub(super) struct Summary {
     pub(super) patterns: Vec<&'static str>,
     pub(super) precision: &'static str,
     pub(super) reference: String,
+    /// What "stock" means here: the MLX that is linked.
+    pub(super) stock: String,
     pub(super) prompts: usize,
     pub(super) runs: u32,
     #[serde(skip)]
@@ -259,6 +261,7 @@ impl Validate {
             patterns: patch.patterns.clone(),
             precision: precision_name(patch.precision),
             reference,
+            stock: mlx::build_info().stock(),
             prompts,
             runs: self.runs,
             require_fused: self.require_fused,

@@ -239,7 +239,14 @@ fn doctor_says_what_is_fused_and_why_not() {
         &summary,
         &["version", "git_hash", "pin", "patches", "mode", "backends", "devices", "cpu_isa"],
     );
-    assert_eq!(summary["mlx_version"], summary["pinned_mlx_version"]);
+    assert_eq!(summary["mlx_version"], summary["compiled_mlx_version"]);
+    assert!(summary["mlx_problem"].is_null(), "{summary}");
+    let stock = summary["stock"].as_str().unwrap();
+    let version = summary["mlx_version"].as_str().unwrap();
+    assert_eq!(stock, format!("MLX {version} ({})", summary["mode"].as_str().unwrap()));
+    if summary["mode"] == "source" {
+        assert_eq!(summary["mlx_version"], summary["pinned_mlx_version"]);
+    }
     let primitives = summary["primitives"].as_array().unwrap();
     assert!(primitives.iter().any(|p| p["primitive"] == "gather_qmm_swiglu"));
     for primitive in primitives {

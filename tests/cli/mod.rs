@@ -67,6 +67,7 @@ fn summary(output: &Output) -> Value {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
     let lines = lines(output);
     assert_eq!(lines[0]["type"], "begin");
+    assert!(lines[0]["stock"].as_str().unwrap().starts_with("MLX "), "{}", lines[0]);
     assert_eq!(lines[0]["schema"], 1);
     let last = lines.last().unwrap().clone();
     assert_eq!(last["type"], "summary");

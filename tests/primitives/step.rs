@@ -273,6 +273,8 @@ on_each_device! {
             for values in [
                 [f32::NAN, 1.0, 2.0, 3.0],
                 [f32::INFINITY, 1.0, f32::INFINITY, 3.0],
+                [1.0, f32::INFINITY, 3.0, f32::INFINITY],
+                [1.0, f32::INFINITY, f32::NAN, 3.0],
                 [f32::NEG_INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY],
                 [-1e4, f32::NEG_INFINITY, -1e4, -2e4],
                 // Far from zero, logits that differ may not differ once logsumexp is taken off.

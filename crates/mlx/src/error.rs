@@ -39,6 +39,17 @@ pub enum Error {
         /// Which primitive, and the reason.
         message: String,
     },
+    /// The MLX that the program has found is not the one it was compiled for.
+    #[error(
+        "the program has found MLX {linked} and was compiled for {compiled}; build it again with \
+         MLX_PREBUILT_DIR, or take the other MLX out of LD_LIBRARY_PATH"
+    )]
+    Version {
+        /// Version that the library says it is.
+        linked: String,
+        /// Version of the headers.
+        compiled: String,
+    },
     /// The allocator could not give the memory that an evaluation needs.
     #[error("out of memory: {message}")]
     OutOfMemory {

@@ -44,8 +44,12 @@ pub use primitives::{cpu_isa, num_threads, set_cpu_isa, set_num_threads};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BuildInfo {
-    /// Version of MLX that is linked.
+    /// Version of MLX that is linked, as it says itself.
     pub mlx_version: String,
+    /// Version of MLX whose headers zmlx was compiled with; [`check_linked`] compares the two.
+    pub compiled_version: &'static str,
+    /// Version of mlx-lm that is the reference on that MLX.
+    pub mlx_lm_version: &'static str,
     /// Version of MLX that zmlx is pinned to.
     pub pinned_version: &'static str,
     /// Commit of MLX that zmlx is pinned to.
@@ -62,18 +66,69 @@ pub struct BuildInfo {
     pub primitives: Vec<String>,
 }
 
+impl BuildInfo {
+    /// What "stock" means in this process, for reports: `MLX 0.32.4 (prebuilt)`.
+    pub fn stock(&self) -> String {
+        format!("MLX {} ({})", self.mlx_version, self.mode)
+    }
+}
+
+/// Checks that the MLX that the program has found is of the version that it was compiled for.
+///
+/// A prebuilt MLX is found when the program starts, and may have been replaced since. Kernels that
+/// return the bits of one version do not return those of another.
+///
+/// # Errors
+/// `Version` when it is another.
+pub fn check_linked() -> Result<()> {
+    check_version(&zmlx_sys::ffi::mlx_version(), zmlx_sys::build::MLX_VERSION)
+}
+
+fn check_version(linked: &str, compiled: &str) -> Result<()> {
+    // a build between releases adds to the number: 0.32.4.dev20260901+abcdef
+    if linked == compiled || linked.starts_with(&format!("{compiled}.")) {
+        return Ok(());
+    }
+    Err(Error::Version { linked: linked.to_owned(), compiled: compiled.to_owned() })
+}
+
 /// What this build of MLX contains.
 pub fn build_info() -> BuildInfo {
     use zmlx_sys::build;
     let list = |s: &'static str| s.split(',').filter(|s| !s.is_empty()).collect();
     BuildInfo {
         mlx_version: zmlx_sys::ffi::mlx_version(),
-        pinned_version: build::MLX_VERSION,
+        compiled_version: build::MLX_VERSION,
+        mlx_lm_version: build::MLX_LM_VERSION,
+        pinned_version: build::PINNED_VERSION,
         pin: build::MLX_PIN,
         mode: build::MODE,
         source: build::SOURCE,
         backends: list(build::BACKENDS),
         patches: list(build::PATCHES),
         primitives: zmlx_sys::ffi::fused_primitives(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_than_compiled_for_says_what_to_do() {
+        let message = check_version("0.32.2", "0.32.4").expect_err("refused").to_string();
+        assert_eq!(
+            message,
+            "the program has found MLX 0.32.2 and was compiled for 0.32.4; build it again with \
+             MLX_PREBUILT_DIR, or take the other MLX out of LD_LIBRARY_PATH"
+        );
+        assert!(check_version("0.32.40", "0.32.4").is_err());
+    }
+
+    #[test]
+    fn linked_version_is_the_compiled_one() {
+        check_linked().expect("the same");
+        let info = build_info();
+        assert_eq!(info.stock(), format!("MLX {} ({})", info.compiled_version, info.mode));
     }
 }

@@ -143,13 +143,13 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
   int64_t L = out.shape(2);
   int64_t D = out.shape(3);
   if (H == 1 || L == 1 || out.size() == 0) {
-    out.set_data(buffer);
+    out.set_data(std::move(buffer));
   } else {
     auto flags = out.flags();
     flags.contiguous = true;
     flags.row_contiguous = false;
     flags.col_contiguous = false;
-    out.set_data(buffer, out.size(), {L * H * D, D, H * D, 1}, flags);
+    out.set_data(std::move(buffer), out.size(), {L * H * D, D, H * D, 1}, flags);
   }
   auto& encoder = mlx::core::cpu::get_command_encoder(stream());
   encoder.set_output_array(out);

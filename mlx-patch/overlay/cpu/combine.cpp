@@ -1,7 +1,8 @@
-// The weighted sum over a token's experts, rounded as the stock ops multiply, sum(-2) and astype do: every product and
-// every partial sum in their common type, in the order of k, starting from zero.
+// The weighted sum over a token's experts, rounded as the stock ops multiply, sum(-2) and astype do: every product in
+// their common type, the sum in the type in which stock keeps it, in the order of k, starting from zero.
 
 #include "cpu/operands.h"
+#include "cpu/stock_sum.h"
 #include "mlx/types/half_types.h"
 
 namespace zmlx::cpu {
@@ -11,20 +12,21 @@ namespace {
 using mlx::core::bfloat16_t;
 using mlx::core::float16_t;
 
-// A: the type in which stock multiplies and sums, the wider of T and S.
+// A: the type in which stock multiplies, the wider of T and S.
 template <typename T, typename S, typename A>
 void weighted_sum(const T* rows, const S* scores, int64_t top_k, int64_t n, T* y) {
   for (int64_t i = 0; i < n; i++) {
-    A sum = static_cast<A>(rows[i]) * static_cast<A>(scores[0]);
+    A product = static_cast<A>(rows[i]) * static_cast<A>(scores[0]);
+    Sum<A> sum = static_cast<Sum<A>>(product);
     // A sum over one element is a no-op in MLX; over several it starts from zero (which turns -0 into 0).
     if (top_k > 1) {
-      sum = static_cast<A>(0.0f) + sum;
+      sum = static_cast<Sum<A>>(0.0f) + sum;
     }
     for (int64_t k = 1; k < top_k; k++) {
-      A product = static_cast<A>(rows[k * n + i]) * static_cast<A>(scores[k]);
-      sum = sum + product;
+      product = static_cast<A>(rows[k * n + i]) * static_cast<A>(scores[k]);
+      sum = sum + static_cast<Sum<A>>(product);
     }
-    y[i] = static_cast<T>(sum);
+    y[i] = static_cast<T>(static_cast<A>(sum));
   }
 }
 

@@ -15,6 +15,7 @@
 #include <immintrin.h>
 
 #include "cpu/qmm.h"
+#include "zmlx/mlx_version.h"
 
 namespace zmlx::cpu {
 
@@ -35,6 +36,17 @@ ZMLX_INLINE __m512 as_float(__m512i v) {
 }
 ZMLX_INLINE __m512i as_int(__m512 v) {
   return _mm512_castps_si512(v);
+}
+
+// The top byte of each dword as e4m3: exponent and mantissa are the top bits of an f32 with its exponent 120 too small.
+ZMLX_INLINE __m512 e4m3(__m512i v) {
+  __m512i magnitude = _mm512_srli_epi32(_mm512_and_si512(v, _mm512_set1_epi32(0x7f000000)), 4);
+  __m512 f = _mm512_mul_ps(as_float(magnitude), _mm512_set1_ps(0x1p120f));
+  if constexpr (linked::e4m3_has_nan) {
+    __mmask16 nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x07f00000));
+    f = as_float(_mm512_mask_mov_epi32(as_int(f), nan, _mm512_set1_epi32(0x7fc00000)));
+  }
+  return as_float(_mm512_ternarylogic_epi32(as_int(f), v, _mm512_set1_epi32(0x80000000), 0xf8));
 }
 
 // rows[i] becomes column i.
@@ -208,11 +220,7 @@ struct Unpack {
     constexpr int d = i * bits / 32;
     constexpr int shift = i * bits % 32;
     if constexpr (mode != Mode::Affine && bits == 8) {
-      // e4m3: sign, then exponent and mantissa as the top bits of an f32 with its exponent 120 too small.
-      __m512i v = _mm512_slli_epi32(_mm512_load_si512(t + d * stride), 24 - shift);
-      __m512i magnitude = _mm512_srli_epi32(_mm512_and_si512(v, _mm512_set1_epi32(0x7f000000)), 4);
-      __m512 f = _mm512_mul_ps(as_float(magnitude), _mm512_set1_ps(0x1p120f));
-      return as_float(_mm512_ternarylogic_epi32(as_int(f), v, _mm512_set1_epi32(0x80000000), 0xf8));
+      return e4m3(_mm512_slli_epi32(_mm512_load_si512(t + d * stride), 24 - shift));
     } else {
       __m512i v = _mm512_load_si512(t + d * stride);
       if constexpr (shift > 0) {

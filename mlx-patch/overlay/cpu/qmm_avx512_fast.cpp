@@ -81,10 +81,7 @@ struct Widen {
         w.field[j] = _mm512_cvtepi32_ps(
             _mm512_and_si512(_mm512_srli_epi32(v, bits * j), _mm512_set1_epi32(255)));
       } else {
-        __m512i t = _mm512_slli_epi32(v, 24 - bits * j);
-        __m512i magnitude = _mm512_srli_epi32(_mm512_and_si512(t, _mm512_set1_epi32(0x7f000000)), 4);
-        __m512 f = _mm512_mul_ps(as_float(magnitude), _mm512_set1_ps(0x1p120f));
-        w.field[j] = as_float(_mm512_ternarylogic_epi32(as_int(f), t, _mm512_set1_epi32(0x80000000), 0xf8));
+        w.field[j] = e4m3(_mm512_slli_epi32(v, 24 - bits * j));
       }
     });
     return w;

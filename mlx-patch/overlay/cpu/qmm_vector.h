@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "cpu/qmm.h"
+#include "zmlx/mlx_version.h"
 
 namespace zmlx::cpu {
 
@@ -135,6 +136,9 @@ struct Fields {
       return __builtin_convertvector((VecI)v, Vec);
     } else if constexpr (bits == 8) {
       Vec f = (Vec)((VecI)((v & 0x7f) << 20)) * 0x1p120f;
+      if constexpr (linked::e4m3_has_nan) {
+        f = (Vec)((VecU)f | ((VecU)((v & 0x7f) == 0x7f) & 0x7fc00000));
+      }
       return (Vec)((VecU)f | ((v & 0x80) << 24));
     } else {
       // e2m1: 1, 1.5, 2, .. 6 are 1.m * 2^(e - 1); 0.5 is the one denormal.

@@ -4,6 +4,7 @@
 
 #include "mlx/ops.h"
 #include "zmlx/fallback.h"
+#include "zmlx/mlx_api.h"
 
 namespace zmlx {
 
@@ -98,7 +99,7 @@ std::optional<array> biases_of(const std::vector<array>& in, const QuantParams& 
 Fallback stock(const QuantParams& p, Stream s) {
   return [=](const std::vector<array>& in) {
     using P = GatherQMMCombine;
-    auto y = gather_qmm(
+    auto y = linked::gather_qmm(
         in[P::kX],
         in[P::kW],
         in[P::kScales],

@@ -4,6 +4,7 @@
 
 #include "mlx/ops.h"
 #include "zmlx/fallback.h"
+#include "zmlx/mlx_api.h"
 
 namespace zmlx {
 
@@ -104,7 +105,7 @@ std::vector<array> compose(const std::vector<array>& in, bool affine, Stream s, 
 Fallback stock(const QuantParams& p, bool sorted, Stream s) {
   return [=](const std::vector<array>& inputs) {
     return compose(inputs, p.affine(), s, [=](auto& x, auto& w, auto& lhs, auto& rhs) {
-      return gather_qmm(
+      return linked::gather_qmm(
           x, w.w, w.scales, w.biases, lhs, rhs, p.transpose, p.group_size, p.bits, mode_name(p.mode), sorted, s);
     });
   };

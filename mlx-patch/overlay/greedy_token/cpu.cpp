@@ -10,6 +10,7 @@
 // Bound:   one exponential a logit, two reads of the logits.
 // Limits:  none. float32 always takes the sum in order.
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/types/half_types.h"
+#include "zmlx/mlx_version.h"
 
 namespace zmlx {
 
@@ -65,11 +67,19 @@ float next_above(float x) {
 }
 
 template <typename T>
+int64_t first_infinity(const uint8_t* x, int64_t n) {
+  auto logits = reinterpret_cast<const T*>(x);
+  return std::find_if(logits, logits + n, [](T v) { return static_cast<float>(v) > std::numeric_limits<float>::max(); }) -
+      logits;
+}
+
+template <typename T>
 int64_t greedy(const uint8_t* x, int64_t n) {
   auto& kernels = c::step_kernels();
   float max = kernels.maximum(kType<T>, x, n);
   if (!std::isfinite(max)) {
-    return 0; // every difference is NaN or -inf: argmax keeps the first
+    // Every difference is NaN or -inf, and with a finite logit before an infinite one, NaN is not the first.
+    return linked::argmax_takes_nan && max > 0 ? first_infinity<T>(x, n) : 0;
   }
   if constexpr (sizeof(T) == 2) {
     int64_t parts = (n + kPart - 1) / kPart;

@@ -14,6 +14,7 @@
 #include <numeric>
 
 #include "cpu/operands.h"
+#include "cpu/stock_sum.h"
 #include "cpu/thread_pool.h"
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/binary_ops.h"
@@ -80,15 +81,17 @@ void route_row(
     }
     return v1 < v2 || (v1 == v2 && a < b);
   });
-  T sum = static_cast<T>(0.0f);
+  using cpu::Sum;
+  auto sum = static_cast<Sum<T>>(0.0f);
   for (int i = 0; i < top_k; i++) {
     indices[i] = order[experts - top_k + i];
     scores[i] = gates[indices[i]];
-    sum = i == 0 && top_k == 1 ? scores[i] : static_cast<T>(sum + scores[i]);
+    auto score = static_cast<Sum<T>>(scores[i]);
+    sum = top_k == 1 ? score : static_cast<Sum<T>>(sum + score);
   }
   if (normalize) {
     for (int i = 0; i < top_k; i++) {
-      scores[i] = mlx::core::detail::Divide{}(scores[i], sum);
+      scores[i] = mlx::core::detail::Divide{}(scores[i], static_cast<T>(sum));
     }
   }
 }

@@ -127,6 +127,12 @@ zmlx::QuantizedWeight random_weight(const Config& c, mx::Shape batch, int N, int
   return {w, array(s.data(), s_shape, mx::uint8), std::nullopt};
 }
 
+bool nan16(const uint8_t* p) {
+  uint16_t bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return (bits & 0x7fff) > 0x7c00;
+}
+
 bool nan32(const uint8_t* p) {
   float f;
   std::memcpy(&f, p, sizeof(f));
@@ -151,8 +157,12 @@ bool same(const std::string& what, array a, array b) {
   int64_t wrong = 0;
   int64_t first = -1;
   for (int64_t i = 0; i < a.size(); i++) {
-    if (item == 4 && a.dtype() == mx::float32 && nan32(pa + i * item) && nan32(pb + i * item)) {
-      continue; // which of two NaNs survives an f32 operation is the compiler's choice
+    // which of two NaNs survives an f32 operation is the compiler's choice, and float16 keeps its sign
+    if (a.dtype() == mx::float32 && nan32(pa + i * item) && nan32(pb + i * item)) {
+      continue;
+    }
+    if (a.dtype() == mx::float16 && nan16(pa + i * item) && nan16(pb + i * item)) {
+      continue;
     }
     if (std::memcmp(pa + i * item, pb + i * item, item)) {
       wrong++;
@@ -260,6 +270,11 @@ void check_router(mx::Dtype dtype, int tokens, int experts, int top_k, bool norm
 void check_fast(const Config& c, int M, int N, int K) {
   auto x = random_array({M, K}, c.dtype, Values::Normal);
   auto w = random_weight(c, {}, N, K, Values::Normal);
+  if (c.mode == "mxfp8") { // NaN, where stock knows it, has no size
+    auto codes = mx::view(w.w, mx::uint8);
+    auto nan = mx::equal(mx::bitwise_and(codes, array(0x7f, mx::uint8)), array(0x7f, mx::uint8));
+    w.w = mx::view(mx::where(nan, array(0x7e, mx::uint8), codes), mx::uint32);
+  }
   auto y = zmlx::quantized_matmul(x, w, c.transpose, c.group, c.bits, c.mode, zmlx::Precision::Fast);
   auto f32 = [](const array& a) { return mx::astype(a, mx::float32); };
   auto dense = c.mode == "affine"

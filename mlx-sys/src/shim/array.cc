@@ -1,4 +1,5 @@
 #include "zmlx-sys/src/bridge.rs.h"
+#include "zmlx/mlx_api.h"
 
 #include <atomic>
 #include <cstring>
@@ -89,9 +90,9 @@ ArrayPtr array_from_bytes(rust::Slice<const uint8_t> data, Ints shape, DtypeId d
   }
   auto buffer = mx::allocator::malloc(data.size());
   if (data.size() > 0) {
-    std::memcpy(buffer.raw_ptr(), data.data(), data.size());
+    std::memcpy(zmlx::linked::raw_ptr(buffer), data.data(), data.size());
   }
-  return box(mx::array(buffer, std::move(s), d));
+  return box(mx::array(std::move(buffer), std::move(s), d));
 }
 
 DtypeId array_dtype(const Array& a) noexcept {

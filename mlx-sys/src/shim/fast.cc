@@ -1,4 +1,5 @@
 #include "zmlx-sys/src/bridge.rs.h"
+#include "zmlx/mlx_api.h"
 
 namespace zmlx_sys {
 
@@ -95,7 +96,7 @@ ArrayPtr gather_qmm(
     const QuantParams& q,
     bool sorted_indices) {
   return box(
-      mx::gather_qmm(
+      zmlx::linked::gather_qmm(
           x.a,
           w.a,
           scales.a,

@@ -119,7 +119,8 @@ pub fn find(model_type: &str) -> Result<&'static ModelRow> {
 /// Loads a checkpoint folder in mlx-community layout.
 ///
 /// # Errors
-/// Whatever is wrong with its configuration or weights, by file and name.
+/// Whatever is wrong with its configuration or weights, by file and name; an MLX of another version
+/// than zmlx was compiled for.
 pub fn load(dir: &FilePath) -> Result<LoadedModel> {
     load_placed(dir, Placement::default())
 }
@@ -131,6 +132,7 @@ pub fn load(dir: &FilePath) -> Result<LoadedModel> {
 /// # Errors
 /// As [`load`]; `Argument` when the placement does not fit the model, `Checkpoint` when a matrix cannot be shared.
 pub fn load_placed(dir: &FilePath, placement: Placement) -> Result<LoadedModel> {
+    mlx::check_linked()?;
     let (loaded, taken) = open(dir, placement)?;
     taken.read()?;
     Ok(loaded)
