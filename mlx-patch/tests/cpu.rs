@@ -1,6 +1,7 @@
 //! Parts of the overlay that need no MLX, compiled here with the machine's own C++ compiler.
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test may stop where it stands")]
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -40,4 +41,23 @@ fn thread_pool_passes_its_cases() {
         })
         .collect();
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn probe_of_stock_tells_how_its_loop_was_compiled() {
+    let folder = tempfile::tempdir().unwrap();
+    let probe = |flags: &[&str]| {
+        let program = compile(folder.path(), flags, &["tests/stock_probe.cpp"]);
+        stdout(&Command::new(program).output().unwrap())
+    };
+    assert_eq!(probe(&["-O3", "-ffp-contract=off"]), "alike");
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("fma") {
+        assert_eq!(probe(&["-O3", "-mfma", "-ffp-contract=off"]), "alike");
+        assert_eq!(probe(&["-O3", "-mfma", "-ffp-contract=fast"]), "different");
+    } else {
+        println!("skipped: this processor cannot fuse");
+    }
+    #[cfg(target_arch = "aarch64")]
+    assert_eq!(probe(&["-O3", "-ffp-contract=fast"]), "different");
 }
