@@ -26,6 +26,9 @@ pub const SOURCE_NOTE: &str = "SOURCE";
 const OLDEST_CMAKE: [u32; 2] = [3, 25];
 /// The oldest CMake whose `FindCUDAToolkit` finds CUDA 13.
 const OLDEST_CMAKE_FOR_CUDA: [u32; 2] = [4, 0];
+/// The flags of CMake's release builds, and no contraction of `a * b + c`. They come after `CXXFLAGS`, so that stock
+/// computes what the official wheels compute, which are built for processors that cannot fuse.
+const UNCONTRACTED: &str = "CMAKE_CXX_FLAGS_RELEASE=-O3 -DNDEBUG -ffp-contract=off";
 
 /// What to build, and with what.
 #[derive(Debug, Clone, Default)]
@@ -222,6 +225,9 @@ impl Native {
             // Metal's C++ headers and what CUDA needs are downloaded by CMake
             on_off("FETCHCONTENT_FULLY_DISCONNECTED", !self.metal && self.cuda.is_none()),
         ];
+        if self.target.starts_with("x86_64") && !self.accelerate {
+            options.push(UNCONTRACTED.to_owned());
+        }
         if let Some(architectures) = self.cuda.as_ref().and_then(|c| c.architectures.as_ref()) {
             options.push(format!("MLX_CUDA_ARCHITECTURES={architectures}"));
         }
@@ -418,5 +424,16 @@ mod tests {
         ids.sort();
         ids.dedup();
         assert_eq!(ids.len(), variants.len());
+    }
+
+    #[test]
+    fn contraction_is_switched_off_where_the_wheels_cannot_fuse() {
+        for (target, expected) in
+            [("x86_64-unknown-linux-gnu", true), ("aarch64-unknown-linux-gnu", false)]
+        {
+            let native = Native { target: target.to_owned(), ..Default::default() };
+            let pinned = native.options().iter().any(|o| o.ends_with("-ffp-contract=off"));
+            assert_eq!(pinned, expected, "{target}");
+        }
     }
 }

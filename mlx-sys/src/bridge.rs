@@ -69,6 +69,8 @@ pub mod ffi {
     extern "Rust" {
         type Callback;
         fn call(self: &Callback, inputs: &ArrayVec) -> Result<UniquePtr<ArrayVec>>;
+
+        fn available_threads() -> i32;
     }
 
     unsafe extern "C++" {
@@ -472,4 +474,9 @@ impl Callback {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.f)(inputs)))
             .unwrap_or_else(|_| Err("the function panicked".to_owned()))
     }
+}
+
+/// How many threads the process may keep busy: its affinity mask and its container's quota.
+fn available_threads() -> i32 {
+    std::thread::available_parallelism().map_or(1, |n| n.get().try_into().unwrap_or(i32::MAX))
 }

@@ -1,6 +1,7 @@
 //! Every fused primitive against the stock ops it replaces.
 
 mod combine;
+mod empty;
 mod extremes;
 mod fast;
 mod quantized;

@@ -5,6 +5,7 @@ use mlx::quantization::{self, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, ops, primitives};
 
 use super::{asks, fused};
+use crate::support::alone::alone;
 use crate::support::bits::{assert_lively, assert_same_bits};
 use crate::support::data::{self, DTYPES, Rng, quantizations};
 use crate::support::on_each_device;
@@ -98,6 +99,84 @@ on_each_device! {
             view.biases = w.biases.as_ref().map(data::column_major);
             check(&x, &view, transpose, "weights");
         }
+    }
+}
+
+/// The same matrix with its rows apart: columns of a wider one, as a shard of K is.
+fn columns_of_wider(w: &QuantizedWeight) -> QuantizedWeight {
+    let part = |a: &Array| {
+        let wide = ops::concatenate([a, a, a], -1).unwrap();
+        wide.eval().unwrap();
+        ops::slice_axis(&wide, -1, a.dim(-1), 2 * a.dim(-1)).unwrap()
+    };
+    QuantizedWeight {
+        w: part(&w.w),
+        scales: part(&w.scales),
+        biases: w.biases.as_ref().map(part),
+        quantization: w.quantization,
+    }
+}
+
+on_each_device! {
+    fn rows_apart_have_the_same_bits() {
+        let mut rng = Rng::new(36);
+        let best = mlx::cpu_isa();
+        for isa in ["avx512bf16", "avx512", "avx2", "neon", "scalar"] {
+            if !mlx::set_cpu_isa(isa) {
+                continue;
+            }
+            for dtype in DTYPES {
+                for q in quantizations() {
+                    for transpose in [true, false] {
+                        let [n, k] = if transpose { [45, 2 * q.group_size] } else { [128, 45] };
+                        let w = matrix(&mut rng, [n, k], q, dtype, transpose);
+                        let apart = columns_of_wider(&w);
+                        for rows in [1, 3] {
+                            let x = rng.array(&[rows, k], dtype, 1.0);
+                            for precision in [Precision::Exact, Precision::Fast] {
+                                let run = |w| {
+                                    primitives::quantized_matmul(&x, w, transpose, precision).unwrap()
+                                };
+                                let what = format!("{isa} {dtype} {q} {transpose} {precision:?} {rows} rows");
+                                assert_same_bits(&run(&apart), &run(&w), what);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(mlx::set_cpu_isa(&best));
+    }
+}
+
+/// Kilobytes that `/proc/self/status` gives for `field`.
+#[cfg(target_os = "linux")]
+fn process_memory(field: &str) -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix(field)).unwrap();
+    line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+alone! {
+    fn rows_apart_are_read_in_place() {
+        let mut rng = Rng::new(37);
+        let w = matrix(&mut rng, [4096, 2048], Quantization::affine(64, 8), Dtype::Bf16, true);
+        let x = rng.array(&[1, 2048], Dtype::Bf16, 1.0);
+        let run = |w: &QuantizedWeight| {
+            let y = primitives::quantized_matmul(&x, w, true, Precision::Exact).unwrap();
+            y.eval().unwrap();
+            y
+        };
+        let expected = run(&w);
+        let apart = columns_of_wider(&w);
+        mlx::eval([&apart.w, &apart.scales].into_iter().chain(&apart.biases)).unwrap();
+        // starts the peak anew
+        std::fs::write("/proc/self/clear_refs", "5").unwrap();
+        let before = process_memory("VmRSS:");
+        assert_same_bits(&run(&apart), &expected, "rows apart");
+        let grown = process_memory("VmHWM:").saturating_sub(before);
+        assert!(grown < 4096, "{grown} kB for a product with a matrix of 8192 kB");
     }
 }
 

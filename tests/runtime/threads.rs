@@ -182,3 +182,35 @@ fn thread_pool_changed_while_it_works_keeps_the_bits() {
     }
     changer.join().unwrap();
 }
+
+alone! {
+    fn default_number_of_threads_is_what_the_process_may_use() {
+        let available = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(mlx::num_threads() as usize, available);
+        mlx::set_num_threads(available as i32 + 3).unwrap();
+        assert_eq!(mlx::num_threads() as usize, available + 3);
+        mlx::set_num_threads(0).unwrap();
+        assert_eq!(mlx::num_threads() as usize, available);
+    }
+}
+
+/// The test above on one processor of the machine.
+#[test]
+#[cfg(target_os = "linux")]
+fn affinity_mask_limits_the_default_number_of_threads() {
+    let name = "runtime::threads::default_number_of_threads_is_what_the_process_may_use::inner";
+    let program = std::env::current_exe().unwrap();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap();
+    let first = allowed.trim().split([',', '-']).next().unwrap();
+    let mut command = std::process::Command::new("taskset");
+    command.args(["-c", first]).arg(program).args(["--exact", name, "--ignored", "--nocapture"]);
+    match command.output() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => println!("skipped: no taskset"),
+        output => {
+            let output = output.unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && text.contains("1 passed"), "{output:?}");
+        }
+    }
+}

@@ -15,9 +15,9 @@
 #include "attention/attention.h"
 #include "cpu/operands.h"
 #include "cpu/step.h"
+#include "cpu/task.h"
 #include "cpu/thread_pool.h"
 #include "mlx/allocator.h"
-#include "mlx/backend/cpu/encoder.h"
 
 namespace zmlx {
 
@@ -157,7 +157,7 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
     return;
   }
   if (inputs[kK].shape(2) == 0) {
-    encoder.dispatch([out = array::unsafe_weak_copy(out)]() mutable {
+    cpu::dispatch(encoder, [out = array::unsafe_weak_copy(out)]() mutable {
       std::fill_n(out.data<uint8_t>(), out.nbytes(), 0);
     });
     return;
@@ -165,13 +165,15 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
   for (auto& a : inputs) {
     encoder.set_input_array(a);
   }
-  encoder.dispatch([q = array::unsafe_weak_copy(inputs[kQ]),
-                    k = array::unsafe_weak_copy(inputs[kK]),
-                    v = array::unsafe_weak_copy(inputs[kV]),
-                    out = array::unsafe_weak_copy(out),
-                    scale = scale_,
-                    causal = causal_,
-                    precision = precision_]() mutable { run(q, k, v, out, scale, causal, precision); });
+  cpu::dispatch(
+      encoder,
+      [q = array::unsafe_weak_copy(inputs[kQ]),
+       k = array::unsafe_weak_copy(inputs[kK]),
+       v = array::unsafe_weak_copy(inputs[kV]),
+       out = array::unsafe_weak_copy(out),
+       scale = scale_,
+       causal = causal_,
+       precision = precision_]() mutable { run(q, k, v, out, scale, causal, precision); });
 }
 
 } // namespace zmlx

@@ -1,6 +1,8 @@
 // The weighted sum over a token's experts, rounded as the stock ops multiply, sum(-2) and astype do: every product in
 // their common type, the sum in the type in which stock keeps it, in the order of k, starting from zero.
 
+#include <algorithm>
+
 #include "cpu/operands.h"
 #include "cpu/stock_sum.h"
 #include "mlx/types/half_types.h"
@@ -15,6 +17,10 @@ using mlx::core::float16_t;
 // A: the type in which stock multiplies, the wider of T and S.
 template <typename T, typename S, typename A>
 void weighted_sum(const T* rows, const S* scores, int64_t top_k, int64_t n, T* y) {
+  if (top_k == 0) {
+    std::fill_n(y, n, static_cast<T>(0.0f));
+    return;
+  }
   for (int64_t i = 0; i < n; i++) {
     A product = static_cast<A>(rows[i]) * static_cast<A>(scores[0]);
     Sum<A> sum = static_cast<Sum<A>>(product);

@@ -450,9 +450,7 @@ void exact_block(
   constexpr DType D = S::dtype;
   constexpr int item = D == DType::F32 ? 4 : 2;
   constexpr int order = mode == Mode::Affine ? S::kAffineOrder : S::kFloatOrder;
-  const int64_t row_bytes = q.K * bits / 8;
   const int64_t groups = q.K / q.group_size;
-  const int scale_item = mode == Mode::Affine ? item : 1;
   // Rows past the end repeat the last one; their results are not stored. Three pairs run as four.
   const int used = static_cast<int>(n1 - n0 + 31) / 32;
   const int pairs = used == 3 ? 4 : used;
@@ -462,9 +460,9 @@ void exact_block(
   const uint8_t* bias_rows[kBlock];
   for (int r = 0; r < active; r++) {
     int64_t n = n0 + r < n1 ? n0 + r : n1 - 1;
-    w_rows[r] = q.w + n * row_bytes;
-    scale_rows[r] = q.scales + n * groups * scale_item;
-    bias_rows[r] = mode == Mode::Affine ? q.biases + n * groups * scale_item : nullptr;
+    w_rows[r] = q.w + n * q.w_stride;
+    scale_rows[r] = q.scales + n * q.scale_stride;
+    bias_rows[r] = mode == Mode::Affine ? q.biases + n * q.bias_stride : nullptr;
   }
   const float* scale_table = nullptr;
   if (mode != Mode::Affine) {

@@ -109,15 +109,16 @@ ZMLX_INLINE void fast_row(const P& product, const QuantView& q, const FastTile& 
   const int64_t row_bytes = q.K * P::bits / 8;
   const int64_t groups = q.K / q.group_size;
   const int blocks_per_scales = q.group_size / Packing<P::bits>::per_lane;
-  const uint8_t* w = q.w + n * row_bytes;
-  const uint8_t* scales = q.scales + n * groups * item;
-  const uint8_t* biases = P::mode == Mode::Affine ? q.biases + n * groups * item : nullptr;
+  const uint8_t* w = q.w + n * q.w_stride;
+  const uint8_t* scales = q.scales + n * q.scale_stride;
+  const uint8_t* biases = P::mode == Mode::Affine ? q.biases + n * q.bias_stride : nullptr;
 
-  const int64_t later = (kAhead + row_bytes - 1) / row_bytes * groups * item;
+  const int64_t rows_ahead = (kAhead + row_bytes - 1) / row_bytes;
+  const int64_t ahead = kAhead + rows_ahead * (q.w_stride - row_bytes);
   for (int64_t i = 0; i < groups * item; i += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(scales + later + i), _MM_HINT_NTA);
+    _mm_prefetch(reinterpret_cast<const char*>(scales + rows_ahead * q.scale_stride + i), _MM_HINT_NTA);
     if constexpr (P::mode == Mode::Affine) {
-      _mm_prefetch(reinterpret_cast<const char*>(biases + later + i), _MM_HINT_NTA);
+      _mm_prefetch(reinterpret_cast<const char*>(biases + rows_ahead * q.bias_stride + i), _MM_HINT_NTA);
     }
   }
   __m512 sum[rows];
@@ -140,7 +141,7 @@ ZMLX_INLINE void fast_row(const P& product, const QuantView& q, const FastTile& 
     in_scales = in_scales + 1 == blocks_per_scales ? 0 : in_scales + 1;
   };
   for (int64_t b = 0; b < full; b++) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + b * bytes + kAhead), _MM_HINT_NTA);
+    _mm_prefetch(reinterpret_cast<const char*>(w + b * bytes + ahead), _MM_HINT_NTA);
     block(first_bytes<bytes>(w + b * bytes), b);
   }
   if (int64_t left = row_bytes % bytes) {

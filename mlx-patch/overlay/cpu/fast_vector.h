@@ -307,19 +307,19 @@ void fast_row(const QuantView& q, int64_t n0, int64_t n1, const void* x_row, voi
     Quad sums[kTogether] = {};
     for (int r = 0; r < rows; r++) {
       Vec bias = {};
-      const int64_t first = (n + r) * groups;
+      const uint8_t* scale_row = q.scales + (n + r) * q.scale_stride;
       if constexpr (mode == Mode::Affine) {
-        widen_all<D>(q.scales, first, groups, scales);
-        widen_all<D>(q.biases, first, groups, biases);
+        widen_all<D>(scale_row, 0, groups, scales);
+        widen_all<D>(q.biases + (n + r) * q.bias_stride, 0, groups, biases);
         for (int64_t g = 0; g < groups; g += ZMLX_LANES) {
           bias = fused(load(biases + g), load(x_sums + g), bias);
         }
       } else {
         for (int64_t g = 0; g < groups; g++) {
-          scales[g] = table[q.scales[first + g]];
+          scales[g] = table[scale_row[g]];
         }
       }
-      sums[r] = fold(bias + row_sum<B, group>(block, q.w + (n + r) * q.K * bits / 8, q.K, x, scales));
+      sums[r] = fold(bias + row_sum<B, group>(block, q.w + (n + r) * q.w_stride, q.K, x, scales));
     }
     transpose(sums);
     const Quad total = (sums[0] + sums[1]) + (sums[2] + sums[3]);

@@ -6,6 +6,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "cpu/thread_pool.h"
 #include "mlx/types/half_types.h"
 
 namespace zmlx::cpu {
@@ -27,13 +28,17 @@ DType dtype_of(Dtype t) {
 
 namespace {
 
-// Calls f(offset in elements) for every element in row-major order.
+// Calls f(offset in elements) for elements begin .. end in row-major order.
 template <typename F>
-void for_each_offset(const Shape& shape, const Strides& strides, F&& f) {
-  int64_t total = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>{});
+void for_each_offset(const Shape& shape, const Strides& strides, int64_t begin, int64_t end, F&& f) {
   std::vector<int> position(shape.size(), 0);
   int64_t offset = 0;
-  for (int64_t i = 0; i < total; i++) {
+  for (int64_t d = static_cast<int64_t>(shape.size()) - 1, left = begin; d >= 0; d--) {
+    position[d] = left % shape[d];
+    offset += position[d] * strides[d];
+    left /= shape[d];
+  }
+  for (int64_t i = begin; i < end; i++) {
     f(offset);
     for (int d = static_cast<int>(shape.size()) - 1; d >= 0; d--) {
       offset += strides[d];
@@ -63,10 +68,15 @@ std::vector<uint8_t> read_dense(const array& a) {
     std::memcpy(out.data(), in, out.size());
     return out;
   }
-  uint8_t* to = out.data();
-  for_each_offset(a.shape(), a.strides(), [&](int64_t offset) {
-    std::memcpy(to, in + offset * item, item);
-    to += item;
+  constexpr int64_t kPart = 1 << 14; // elements of one task
+  int64_t size = a.size();
+  parallel_for((size + kPart - 1) / kPart, 4 * size, [&](int64_t part) {
+    int64_t begin = part * kPart;
+    uint8_t* to = out.data() + begin * item;
+    for_each_offset(a.shape(), a.strides(), begin, std::min(begin + kPart, size), [&](int64_t offset) {
+      std::memcpy(to, in + offset * item, item);
+      to += item;
+    });
   });
   return out;
 }
@@ -78,7 +88,7 @@ std::vector<uint32_t> read_indices(const array& a) {
     return out;
   }
   auto data = a.data<uint32_t>();
-  for_each_offset(a.shape(), a.strides(), [&](int64_t offset) { out.push_back(data[offset]); });
+  for_each_offset(a.shape(), a.strides(), 0, a.size(), [&](int64_t offset) { out.push_back(data[offset]); });
   return out;
 }
 
@@ -89,20 +99,18 @@ StridedBlocks::StridedBlocks(const array& a, int inner) {
   int outer = static_cast<int>(a.ndim()) - inner;
   shape_ = Shape(shape.begin(), shape.begin() + outer);
   size_ = product(shape_);
-  row_bytes_ = shape.back() * item;
-  block_bytes_ = item;
-  bool contiguous = true;
-  for (int d = a.ndim() - 1; d >= outer; d--) {
-    contiguous = contiguous && (shape[d] <= 1 || strides[d] * item == block_bytes_);
-    block_bytes_ *= shape[d];
-  }
+  row_stride_ = shape.back() * item;
+  block_bytes_ = inner == 2 ? shape[outer] * row_stride_ : row_stride_;
   if (a.size() == 0) {
     return;
   }
-  if (!contiguous) {
+  if (shape.back() > 1 && strides.back() != 1) {
     copy_ = read_dense(a);
     data_ = copy_.data();
     return;
+  }
+  if (inner == 2 && shape[outer] > 1) {
+    row_stride_ = strides[outer] * item;
   }
   data_ = a.data<uint8_t>();
   int64_t dense = block_bytes_;
@@ -145,6 +153,9 @@ QuantStack::QuantStack(
   view_.mode = static_cast<Mode>(p.mode);
   view_.dtype = dtype;
   view_.transpose = p.transpose;
+  view_.w_stride = w_.row_stride();
+  view_.scale_stride = scales_.row_stride();
+  view_.bias_stride = biases_ ? biases_->row_stride() : 0;
 }
 
 QuantView QuantStack::at(int64_t i) const {
@@ -153,6 +164,24 @@ QuantView QuantStack::at(int64_t i) const {
   v.scales = scales_.at(i);
   v.biases = biases_ ? biases_->at(i) : nullptr;
   return v;
+}
+
+namespace {
+
+// The sum over no terms: a kernel may count on K > 0.
+void zeros(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const*, void* const* y) {
+  for (int i = 0; i < m; i++) {
+    std::memset(y[i], 0, (n1 - n0) * size_of(q.dtype));
+  }
+}
+
+} // namespace
+
+BlockKernel QuantStack::kernel(Precision precision) const {
+  if (view_.K == 0) {
+    return zeros;
+  }
+  return precision == Precision::Exact ? kernels().exact : kernels().fast;
 }
 
 std::vector<Run> group_routes(std::vector<Route>& routes) {

@@ -9,14 +9,16 @@
 
 #include "cpu/qmm.h"
 #include "mlx/array.h"
+#include "zmlx/primitives.h"
 #include "zmlx/quant_params.h"
 
 namespace zmlx::cpu {
 
 DType dtype_of(mlx::core::Dtype t);
 
-// The inner blocks (rows or matrices) of an array: any strides over the outer axes; contiguous inside, copied if the
-// array is not. `at` numbers them in row-major order over the outer axes.
+// The inner blocks (rows or matrices) of an array, read in place: any strides over the outer axes and from row to row.
+// Where the values of a row do not lie together, the array is copied. `at` numbers the blocks in row-major order over
+// the outer axes.
 class StridedBlocks {
  public:
   StridedBlocks(const mlx::core::array& a, int inner_axes);
@@ -26,8 +28,9 @@ class StridedBlocks {
   int64_t size() const {
     return size_;
   }
-  int64_t row_bytes() const {
-    return row_bytes_;
+  // Bytes from one row of a block to the next.
+  int64_t row_stride() const {
+    return row_stride_;
   }
 
  private:
@@ -37,7 +40,7 @@ class StridedBlocks {
   mlx::core::Strides strides_; // in bytes
   bool dense_{true};
   int64_t size_;
-  int64_t row_bytes_;
+  int64_t row_stride_;
   int64_t block_bytes_;
 };
 
@@ -63,6 +66,8 @@ class QuantStack {
       DType dtype);
 
   QuantView at(int64_t i) const;
+  // What multiplies rows of x by these matrices.
+  BlockKernel kernel(Precision precision) const;
   int64_t size() const {
     return w_.size();
   }

@@ -16,7 +16,7 @@ constexpr int64_t size_of(DType t) {
   return t == DType::F32 ? 4 : 2;
 }
 
-// One matrix, contiguous.
+// One matrix, by rows that may lie apart.
 //   transpose:      w [N, K * bits / 8] bytes, scales [N, K / group_size]
 //   not transposed: w [K, N * bits / 8] bytes, scales [K, N / group_size]
 // Weight i of a row occupies bits [i * bits, (i + 1) * bits) of that row, little endian. Scales and biases are of type
@@ -25,6 +25,9 @@ struct QuantView {
   const uint8_t* w;
   const uint8_t* scales;
   const uint8_t* biases;
+  int64_t w_stride; // bytes from one row to the next
+  int64_t scale_stride;
+  int64_t bias_stride;
   int64_t N;
   int64_t K;
   int bits;

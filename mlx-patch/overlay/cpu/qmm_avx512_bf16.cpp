@@ -98,6 +98,19 @@ uint32_t smallest(const void* p, int64_t n) {
   return m == 0xffff ? m : m + 1;
 }
 
+// The same over rows n0 .. n1 of n values.
+uint32_t smallest_of_rows(const uint8_t* p, int64_t stride, int64_t n0, int64_t n1, int64_t n) {
+  if (stride == n * 2) {
+    return smallest(p + n0 * stride, (n1 - n0) * n);
+  }
+  uint32_t least = 0xffff;
+  for (int64_t row = n0; row < n1; row++) {
+    uint32_t s = smallest(p + row * stride, n);
+    least = s < least ? s : least;
+  }
+  return least;
+}
+
 // The exponent field of bits, at least 1: a value with it is a multiple of 2^(field - 127 - 7).
 int exponent(uint32_t bits) {
   int e = bits >> 7;
@@ -115,8 +128,8 @@ bool denormal_free(const QuantView& q, int64_t n0, int64_t n1, int m, const void
   int ex = exponent(x);
   int64_t groups = q.K / q.group_size;
   if (q.mode == Mode::Affine) {
-    uint32_t s = smallest(q.scales + n0 * groups * 2, (n1 - n0) * groups);
-    uint32_t b = smallest(q.biases + n0 * groups * 2, (n1 - n0) * groups);
+    uint32_t s = smallest_of_rows(q.scales, q.scale_stride, n0, n1, groups);
+    uint32_t b = smallest_of_rows(q.biases, q.bias_stride, n0, n1, groups);
     int ew = exponent(s < b ? s : b);
     // w: a multiple of 2^(ew - 134); x * w: of 2^(ex - 134 + ew - 134).
     return ew >= 8 && ex + ew >= 142;
@@ -125,8 +138,11 @@ bool denormal_free(const QuantView& q, int64_t n0, int64_t n1, int m, const void
   int es = 118;
   if (q.mode != Mode::Nvfp4) {
     es = 255;
-    for (int64_t i = n0 * groups; i < n1 * groups; i++) {
-      es = q.scales[i] < es ? q.scales[i] : es;
+    for (int64_t n = n0; n < n1; n++) {
+      const uint8_t* scales = q.scales + n * q.scale_stride;
+      for (int64_t g = 0; g < groups; g++) {
+        es = scales[g] < es ? scales[g] : es;
+      }
     }
   }
   return ex >= 17 && ex + es >= 145;

@@ -51,15 +51,14 @@ using Acc = std::conditional_t<exact, T, float>;
 template <typename T, int bits, bool exact>
 void affine_t(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
   using A = Acc<T, exact>;
-  const int64_t row_bytes = q.K * bits / 8;
   const int64_t groups = q.K / q.group_size;
   for (int i = 0; i < m; i++) {
     auto y = static_cast<T*>(ys[i]);
     for (int64_t n = n0; n < n1; n++) {
       auto x = static_cast<const T*>(xs[i]);
-      const uint8_t* w = q.w + n * row_bytes;
-      auto scales = reinterpret_cast<const T*>(q.scales) + n * groups;
-      auto biases = reinterpret_cast<const T*>(q.biases) + n * groups;
+      const uint8_t* w = q.w + n * q.w_stride;
+      auto scales = reinterpret_cast<const T*>(q.scales + n * q.scale_stride);
+      auto biases = reinterpret_cast<const T*>(q.biases + n * q.bias_stride);
       A sum = 0;
       for (int64_t g = 0; g < groups; g++) {
         A scale = scales[g];
@@ -77,8 +76,6 @@ void affine_t(const QuantView& q, int64_t n0, int64_t n1, int m, const void* con
 template <typename T, int bits, bool exact>
 void affine_n(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
   using A = Acc<T, exact>;
-  const int64_t row_bytes = q.N * bits / 8;
-  const int64_t groups = q.N / q.group_size;
   A sum[kColumnBlock];
   for (int i = 0; i < m; i++) {
     auto x = static_cast<const T*>(xs[i]);
@@ -88,9 +85,9 @@ void affine_n(const QuantView& q, int64_t n0, int64_t n1, int m, const void* con
         sum[n - nb] = 0;
       }
       for (int64_t k = 0; k < q.K; k++) {
-        const uint8_t* w = q.w + k * row_bytes;
-        auto scales = reinterpret_cast<const T*>(q.scales) + k * groups;
-        auto biases = reinterpret_cast<const T*>(q.biases) + k * groups;
+        const uint8_t* w = q.w + k * q.w_stride;
+        auto scales = reinterpret_cast<const T*>(q.scales + k * q.scale_stride);
+        auto biases = reinterpret_cast<const T*>(q.biases + k * q.bias_stride);
         A xk = x[k];
         for (int64_t g = nb / q.group_size; g * q.group_size < ne; g++) {
           A scale = scales[g];
@@ -118,14 +115,13 @@ template <typename T, int bits, bool exact>
 void float_t(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
   using A = Acc<T, exact>;
   const auto& tables = float_tables();
-  const int64_t row_bytes = q.K * bits / 8;
   const int64_t groups = q.K / q.group_size;
   for (int i = 0; i < m; i++) {
     auto y = static_cast<T*>(ys[i]);
     auto x = static_cast<const T*>(xs[i]);
     for (int64_t n = n0; n < n1; n++) {
-      const uint8_t* w = q.w + n * row_bytes;
-      const uint8_t* scales = q.scales + n * groups;
+      const uint8_t* w = q.w + n * q.w_stride;
+      const uint8_t* scales = q.scales + n * q.scale_stride;
       A sum = 0;
       for (int64_t g = 0; g < groups; g++) {
         A scale = float_scale<T>(scales[g], q.mode);
@@ -144,8 +140,6 @@ template <typename T, int bits, bool exact>
 void float_n(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
   using A = Acc<T, exact>;
   const auto& tables = float_tables();
-  const int64_t row_bytes = q.N * bits / 8;
-  const int64_t groups = q.N / q.group_size;
   A sum[kColumnBlock];
   for (int i = 0; i < m; i++) {
     auto x = static_cast<const T*>(xs[i]);
@@ -155,8 +149,8 @@ void float_n(const QuantView& q, int64_t n0, int64_t n1, int m, const void* cons
         sum[n - nb] = 0;
       }
       for (int64_t k = 0; k < q.K; k++) {
-        const uint8_t* w = q.w + k * row_bytes;
-        const uint8_t* scales = q.scales + k * groups;
+        const uint8_t* w = q.w + k * q.w_stride;
+        const uint8_t* scales = q.scales + k * q.scale_stride;
         A xk = x[k];
         for (int64_t g = nb / q.group_size; g * q.group_size < ne; g++) {
           A scaled = xk * static_cast<A>(float_scale<T>(scales[g], q.mode));

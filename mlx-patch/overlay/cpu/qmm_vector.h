@@ -280,7 +280,6 @@ void transposed_block(
     int64_t x_stride,
     VectorWorkspace& ws) {
   constexpr DType R = A::R;
-  const int64_t row_bytes = q.K * bits / 8;
   const int64_t groups = q.K / q.group_size;
   const float* table = nullptr;
   if constexpr (mode != Mode::Affine) {
@@ -289,17 +288,17 @@ void transposed_block(
   }
   const uint8_t* w_rows[kWide];
   for (int r = 0; r < kWide; r++) {
-    w_rows[r] = q.w + (n0 + r < n1 ? n0 + r : n1 - 1) * row_bytes;
+    w_rows[r] = q.w + (n0 + r < n1 ? n0 + r : n1 - 1) * q.w_stride;
   }
   alignas(64) float group_sums[mode == Mode::Affine ? 1 : kMaxRows * kWide];
   for (int64_t g = 0; g < groups; g++) {
     for (int r = 0; r < kWide; r++) {
-      int64_t at = (n0 + r < n1 ? n0 + r : n1 - 1) * groups + g;
+      const int64_t n = n0 + r < n1 ? n0 + r : n1 - 1;
       if constexpr (mode == Mode::Affine) {
-        ws.scales[r] = value_at<A::D>(q.scales, at);
-        ws.biases[r] = value_at<A::D>(q.biases, at);
+        ws.scales[r] = value_at<A::D>(q.scales + n * q.scale_stride, g);
+        ws.biases[r] = value_at<A::D>(q.biases + n * q.bias_stride, g);
       } else {
-        ws.scales[r] = table[q.scales[at]];
+        ws.scales[r] = table[q.scales[n * q.scale_stride + g]];
       }
     }
     // One group at a time: 16 to 128 weights, at most 32 dwords a row.
@@ -362,8 +361,6 @@ void plain_block(
     int64_t x_stride,
     VectorWorkspace& ws) {
   constexpr DType R = A::R;
-  const int64_t row_bytes = q.N * bits / 8;
-  const int64_t groups = q.N / q.group_size;
   const int wide = n1 - n0 < kWide ? n1 - n0 : kWide;
   const float* table = nullptr;
   if constexpr (mode != Mode::Affine) {
@@ -375,7 +372,7 @@ void plain_block(
   for (int64_t k0 = 0; k0 < q.K; k0 += kDeep) {
     const int deep = q.K - k0 < kDeep ? q.K - k0 : kDeep;
     for (int k = 0; k < deep; k++) {
-      const uint8_t* row = q.w + (k0 + k) * row_bytes + n0 * bits / 8;
+      const uint8_t* row = q.w + (k0 + k) * q.w_stride + n0 * bits / 8;
       if (wide == kWide) {
         __builtin_memcpy(ws.rows + k * kRowDwords, row, bits * 4);
       } else {
@@ -383,21 +380,21 @@ void plain_block(
       }
     }
     for (int k = 0; k < deep; k++) {
-      const int64_t scale_row = (k0 + k) * groups;
+      const uint8_t* scale_row = q.scales + (k0 + k) * q.scale_stride;
       float* w = ws.weights + k * kWide;
       const uint32_t* row = ws.rows + k * kRowDwords;
-      int64_t g = scale_row + n0 / q.group_size;
+      const int64_t g = n0 / q.group_size;
       unpack_neighbours<mode, bits, 0>(row, w);
       if constexpr (mode == Mode::Affine) { // groups are at least 32: one for all columns
-        Vec scale = splat(value_at<A::D>(q.scales, g));
-        Vec bias = splat(value_at<A::D>(q.biases, g));
+        Vec scale = splat(value_at<A::D>(scale_row, g));
+        Vec bias = splat(value_at<A::D>(q.biases + (k0 + k) * q.bias_stride, g));
         for (int v = 0; v < kWide; v += ZMLX_LANES) {
           store(w + v, round_to<R>(round_to<R>(scale * load(w + v)) + bias));
         }
       } else {
         for (int v = 0; v < kVecs; v++) {
           int column = v * ZMLX_LANES < wide ? v * ZMLX_LANES : 0;
-          ws.column_scales[k * kVecs + v] = table[q.scales[g + column / q.group_size]];
+          ws.column_scales[k * kVecs + v] = table[scale_row[g + column / q.group_size]];
         }
       }
     }

@@ -3,8 +3,6 @@
 // Idea:   for the 16-bit types silu is a function of 65,536 inputs: a table, filled on first use (about 1 ms).
 // Bound:  two loads, a table read, one multiply and one rounding per element.
 
-#include <vector>
-
 #include "cpu/operands.h"
 #include "mlx/backend/cpu/binary_ops.h"
 #include "mlx/backend/cpu/unary_ops.h"
@@ -21,9 +19,11 @@ T silu(T x) {
 
 template <typename T>
 const T* silu_table() {
-  static const std::vector<T> table = [] {
-    std::vector<T> t(1 << 16);
-    for (uint32_t i = 0; i < t.size(); i++) {
+  // Never freed: a stream thread may outlive static destructors.
+  static const T* const table = [] {
+    constexpr uint32_t kValues = 1 << 16;
+    auto t = new T[kValues];
+    for (uint32_t i = 0; i < kValues; i++) {
       uint16_t bits = i;
       T x;
       __builtin_memcpy(&x, &bits, sizeof(x));
@@ -31,7 +31,7 @@ const T* silu_table() {
     }
     return t;
   }();
-  return table.data();
+  return table;
 }
 
 template <typename T>

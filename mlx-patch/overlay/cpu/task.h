@@ -5,10 +5,20 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/float_environment.h"
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
 
 namespace zmlx::cpu {
+
+// Enqueues `run()` on the stream of `encoder`, to be run in the default floating-point environment.
+template <typename F>
+void dispatch(mlx::core::cpu::CommandEncoder& encoder, F run) {
+  encoder.dispatch([run = std::move(run)]() mutable {
+    DefaultFloatEnvironment environment;
+    run();
+  });
+}
 
 // Allocates `out` and enqueues `run(inputs, out)`; an empty `out` needs no work.
 template <typename F>
@@ -29,9 +39,9 @@ void dispatch_task(
     in.push_back(array::unsafe_weak_copy(a));
   }
   encoder.set_output_array(out);
-  encoder.dispatch([in = std::move(in),
-                    out = array::unsafe_weak_copy(out),
-                    run = std::move(run)]() mutable { run(in, out); });
+  dispatch(encoder, [in = std::move(in), out = array::unsafe_weak_copy(out), run = std::move(run)]() mutable {
+    run(in, out);
+  });
 }
 
 } // namespace zmlx::cpu

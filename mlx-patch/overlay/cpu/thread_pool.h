@@ -1,8 +1,8 @@
 // One pool of worker threads for every CPU kernel of the overlay.
 //
-// Work is handed out in blocks from one atomic counter, the caller takes part, and workers that find nothing spin for
-// a moment and then sleep. A second stream that calls while the pool is busy runs its own work inline: correct, and
-// never more threads than asked for per stream.
+// Work is handed out task by task from an atomic counter, and the caller takes part. Several streams may call at once:
+// each works on its own job and the workers go round them. Workers that find nothing spin for a moment and then sleep,
+// and so does a caller whose last task is still with a worker.
 
 #pragma once
 
@@ -11,9 +11,15 @@
 
 namespace zmlx::cpu {
 
-// 0: all cores. Takes effect at once; waits for work in progress.
+// 0: as many as the process may use; BLAS then gets back the number that it had at first. Workers stop after the task at
+// hand, callers finish their work without them.
 void pool_resize(int n);
+
+// Threads that one caller works with, itself included. Fewer than asked for once threads could not be started.
 int pool_size();
+
+// What 0 means: asked once, when the pool is first used, and at every pool_resize(0). The default counts processors.
+void set_available_threads(int (*count)());
 
 using TaskFn = void (*)(void* context, int64_t task);
 

@@ -34,9 +34,9 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
   auto scores = c::read_dense(in[P::kScores]);
 
   int64_t top_k = in[P::kRhsIndices].shape(-1);
-  int64_t tokens = indices.size() / top_k;
   int64_t K = in[P::kX].shape(-1);
   int64_t N = out.shape(-1);
+  int64_t tokens = out.size() / N;
   int64_t chunks = (tokens + kTokens - 1) / kTokens;
   // Each chunk's routes in the order of the experts; `out` is the row of the chunk's scratch.
   std::vector<std::vector<c::Route>> routes(chunks);
@@ -49,7 +49,7 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
     }
     runs[chunk] = c::group_routes(routes[chunk]);
   }
-  auto kernel = precision == Precision::Exact ? c::kernels().exact : c::kernels().fast;
+  auto kernel = down.kernel(precision);
   auto y = out.data<uint8_t>();
   int64_t blocks = (N + c::kColumnBlock - 1) / c::kColumnBlock;
 
@@ -58,7 +58,9 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
     int64_t n0 = task % blocks * c::kColumnBlock;
     int64_t n1 = std::min(n0 + c::kColumnBlock, N);
     int64_t width = n1 - n0;
-    int64_t rows = routes[chunk].size();
+    int64_t first = chunk * kTokens;
+    int64_t last = std::min(first + kTokens, tokens);
+    int64_t rows = (last - first) * top_k;
     auto products = static_cast<uint8_t*>(c::thread_scratch(c::Scratch::Driver, rows * width * item));
     const void* xs[c::kMaxRows];
     void* ys[c::kMaxRows];
@@ -71,11 +73,10 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
       }
       kernel(down.at(run.matrix), n0, n1, m, xs, ys);
     }
-    for (int64_t t = 0; t < rows / top_k; t++) {
-      int64_t token = chunk * kTokens + t;
+    for (int64_t token = first; token < last; token++) {
       c::weighted_sum(
           dtype,
-          products + t * top_k * width * item,
+          products + (token - first) * top_k * width * item,
           score_dtype,
           scores.data() + token * top_k * c::size_of(score_dtype),
           top_k,

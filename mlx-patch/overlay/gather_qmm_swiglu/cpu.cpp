@@ -45,11 +45,11 @@ void run(
   for (size_t i = 0; i < lhs.size(); i++) {
     for (int64_t m = 0; m < M; m++) {
       int64_t row = i * M + m;
-      routes.push_back({x.at(lhs[i]) + m * x.row_bytes(), rhs[i], row});
+      routes.push_back({x.at(lhs[i]) + m * x.row_stride(), rhs[i], row});
     }
   }
   auto runs = c::group_routes(routes);
-  auto kernel = precision == Precision::Exact ? c::kernels().exact : c::kernels().fast;
+  auto kernel = gate.kernel(precision);
   auto y = out.data<uint8_t>();
   int64_t blocks = (N + c::kColumnBlock - 1) / c::kColumnBlock;
 

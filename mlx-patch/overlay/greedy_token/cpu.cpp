@@ -17,10 +17,10 @@
 
 #include "cpu/operands.h"
 #include "cpu/step.h"
+#include "cpu/task.h"
 #include "cpu/thread_pool.h"
 #include "greedy_token/greedy_token.h"
 #include "mlx/allocator.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/types/half_types.h"
 #include "zmlx/mlx_version.h"
 
@@ -136,7 +136,7 @@ void GreedyToken::eval_cpu(const std::vector<array>& inputs, array& out) {
   auto& encoder = mlx::core::cpu::get_command_encoder(stream());
   encoder.set_input_array(inputs[kLogits]);
   encoder.set_output_array(out);
-  encoder.dispatch([logits = array::unsafe_weak_copy(inputs[kLogits]), out = array::unsafe_weak_copy(out)]() mutable {
+  auto task = [logits = array::unsafe_weak_copy(inputs[kLogits]), out = array::unsafe_weak_copy(out)]() mutable {
     switch (c::dtype_of(logits.dtype())) {
       case c::DType::F32:
         return run<float>(logits, out);
@@ -145,7 +145,8 @@ void GreedyToken::eval_cpu(const std::vector<array>& inputs, array& out) {
       case c::DType::BF16:
         return run<mlx::core::bfloat16_t>(logits, out);
     }
-  });
+  };
+  cpu::dispatch(encoder, std::move(task));
 }
 
 } // namespace zmlx

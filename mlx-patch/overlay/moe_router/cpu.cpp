@@ -15,10 +15,10 @@
 
 #include "cpu/operands.h"
 #include "cpu/stock_sum.h"
+#include "cpu/task.h"
 #include "cpu/thread_pool.h"
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/binary_ops.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/backend/cpu/unary_ops.h"
 #include "moe_router/moe_router.h"
 
@@ -134,12 +134,12 @@ void MoERouter::eval_cpu(const std::vector<array>& inputs, std::vector<array>& o
   encoder.set_input_array(inputs[kLogits]);
   encoder.set_output_array(outputs[kIndices]);
   encoder.set_output_array(outputs[kScores]);
-  encoder.dispatch([logits = array::unsafe_weak_copy(inputs[kLogits]),
-                    indices = array::unsafe_weak_copy(outputs[kIndices]),
-                    scores = array::unsafe_weak_copy(outputs[kScores]),
-                    top_k = top_k_,
-                    normalize = normalize_,
-                    scoring = scoring_]() mutable {
+  auto task = [logits = array::unsafe_weak_copy(inputs[kLogits]),
+               indices = array::unsafe_weak_copy(outputs[kIndices]),
+               scores = array::unsafe_weak_copy(outputs[kScores]),
+               top_k = top_k_,
+               normalize = normalize_,
+               scoring = scoring_]() mutable {
     switch (cpu::dtype_of(logits.dtype())) {
       case cpu::DType::F32:
         return run<float>(logits, indices, scores, top_k, normalize, scoring);
@@ -148,7 +148,8 @@ void MoERouter::eval_cpu(const std::vector<array>& inputs, std::vector<array>& o
       case cpu::DType::BF16:
         return run<bfloat16_t>(logits, indices, scores, top_k, normalize, scoring);
     }
-  });
+  };
+  cpu::dispatch(encoder, std::move(task));
 }
 
 } // namespace zmlx

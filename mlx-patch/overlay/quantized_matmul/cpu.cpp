@@ -47,7 +47,7 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
     routes[i] = {x.at(i), batched ? i / M : 0, i};
   }
   auto runs = c::group_routes(routes);
-  auto kernel = precision == Precision::Exact ? c::kernels().exact : c::kernels().fast;
+  auto kernel = weight.kernel(precision);
   auto y = out.data<uint8_t>();
   int64_t columns = columns_per_task(N, runs.size());
   int64_t blocks = (N + columns - 1) / columns;

@@ -9,9 +9,9 @@
 
 #include "cpu/operands.h"
 #include "cpu/step.h"
+#include "cpu/task.h"
 #include "cpu/thread_pool.h"
 #include "mlx/allocator.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "rms_norm/rms_norm.h"
 
 namespace zmlx {
@@ -56,10 +56,12 @@ void FusedRMSNorm::eval_cpu(const std::vector<array>& inputs, array& out) {
   encoder.set_input_array(inputs[kX]);
   encoder.set_input_array(inputs[kWeight]);
   encoder.set_output_array(out);
-  encoder.dispatch([x = array::unsafe_weak_copy(inputs[kX]),
-                    weight = array::unsafe_weak_copy(inputs[kWeight]),
-                    out = array::unsafe_weak_copy(out),
-                    eps = eps_]() mutable { run(x, weight, out, eps); });
+  cpu::dispatch(
+      encoder,
+      [x = array::unsafe_weak_copy(inputs[kX]),
+       weight = array::unsafe_weak_copy(inputs[kWeight]),
+       out = array::unsafe_weak_copy(out),
+       eps = eps_]() mutable { run(x, weight, out, eps); });
 }
 
 } // namespace zmlx

@@ -124,9 +124,12 @@ array greedy_token(const array& logits, StreamOrDevice s = {});
 // Names of the primitives compiled in.
 std::vector<std::string> primitives();
 
-// The one thread pool behind every CPU kernel here. 0 means all cores. Results never depend on it.
+// The one thread pool behind every CPU kernel here; BLAS gets the same number. 0 means as many as the process may use,
+// and for BLAS what it had at first. Results never depend on it.
 void set_num_threads(int n);
 int num_threads();
+// Who counts them. Without it every processor counts.
+void set_available_threads(int (*count)());
 
 // The instruction set that runtime dispatch picked: "avx512bf16", "avx512", "avx2", "neon" or "scalar".
 std::string cpu_isa();

@@ -4,6 +4,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "cpu/stock.h"
 #include "mlx/ops.h"
 
 namespace zmlx {
@@ -290,7 +291,14 @@ std::string refuse_quantized_on_cpu(const Request& r) {
            "choosing: products in float32 are fast only";
   }
 #endif
-  return refuse_on_cpu(r);
+  if (auto reason = refuse_on_cpu(r); !reason.empty()) {
+    return reason;
+  }
+  if (r.dtype == float32 && r.precision == Precision::Exact && !cpu::stock_products_round_alike()) {
+    return "this build of MLX fuses or reorders the multiplies and adds of its float32 products (compiler flags such as "
+           "-march=native or -ffast-math): products in float32 are fast only";
+  }
+  return "";
 }
 
 } // namespace zmlx

@@ -162,6 +162,10 @@ void set_num_threads(int n) {
   cpu::pool_resize(n);
 }
 
+void set_available_threads(int (*count)()) {
+  cpu::set_available_threads(count);
+}
+
 int num_threads() {
   return cpu::pool_size();
 }

@@ -32,6 +32,10 @@ std::vector<mx::array> both(std::pair<mx::array, mx::array> outputs) {
   return {std::move(outputs.first), std::move(outputs.second)};
 }
 
+// C++ knows neither affinity masks nor quotas.
+[[maybe_unused]] const bool knows_threads =
+    (zmlx::set_available_threads([] { return available_threads(); }), true);
+
 zmlx::Precision precision(bool fast) {
   return fast ? zmlx::Precision::Fast : zmlx::Precision::Exact;
 }

@@ -68,7 +68,9 @@ fn parts(w: &QuantizedWeight) -> UniquePtr<ffi::ArrayVec> {
     array_vec([&w.w, &w.scales].into_iter().chain(&w.biases))
 }
 
-/// Sets the number of threads of the primitives' CPU pool and of BLAS; 0 means all cores.
+/// Sets the number of threads of the primitives' CPU pool and of BLAS. 0, the default, means as many
+/// as the process may use (its affinity mask and its container's quota), and for BLAS the number
+/// that it had at first.
 ///
 /// # Errors
 /// `InvalidArgument` when `n` is negative.
@@ -80,7 +82,8 @@ pub fn set_num_threads(n: i32) -> Result<()> {
     Ok(ffi::set_num_threads(n)?)
 }
 
-/// Number of threads of the primitives' CPU pool.
+/// Number of threads of the primitives' CPU pool; fewer than were asked for when the system could
+/// not start them.
 pub fn num_threads() -> i32 {
     ffi::num_threads()
 }

@@ -1,0 +1,63 @@
+//! Parts of the overlay that need no MLX, compiled here with the machine's own C++ compiler.
+#![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test may stop where it stands")]
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn compile(folder: &Path, flags: &[&str], sources: &[&str]) -> PathBuf {
+    let root = Path::new(zmlx_patch::ROOT).join("overlay");
+    let program = folder.join("program");
+    let cxx = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let mut command = Command::new(&cxx);
+    command.args(["-std=c++20", "-pthread", "-rdynamic", "-I"]).arg(&root).args(flags);
+    command.args(sources.iter().map(|s| root.join(s))).arg("-o").arg(&program);
+    let output = command.args(["-ldl"]).output().unwrap();
+    assert!(output.status.success(), "{cxx}: {}", String::from_utf8_lossy(&output.stderr));
+    program
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Each case in a process of its own: some limit what the process may have.
+#[test]
+#[cfg(target_os = "linux")]
+fn thread_pool_passes_its_cases() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources = ["tests/thread_pool.cpp", "cpu/thread_pool.cpp"];
+    let program = compile(folder.path(), &["-O1"], &sources);
+    let cases = stdout(&Command::new(&program).output().unwrap());
+    assert!(cases.lines().count() > 5, "{cases}");
+    let failed: Vec<String> = cases
+        .lines()
+        .filter_map(|case| {
+            let output = Command::new(&program).arg(case).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            (!output.status.success()).then(|| format!("{case}: {}: {said}", output.status))
+        })
+        .collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn probe_of_stock_tells_how_its_loop_was_compiled() {
+    let folder = tempfile::tempdir().unwrap();
+    let probe = |flags: &[&str]| {
+        let program = compile(folder.path(), flags, &["tests/stock_probe.cpp"]);
+        stdout(&Command::new(program).output().unwrap())
+    };
+    assert_eq!(probe(&["-O3", "-ffp-contract=off"]), "alike");
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("fma") {
+        assert_eq!(probe(&["-O3", "-mfma", "-ffp-contract=off"]), "alike");
+        assert_eq!(probe(&["-O3", "-mfma", "-ffp-contract=fast"]), "different");
+    } else {
+        println!("skipped: this processor cannot fuse");
+    }
+    #[cfg(target_arch = "aarch64")]
+    assert_eq!(probe(&["-O3", "-ffp-contract=fast"]), "different");
+}
