@@ -140,6 +140,11 @@ fn indices_that_an_op_made_are_not_computed_by_the_call() {
         }
     }
     mlx::eval(&results).unwrap();
+    // Every byte is an index of 256 rows.
+    let codes = rng.array(&[2, 3], Dtype::F32, 40.0).astype(Dtype::U8).unwrap();
+    let table = rng.array(&[256], Dtype::F32, 1.0);
+    ops::take(&table, &codes, 0).unwrap();
+    assert!(!codes.is_available());
 }
 
 /// Memory safety rests on the bounds that ops claim: they are held to the values.

@@ -49,6 +49,19 @@ impl Bounds {
         (lo <= self.lo && self.hi <= hi).then_some(self)
     }
 
+    /// All values of a small type, which may bound an index well enough.
+    fn of_dtype(dtype: Dtype) -> Option<Self> {
+        let (lo, hi) = match dtype {
+            Dtype::Bool => (0, 1),
+            Dtype::U8 => (0, u8::MAX.into()),
+            Dtype::U16 => (0, u16::MAX.into()),
+            Dtype::I8 => (i8::MIN.into(), i8::MAX.into()),
+            Dtype::I16 => (i16::MIN.into(), i16::MAX.into()),
+            _ => return None,
+        };
+        Some(Self { lo, hi })
+    }
+
     /// Bounds of every sum of two.
     pub(crate) fn sum(self, other: Self) -> Option<Self> {
         Some(Self { lo: self.lo.checked_add(other.lo)?, hi: self.hi.checked_add(other.hi)? })
@@ -107,13 +120,10 @@ impl Array {
             return Some(known);
         }
         let dtype = self.dtype();
-        if dtype == Dtype::Bool {
-            return Some(Bounds { lo: 0, hi: 1 });
-        }
         if dtype.is_integer() && self.size() <= CHEAP_ELEMENTS && self.is_available() {
             self.bounds.set(read(self).ok().flatten());
         }
-        self.bounds.get()
+        self.bounds.get().or(Bounds::of_dtype(dtype))
     }
 
     /// The array, whose values are known to lie within `bounds`.
@@ -132,7 +142,8 @@ impl Array {
             let message = format!("[{op}] {what} must be integers, got {}", self.dtype());
             return Err(Error::InvalidArgument { message });
         }
-        if self.size() == 0 || self.bounds.get().is_some_and(inside) {
+        let known = self.bounds.get().or(Bounds::of_dtype(self.dtype()));
+        if self.size() == 0 || known.is_some_and(inside) {
             return Ok(());
         }
         // Bounds may be wider than the values: only these decide.
