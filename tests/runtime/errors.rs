@@ -124,13 +124,133 @@ fn router_arguments_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn expert_out_of_range_is_an_error_or_ignored_but_never_a_crash() {
-    // Stock MLX does not check on the CPU; whatever comes, the process has to live.
-    let _ = moe_router(&data::array(&[f32::NAN; 8], &[1, 8]), 2, true, Scoring::Softmax)
-        .and_then(|(indices, scores)| mlx::eval([&indices, &scores]).map(|()| indices))
-        .map(|indices| {
-            assert!(indices.to_vec::<u32>().unwrap().iter().all(|i| *i < 8));
-        });
+fn expert_out_of_range_is_an_error_of_stock_and_fused_products() {
+    for bad in [3, u32::MAX] {
+        let outcome = swiglu(|_, _, _, i| *i = data::array(&[0, bad], &[2]));
+        let error = outcome.and_then(|y| y.eval()).unwrap_err();
+        assert!(error.to_string().contains(&bad.to_string()), "{error}");
+    }
+}
+
+#[test]
+fn router_of_logits_that_are_not_numbers_picks_experts_that_exist() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for logits in [[bad; 8], [0.5, bad, 0.0, bad, -1.0, 2.0, bad, 0.25]] {
+            let logits = data::array(&logits, &[1, 8]);
+            let (indices, _) = moe_router(&logits, 2, true, Scoring::Softmax).unwrap();
+            let indices = indices.to_vec::<u32>().unwrap();
+            assert!(indices.iter().all(|i| *i < 8), "{indices:?}");
+        }
+    }
+}
+
+#[test]
+fn sizes_that_wrap_are_refused() {
+    // 2^64 elements are 0 in 64 bits.
+    let wraps = [1 << 30, 1 << 30, 16];
+    for (shape, dtype) in [
+        (&wraps[..], Dtype::Bool),
+        (&[i32::MAX, i32::MAX, 4][..], Dtype::F32),
+        (&[i32::MAX, i32::MAX, 0][..], Dtype::F32),
+        (&[-1, -1][..], Dtype::U8),
+    ] {
+        for bytes in [&[][..], &[0; 4]] {
+            let error = Array::from_bytes(bytes, shape, dtype).unwrap_err();
+            assert!(matches!(error, Error::InvalidArgument { .. }), "{shape:?}: {error:?}");
+        }
+        let zeros = ops::zeros(shape, dtype);
+        assert!(zeros.is_err(), "zeros {shape:?}");
+        let one = data::array(&[1f32], &[]);
+        assert!(ops::broadcast_to(&one, shape).is_err(), "broadcast_to {shape:?}");
+    }
+    let column = ops::broadcast_to(&data::array(&[1f32], &[]), &[i32::MAX, 1]).unwrap();
+    let row = ops::broadcast_to(&data::array(&[1f32], &[]), &[4, 1, i32::MAX]).unwrap();
+    assert!(ops::add(&column, &row).is_err());
+}
+
+#[test]
+fn arrays_larger_than_the_machine_are_an_error_of_eval() {
+    let one = data::array(&[1f32], &[]);
+    let view = ops::broadcast_to(&one, &[1 << 20, 1 << 20]).unwrap(); // 4 TiB
+    for a in
+        [ops::exp(&view), ops::contiguous(&view), ops::sum(&ops::exp(&view).unwrap(), &[], false)]
+    {
+        let error = a.unwrap().eval().unwrap_err();
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{error:?}");
+        assert!(error.to_string().contains("1048576"), "{error}");
+    }
+}
+
+#[test]
+fn bytes_that_are_no_bool_never_become_one() {
+    let error = Array::from_bytes(&[0, 1, 2], &[3], Dtype::Bool).unwrap_err();
+    assert!(error.to_string().contains("got 2"), "{error}");
+    let a = Array::from_bytes(&[0, 1, 1], &[3], Dtype::Bool).unwrap();
+    assert_eq!(a.to_vec::<bool>().unwrap(), [false, true, true]);
+
+    let bytes = data::array(&[0u8, 1, 2, 255], &[4]);
+    let error = ops::view(&bytes, Dtype::Bool).unwrap_err();
+    assert!(error.to_string().contains("not_equal"), "{error}");
+    assert_eq!(ops::view(&a, Dtype::U8).unwrap().to_vec::<u8>().unwrap(), [0, 1, 1]);
+
+    let header = br#"{"m":{"dtype":"BOOL","shape":[4],"data_offsets":[0,4]}}"#;
+    let file = [&(header.len() as u64).to_le_bytes()[..], header, &[0, 1, 2, 255]].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mask.safetensors");
+    std::fs::write(&path, file).unwrap();
+    let loaded = io::load_safetensors(&path).unwrap();
+    assert_eq!(loaded.arrays["m"].to_vec::<bool>().unwrap(), [false, true, true, true]);
+    assert_eq!(loaded.arrays["m"].to_bytes().unwrap(), [0, 1, 1, 1]);
+}
+
+#[test]
+fn parts_of_a_quantized_weight_that_do_not_belong_together_are_refused() {
+    use mlx::quantization::{gather_qmm, quantized_matmul};
+    let mut rng = Rng::new(63);
+    let good = rng.experts([3, 8, 64], Quantization::affine(32, 4), Dtype::F32, true);
+    let x = rng.array(&[3, 1, 64], Dtype::F32, 1.0);
+    let rhs = rng.indices(&[3], 3);
+    let rows = |a: &Array, n| ops::slice_axis(a, 1, 0, n).unwrap();
+    let experts = |a: &Array| ops::slice_axis(a, 0, 0, 2).unwrap();
+    let spoilt = [
+        QuantizedWeight { scales: rows(&good.scales, 1), ..good.clone() },
+        QuantizedWeight {
+            scales: rows(&good.scales, 1),
+            biases: good.biases.as_ref().map(|b| rows(b, 1)),
+            ..good.clone()
+        },
+        QuantizedWeight { biases: good.biases.as_ref().map(|b| rows(b, 2)), ..good.clone() },
+        QuantizedWeight { biases: None, ..good.clone() },
+        QuantizedWeight {
+            scales: experts(&good.scales),
+            biases: good.biases.as_ref().map(experts),
+            ..good.clone()
+        },
+        QuantizedWeight { w: data::array(&[1u32; 8], &[8]), ..good.clone() },
+        QuantizedWeight { w: good.w.astype(Dtype::I32).unwrap(), ..good.clone() },
+        QuantizedWeight { quantization: Quantization::affine(32, 0), ..good.clone() },
+        QuantizedWeight { quantization: Quantization::affine(0, 4), ..good.clone() },
+        QuantizedWeight { quantization: Quantization::affine(-32, -4), ..good.clone() },
+    ];
+    for (i, w) in spoilt.iter().enumerate() {
+        for outcome in [
+            w.dequantize(),
+            quantized_matmul(&x, w, true),
+            gather_qmm(&x, w, None, Some(&rhs), true, false),
+            gather_qmm_swiglu(&x, w, w, None, Some(&rhs), true, false, Precision::Exact),
+        ] {
+            assert!(matches!(outcome, Err(Error::InvalidArgument { .. })), "{i}: {outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn gpu_that_does_not_exist_is_refused() {
+    if !mlx::Device::Gpu.is_available() {
+        assert!(mlx::set_default_device(mlx::Device::Gpu).is_err());
+        assert!(mlx::Stream::new(mlx::Device::Gpu).is_err());
+        assert_eq!(mlx::default_device(), mlx::Device::Cpu);
+    }
 }
 
 #[test]

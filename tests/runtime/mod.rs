@@ -1,6 +1,9 @@
-//! The wrappers around MLX: errors, leaks, threads, instruction sets, transforms.
+//! The wrappers around MLX: errors, hostile arguments, indices, leaks, threads, instruction sets,
+//! transforms.
 
 mod errors;
+mod hostile;
+mod indices;
 mod leaks;
 mod threads;
 mod transforms;

@@ -108,6 +108,9 @@ fn keep_top_p(logprobs: &Array, top_p: f32) -> Result<Array> {
     let limit = ops::multiply(&Array::scalar(top_p)?, &total)?;
     let dropped = ops::greater_equal(&mass_above, &limit)?;
     let dropped = ops::sum(&dropped, &[-1], true)?;
+    // A `top_p` that is lost in rounding drops all of them: the likeliest stays.
+    let last = Array::scalar(logprobs.dim(-1) - 1)?;
+    let dropped = ops::minimum(&dropped, &last)?;
     let threshold = ops::take_along_axis(&sorted, &dropped, -1)?;
     drop_where(&ops::less(logprobs, &threshold)?, logprobs)
 }

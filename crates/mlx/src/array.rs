@@ -1,9 +1,11 @@
 //! [`Array`]: the lazy n-dimensional array.
 
+use std::cell::Cell;
 use std::fmt;
 
 use zmlx_sys::{UniquePtr, ffi};
 
+use crate::bounds::Bounds;
 use crate::{Dtype, Element, Error, Result, ops};
 
 /// A lazy n-dimensional array; a cheap handle to a node of MLX's graph.
@@ -13,6 +15,8 @@ use crate::{Dtype, Element, Error, Result, ops};
 pub struct Array {
     /// Never null.
     ptr: UniquePtr<ffi::Array>,
+    /// Between which values the elements are known to lie: see `bounds.rs`.
+    pub(crate) bounds: Cell<Option<Bounds>>,
 }
 
 /// An evaluated array cut from its graph, which may move to another thread.
@@ -43,7 +47,7 @@ impl Frozen {
 impl Array {
     pub(crate) fn wrap(ptr: UniquePtr<ffi::Array>) -> Self {
         debug_assert!(!ptr.is_null());
-        Self { ptr }
+        Self { ptr, bounds: Cell::new(None) }
     }
 
     pub(crate) fn raw(&self) -> &ffi::Array {
@@ -73,8 +77,15 @@ impl Array {
     /// An array of `shape` and `dtype` from its elements' bytes in row-major, native order.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when the number of bytes does not fit.
+    /// [`Error::InvalidArgument`] when the number of bytes does not fit, or a byte of a
+    /// [`Dtype::Bool`] is neither 0 nor 1.
     pub fn from_bytes(bytes: &[u8], shape: &[i32], dtype: Dtype) -> Result<Self> {
+        if dtype == Dtype::Bool
+            && let Some(byte) = bytes.iter().find(|b| **b > 1)
+        {
+            let message = format!("[from_bytes] a bool is a byte of 0 or 1, got {byte}");
+            return Err(Error::InvalidArgument { message });
+        }
         Ok(Self::wrap(ffi::array_from_bytes(bytes, shape, dtype.id())?))
     }
 
@@ -173,7 +184,8 @@ impl Array {
             let len = bytes.len() / std::mem::size_of::<T>();
             let mut out = Vec::<T>::with_capacity(len);
             // SAFETY: `out` has room for `len` elements, `bytes` holds as many of dtype `T`
-            // (checked above), and `Element` types are plain data; MLX writes 0 or 1 for a bool.
+            // (checked above), and `Element` types are plain data. A bool is 0 or 1: MLX computes
+            // no other, and `from_bytes`, `view` and `load_safetensors` let none in.
             unsafe {
                 std::ptr::copy_nonoverlapping(
                     bytes.as_ptr(),
@@ -196,7 +208,8 @@ impl Array {
         if ffi::array_is_row_contiguous(&self.ptr) {
             return Ok(f(ffi::array_bytes(&self.ptr)?));
         }
-        let copy = ops::contiguous(self)?;
+        // Not `ops::contiguous`, which may want to know these values.
+        let copy = Self::wrap(ffi::contiguous(&self.ptr)?);
         copy.eval()?;
         Ok(f(ffi::array_bytes(&copy.ptr)?))
     }
@@ -219,7 +232,7 @@ impl Array {
 
 impl Clone for Array {
     fn clone(&self) -> Self {
-        Self::wrap(ffi::array_clone(&self.ptr))
+        Self { ptr: ffi::array_clone(&self.ptr), bounds: self.bounds.clone() }
     }
 }
 

@@ -57,6 +57,21 @@ dtypes! {
 }
 
 impl Dtype {
+    /// Whether this is a type of integers; `bool` is not.
+    pub fn is_integer(self) -> bool {
+        matches!(
+            self,
+            Dtype::U8
+                | Dtype::U16
+                | Dtype::U32
+                | Dtype::U64
+                | Dtype::I8
+                | Dtype::I16
+                | Dtype::I32
+                | Dtype::I64
+        )
+    }
+
     /// Whether this is a real floating-point type.
     pub fn is_float(self) -> bool {
         matches!(self, Dtype::F16 | Dtype::F32 | Dtype::F64 | Dtype::Bf16)

@@ -36,7 +36,8 @@ pub struct Rope {
     pub base: f32,
     /// Scale of the positions.
     pub scale: f32,
-    /// Explicit inverse frequencies `[dims / 2]`.
+    /// What positions are divided by, `[dims / 2]`: `base^(2i / dims)` where no scaling changes them.
+    /// Their reciprocals are the frequencies.
     pub freqs: Option<Array>,
 }
 

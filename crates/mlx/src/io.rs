@@ -21,7 +21,7 @@ pub struct Safetensors {
 ///
 /// # Errors
 /// [`Error::Backend`] or [`Error::InvalidArgument`] when the file cannot be opened or its header
-/// cannot be parsed. MLX trusts the offsets in the header: check files from outside first.
+/// cannot be parsed, or a tensor is larger than the file or the machine's memory.
 pub fn load_safetensors(path: &Path) -> Result<Safetensors> {
     let named = ffi::load_safetensors(utf8(path)?)?;
     let arrays = (0..ffi::named_len(&named))

@@ -20,6 +20,7 @@
 #![deny(missing_docs)]
 
 mod array;
+mod bounds;
 mod device;
 mod dtype;
 mod error;

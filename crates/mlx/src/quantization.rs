@@ -3,7 +3,8 @@
 use zmlx_sys::ffi;
 
 use crate::array::{from_array_vec, opt};
-use crate::{Array, Result};
+use crate::ops::{unless_empty, zeros};
+use crate::{Array, Dtype, Error, Result};
 
 /// How the values of a group are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,6 +85,22 @@ impl Quantization {
         Self { group_size: mode.default_group_size(), bits: mode.default_bits(), mode }
     }
 
+    /// Refuses what MLX has no codes for; it divides by these numbers before it looks at them.
+    pub(crate) fn check(self, op: &str) -> Result<()> {
+        let Self { group_size, bits, mode } = self;
+        let known = match mode {
+            Mode::Affine => {
+                matches!(group_size, 32 | 64 | 128) && matches!(bits, 2 | 3 | 4 | 5 | 6 | 8)
+            }
+            _ => self == Self::default_of(mode),
+        };
+        if known {
+            return Ok(());
+        }
+        let message = format!("[{op}] MLX has no quantization of {self}");
+        Err(Error::InvalidArgument { message })
+    }
+
     pub(crate) fn params(self) -> ffi::QuantParams {
         ffi::QuantParams {
             group_size: self.group_size,
@@ -118,6 +135,7 @@ impl QuantizedWeight {
     /// # Errors
     /// `InvalidArgument` when K is not a multiple of the group size or MLX lacks the parameters.
     pub fn quantize(w: &Array, quantization: Quantization) -> Result<Self> {
+        quantization.check("quantize")?;
         let mut parts =
             from_array_vec(&*ffi::quantize(w.raw(), &quantization.params())?)?.into_iter();
         match (parts.next(), parts.next()) {
@@ -126,8 +144,48 @@ impl QuantizedWeight {
         }
     }
 
+    /// Refuses parts that do not belong together: MLX compares some of their lengths only and
+    /// reads as many scales as the codes need.
+    pub(crate) fn check(&self, op: &str) -> Result<()> {
+        self.quantization.check(op)?;
+        let Self { w, scales, biases, quantization: Quantization { group_size, bits, mode } } =
+            self;
+        let refuse =
+            |message: String| Err(Error::InvalidArgument { message: format!("[{op}] {message}") });
+        if w.dtype() != Dtype::U32 {
+            return refuse(format!("quantized codes must be uint32, got {}", w.dtype()));
+        }
+        let (codes, groups) = (w.shape(), scales.shape());
+        let fits = match (codes.split_last(), groups.split_last()) {
+            (Some((words, rows)), Some((count, scaled_rows))) => {
+                let width = i64::from(*count) * i64::from(*group_size);
+                !rows.is_empty()
+                    && rows == scaled_rows
+                    && i64::from(*words) * 32 == width * i64::from(*bits)
+            }
+            _ => false,
+        };
+        if !fits {
+            return refuse(format!(
+                "codes of shape {codes:?} do not go with scales of shape {groups:?} ({})",
+                self.quantization
+            ));
+        }
+        match biases.as_ref().map(Array::shape) {
+            None if *mode == Mode::Affine => refuse("affine quantization needs biases".to_owned()),
+            Some(shape) if *mode == Mode::Affine && shape != groups => refuse(format!(
+                "biases of shape {shape:?} do not go with scales of shape {groups:?}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The matrix `[.., N, K]` in the dtype of the scales (affine) or `bfloat16`.
+    ///
+    /// # Errors
+    /// When the parts do not belong together.
     pub fn dequantize(&self) -> Result<Array> {
+        self.check("dequantize")?;
         Ok(Array::wrap(ffi::dequantize(
             self.w.raw(),
             self.scales.raw(),
@@ -137,19 +195,43 @@ impl QuantizedWeight {
     }
 }
 
+/// Refuses rows without a batch for a stack of matrices, of which MLX would take any.
+pub(crate) fn check_rows(op: &str, x: &Array, w: &QuantizedWeight) -> Result<()> {
+    if w.w.ndim() < 3 || x.ndim() > 2 {
+        return Ok(());
+    }
+    let (x, codes) = (x.shape(), w.w.shape());
+    let message = format!("[{op}] a stack of matrices {codes:?} needs x [.., M, K], got {x:?}");
+    Err(Error::InvalidArgument { message })
+}
+
+/// `out`, or zeros where nothing is added up: CPU kernels divide by the lengths.
+pub(crate) fn product(x: &Array, w: &QuantizedWeight, out: Array) -> Result<Array> {
+    if x.size() == 0 || w.w.size() == 0 {
+        return zeros(out.shape(), out.dtype());
+    }
+    unless_empty(out)
+}
+
 /// x · Wᵀ (or x · W without `transpose`) with a quantized W; stock MLX.
 ///
 /// - `x`: `[.., M, K]` floating; `w`: `[.., N, K]`, or `[.., K, N]` without `transpose`
 /// - returns `[.., M, N]`
 pub fn quantized_matmul(x: &Array, w: &QuantizedWeight, transpose: bool) -> Result<Array> {
-    Ok(Array::wrap(ffi::quantized_matmul(
-        x.raw(),
-        w.w.raw(),
-        w.scales.raw(),
-        &opt(w.biases.as_ref()),
-        transpose,
-        &w.quantization.params(),
-    )?))
+    w.check("quantized_matmul")?;
+    check_rows("quantized_matmul", x, w)?;
+    product(
+        x,
+        w,
+        Array::wrap(ffi::quantized_matmul(
+            x.raw(),
+            w.w.raw(),
+            w.scales.raw(),
+            &opt(w.biases.as_ref()),
+            transpose,
+            &w.quantization.params(),
+        )?),
+    )
 }
 
 /// [`quantized_matmul`] of the matrices that the indices pick from the leading axes; stock MLX.
@@ -158,6 +240,9 @@ pub fn quantized_matmul(x: &Array, w: &QuantizedWeight, transpose: bool) -> Resu
 ///   means all in order
 /// - `sorted`: the caller promises ascending `rhs_indices`
 /// - returns `[indices.., M, N]`
+///
+/// # Errors
+/// Also when an index is beyond the matrices; see [`ops`](crate::ops) on what checking it costs.
 pub fn gather_qmm(
     x: &Array,
     w: &QuantizedWeight,
@@ -166,17 +251,38 @@ pub fn gather_qmm(
     transpose: bool,
     sorted: bool,
 ) -> Result<Array> {
-    Ok(Array::wrap(ffi::gather_qmm(
-        x.raw(),
-        w.w.raw(),
-        w.scales.raw(),
-        &opt(w.biases.as_ref()),
-        &opt(lhs_indices),
-        &opt(rhs_indices),
-        transpose,
-        &w.quantization.params(),
-        sorted,
-    )?))
+    w.check("gather_qmm")?;
+    check_indices("gather_qmm", "lhs_indices", lhs_indices, x)?;
+    check_indices("gather_qmm", "rhs_indices", rhs_indices, &w.w)?;
+    product(
+        x,
+        w,
+        Array::wrap(ffi::gather_qmm(
+            x.raw(),
+            w.w.raw(),
+            w.scales.raw(),
+            &opt(w.biases.as_ref()),
+            &opt(lhs_indices),
+            &opt(rhs_indices),
+            transpose,
+            &w.quantization.params(),
+            sorted,
+        )?),
+    )
+}
+
+/// Refuses indices of matrices that `stack` does not have.
+pub(crate) fn check_indices(
+    op: &str,
+    what: &str,
+    indices: Option<&Array>,
+    stack: &Array,
+) -> Result<()> {
+    let Some(indices) = indices else { return Ok(()) };
+    let shape = stack.shape();
+    let outer = &shape[..shape.len().saturating_sub(2)];
+    let matrices: i64 = outer.iter().map(|d| i64::from(*d)).product();
+    indices.require(op, what, 0..=matrices - 1)
 }
 
 /// Matrix products of the matrices that the indices pick from the leading axes; stock MLX.
@@ -190,6 +296,8 @@ pub fn gather_mm(
     rhs_indices: Option<&Array>,
     sorted: bool,
 ) -> Result<Array> {
+    check_indices("gather_mm", "lhs_indices", lhs_indices, a)?;
+    check_indices("gather_mm", "rhs_indices", rhs_indices, b)?;
     let (lhs, rhs) = (opt(lhs_indices), opt(rhs_indices));
-    Ok(Array::wrap(ffi::gather_mm(a.raw(), b.raw(), &lhs, &rhs, sorted)?))
+    unless_empty(Array::wrap(ffi::gather_mm(a.raw(), b.raw(), &lhs, &rhs, sorted)?))
 }

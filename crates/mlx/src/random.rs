@@ -3,6 +3,7 @@
 use zmlx_sys::ffi;
 
 use crate::array::opt;
+use crate::bounds::Bounds;
 use crate::{Array, Dtype, Result};
 
 /// A key from a seed.
@@ -55,5 +56,6 @@ pub fn randint(
 
 /// Indices drawn along `axis` with probabilities softmax(logits); `uint32`.
 pub fn categorical(logits: &Array, axis: i32, key: Option<&Array>) -> Result<Array> {
-    Ok(Array::wrap(ffi::random_categorical(logits.raw(), axis, &opt(key))?))
+    let drawn = Array::wrap(ffi::random_categorical(logits.raw(), axis, &opt(key))?);
+    Ok(drawn.within(Bounds::of_axis(logits, axis)))
 }

@@ -56,7 +56,11 @@ pub struct Imported(UniquePtr<ffi::ImportedFn>);
 
 impl Imported {
     /// Reads a graph that [`export_function`] or MLX wrote.
-    pub fn open(path: &Path) -> Result<Self> {
+    ///
+    /// # Safety
+    /// MLX runs what the file says without checking it: the file must be what an export wrote, and
+    /// where the graph indexes, [`call`](Self::call) must be given inputs whose indices fit.
+    pub unsafe fn open(path: &Path) -> Result<Self> {
         Ok(Self(ffi::import_function(utf8(path)?)?))
     }
 

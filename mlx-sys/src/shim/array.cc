@@ -1,14 +1,82 @@
 #include "zmlx-sys/src/bridge.rs.h"
 #include "zmlx/mlx_api.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cstring>
+#include <limits>
+#include <sstream>
+#include <unordered_set>
+
+#include "mlx/primitives.h"
 
 namespace zmlx_sys {
 
 namespace {
 std::atomic<size_t> live{0};
+
+// Bytes of an array of `shape`. MLX multiplies without looking: a product that wraps makes it write
+// past what it allocated.
+size_t byte_size(const mx::Shape& shape, size_t itemsize) {
+  constexpr auto limit = static_cast<size_t>(std::numeric_limits<int64_t>::max());
+  // A length of 0 must not hide the product of the others: strides are made of it.
+  size_t bytes = itemsize;
+  bool empty = false;
+  for (auto dim : shape) {
+    if (dim < 0 || (dim > 0 && bytes > limit / static_cast<size_t>(dim))) {
+      std::ostringstream msg;
+      msg << "[array] the shape " << shape << " is "
+          << (dim < 0 ? "negative" : "larger than any memory");
+      throw std::invalid_argument(msg.str());
+    }
+    empty |= dim == 0;
+    bytes *= dim > 0 ? dim : 1;
+  }
+  return empty ? 0 : bytes;
+}
+
+size_t physical_memory() {
+  static const auto pages = sysconf(_SC_PHYS_PAGES);
+  static const auto page = sysconf(_SC_PAGESIZE);
+  return pages > 0 && page > 0 ? static_cast<size_t>(pages) * page
+                               : std::numeric_limits<size_t>::max();
+}
 } // namespace
+
+// Ops made of other ops have nodes that never were a handle of ours, so shapes are looked at once
+// more before anything runs. MLX's CPU allocator answers null, which nobody checks, for what the
+// machine cannot hold.
+void check_graph(const std::vector<mx::array>& outputs) {
+  std::vector<const mx::array*> todo;
+  std::unordered_set<uintptr_t> seen;
+  auto visit = [&](const mx::array& a) {
+    if (a.status() == mx::array::Status::unscheduled && seen.insert(a.id()).second) {
+      todo.push_back(&a);
+    }
+  };
+  for (auto& a : outputs) {
+    visit(a);
+  }
+  while (!todo.empty()) {
+    auto& a = *todo.back();
+    todo.pop_back();
+    auto bytes = byte_size(a.shape(), a.itemsize());
+    if (bytes > physical_memory() && a.has_primitive() &&
+        a.primitive().stream().device == mx::Device::cpu) {
+      std::ostringstream msg;
+      msg << "[eval] an array of shape " << a.shape() << " needs " << bytes
+          << " bytes, this machine has " << physical_memory();
+      throw OutOfMemory(msg.str());
+    }
+    for (auto& in : a.inputs()) {
+      visit(in);
+    }
+    for (auto& sibling : a.siblings()) {
+      visit(sibling);
+    }
+  }
+}
 
 Array::Array(mx::array arr) : a(std::move(arr)) {
   live.fetch_add(1, std::memory_order_relaxed);
@@ -19,10 +87,14 @@ Array::~Array() {
 }
 
 ArrayPtr box(mx::array a) {
+  byte_size(a.shape(), a.itemsize());
   return std::make_unique<Array>(std::move(a));
 }
 
 ArrayVecPtr box(std::vector<mx::array> v) {
+  for (auto& a : v) {
+    byte_size(a.shape(), a.itemsize());
+  }
   auto out = std::make_unique<ArrayVec>();
   out->v = std::move(v);
   return out;
@@ -70,27 +142,26 @@ size_t live_arrays() noexcept {
 }
 
 ArrayPtr array_clone(const Array& a) noexcept {
-  return box(a.a);
+  return std::make_unique<Array>(a.a);
 }
 
 ArrayPtr array_from_bytes(rust::Slice<const uint8_t> data, Ints shape, DtypeId dtype) {
+  current();
   auto s = to_shape(shape);
   auto d = to_dtype(dtype);
-  size_t elems = 1;
-  for (auto dim : s) {
-    if (dim < 0) {
-      throw std::invalid_argument("[array] negative dimension " + std::to_string(dim));
-    }
-    elems *= dim;
-  }
-  if (data.size() != elems * d.size()) {
+  auto bytes = byte_size(s, d.size());
+  if (data.size() != bytes) {
     throw std::invalid_argument(
-        "[array] the shape needs " + std::to_string(elems * d.size()) + " bytes, got " +
+        "[array] the shape needs " + std::to_string(bytes) + " bytes, got " +
         std::to_string(data.size()));
   }
   auto buffer = mx::allocator::malloc(data.size());
   if (data.size() > 0) {
-    std::memcpy(zmlx::linked::raw_ptr(buffer), data.data(), data.size());
+    auto to = zmlx::linked::raw_ptr(buffer);
+    if (!to) {
+      throw OutOfMemory("[array] cannot allocate " + std::to_string(bytes) + " bytes");
+    }
+    std::memcpy(to, data.data(), data.size());
   }
   return box(mx::array(std::move(buffer), std::move(s), d));
 }
@@ -144,6 +215,7 @@ rust::Slice<const uint8_t> array_bytes(const Array& a) {
 }
 
 void array_detach(Array& a) {
+  check_graph({a.a});
   a.a.eval();
   a.a.detach();
 }

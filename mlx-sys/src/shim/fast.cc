@@ -10,11 +10,11 @@ std::string mode(const QuantParams& q) {
 } // namespace
 
 ArrayPtr rms_norm(const Array& x, const ArrayPtr& weight, float eps) {
-  return box(mx::fast::rms_norm(x.a, opt(weight), eps));
+  return box(mx::fast::rms_norm(x.a, opt(weight), eps, current()));
 }
 
 ArrayPtr layer_norm(const Array& x, const ArrayPtr& weight, const ArrayPtr& bias, float eps) {
-  return box(mx::fast::layer_norm(x.a, opt(weight), opt(bias), eps));
+  return box(mx::fast::layer_norm(x.a, opt(weight), opt(bias), eps, current()));
 }
 
 // MLX takes either a base or explicit frequencies.
@@ -32,7 +32,7 @@ ArrayPtr rope(
     const ArrayPtr& freqs) {
   return box(
       mx::fast::rope(
-          x.a, dims, traditional, rope_base(base, freqs), scale, offset, opt(freqs)));
+          x.a, dims, traditional, rope_base(base, freqs), scale, offset, opt(freqs), current()));
 }
 
 ArrayPtr rope_dynamic(
@@ -45,7 +45,7 @@ ArrayPtr rope_dynamic(
     const ArrayPtr& freqs) {
   return box(
       mx::fast::rope(
-          x.a, dims, traditional, rope_base(base, freqs), scale, offset.a, opt(freqs)));
+          x.a, dims, traditional, rope_base(base, freqs), scale, offset.a, opt(freqs), current()));
 }
 
 ArrayPtr sdpa(
@@ -58,11 +58,19 @@ ArrayPtr sdpa(
     const ArrayPtr& sinks) {
   return box(
       mx::fast::scaled_dot_product_attention(
-          q.a, k.a, v.a, scale, std::string(mask_mode), opt(mask), opt(sinks)));
+          q.a,
+          k.a,
+          v.a,
+          scale,
+          std::string(mask_mode),
+          opt(mask),
+          opt(sinks),
+          false,
+          current()));
 }
 
 ArrayVecPtr quantize(const Array& w, const QuantParams& q) {
-  return box(mx::quantize(w.a, q.group_size, q.bits, mode(q)));
+  return box(mx::quantize(w.a, q.group_size, q.bits, mode(q), std::nullopt, current()));
 }
 
 ArrayPtr dequantize(
@@ -70,7 +78,17 @@ ArrayPtr dequantize(
     const Array& scales,
     const ArrayPtr& biases,
     const QuantParams& q) {
-  return box(mx::dequantize(w.a, scales.a, opt(biases), q.group_size, q.bits, mode(q)));
+  return box(
+      mx::dequantize(
+          w.a,
+          scales.a,
+          opt(biases),
+          q.group_size,
+          q.bits,
+          mode(q),
+          std::nullopt,
+          std::nullopt,
+          current()));
 }
 
 ArrayPtr quantized_matmul(
@@ -82,7 +100,7 @@ ArrayPtr quantized_matmul(
     const QuantParams& q) {
   return box(
       mx::quantized_matmul(
-          x.a, w.a, scales.a, opt(biases), transpose, q.group_size, q.bits, mode(q)));
+          x.a, w.a, scales.a, opt(biases), transpose, q.group_size, q.bits, mode(q), current()));
 }
 
 ArrayPtr gather_qmm(
@@ -107,7 +125,8 @@ ArrayPtr gather_qmm(
           q.group_size,
           q.bits,
           mode(q),
-          sorted_indices));
+          sorted_indices,
+          current()));
 }
 
 ArrayPtr gather_mm(
@@ -116,40 +135,43 @@ ArrayPtr gather_mm(
     const ArrayPtr& lhs_indices,
     const ArrayPtr& rhs_indices,
     bool sorted_indices) {
-  return box(mx::gather_mm(a.a, b.a, opt(lhs_indices), opt(rhs_indices), sorted_indices));
+  return box(
+      mx::gather_mm(a.a, b.a, opt(lhs_indices), opt(rhs_indices), sorted_indices, current()));
 }
 
 ArrayPtr random_key(uint64_t seed) {
+  current();
   return box(mx::random::key(seed));
 }
 
 void random_seed(uint64_t seed) {
+  current();
   mx::random::seed(seed);
 }
 
 ArrayPtr random_split(const Array& key, int32_t num) {
-  return box(mx::random::split(key.a, num));
+  return box(mx::random::split(key.a, num, current()));
 }
 
 ArrayPtr random_uniform(float low, float high, Ints shape, DtypeId dtype, const ArrayPtr& key) {
   return box(
       mx::random::uniform(
-          mx::array(low), mx::array(high), to_shape(shape), to_dtype(dtype), opt(key)));
+          mx::array(low), mx::array(high), to_shape(shape), to_dtype(dtype), opt(key), current()));
 }
 
 ArrayPtr random_normal(Ints shape, DtypeId dtype, float loc, float scale, const ArrayPtr& key) {
-  return box(mx::random::normal(to_shape(shape), to_dtype(dtype), loc, scale, opt(key)));
+  return box(mx::random::normal(to_shape(shape), to_dtype(dtype), loc, scale, opt(key), current()));
 }
 
 ArrayPtr
 random_randint(int32_t low, int32_t high, Ints shape, DtypeId dtype, const ArrayPtr& key) {
   return box(
       mx::random::randint(
-          mx::array(low), mx::array(high), to_shape(shape), to_dtype(dtype), opt(key)));
+          mx::array(low), mx::array(high), to_shape(shape), to_dtype(dtype), opt(key), current()));
 }
 
 ArrayPtr random_categorical(const Array& logits, int32_t axis, const ArrayPtr& key) {
-  return box(mx::random::categorical(logits.a, axis, opt(key)));
+  return box(mx::random::categorical(logits.a, axis, opt(key), current()));
 }
 
 } // namespace zmlx_sys

@@ -88,7 +88,8 @@ ArrayPtr fused_gather_qmm_swiglu(
           q.bits,
           std::string(q.mode),
           sorted_indices,
-          precision(fast))));
+          precision(fast),
+          current())));
 }
 
 ArrayPtr fused_gather_qmm_combine(
@@ -108,14 +109,15 @@ ArrayPtr fused_gather_qmm_combine(
           q.group_size,
           q.bits,
           std::string(q.mode),
-          precision(fast))));
+          precision(fast),
+          current())));
 }
 
 ArrayVecPtr
 fused_moe_router(const Array& logits, int32_t top_k, bool normalize, rust::Str scoring) {
   ZMLX_OP(
       "moe_router",
-      box(both(zmlx::moe_router(logits.a, top_k, normalize, std::string(scoring)))));
+      box(both(zmlx::moe_router(logits.a, top_k, normalize, std::string(scoring), current()))));
 }
 
 ArrayPtr fused_quantized_matmul(
@@ -133,11 +135,12 @@ ArrayPtr fused_quantized_matmul(
           q.group_size,
           q.bits,
           std::string(q.mode),
-          precision(fast))));
+          precision(fast),
+          current())));
 }
 
 ArrayPtr fused_rms_norm(const Array& x, const Array& weight, float eps) {
-  ZMLX_OP("rms_norm", box(zmlx::rms_norm(x.a, weight.a, eps)));
+  ZMLX_OP("rms_norm", box(zmlx::rms_norm(x.a, weight.a, eps, current())));
 }
 
 ArrayPtr fused_qk_norm_rope(
@@ -159,7 +162,8 @@ ArrayPtr fused_qk_norm_rope(
           opt(weight),
           eps,
           {dims, traditional, base, scale, opt(freqs)},
-          offset.a)));
+          offset.a,
+          current())));
 }
 
 ArrayPtr fused_attention(
@@ -169,11 +173,13 @@ ArrayPtr fused_attention(
     float scale,
     bool causal,
     bool fast) {
-  ZMLX_OP("attention", box(zmlx::attention(q.a, k.a, v.a, scale, causal, precision(fast))));
+  ZMLX_OP(
+      "attention",
+      box(zmlx::attention(q.a, k.a, v.a, scale, causal, precision(fast), current())));
 }
 
 ArrayPtr fused_greedy_token(const Array& logits) {
-  ZMLX_OP("greedy_token", box(zmlx::greedy_token(logits.a)));
+  ZMLX_OP("greedy_token", box(zmlx::greedy_token(logits.a, current())));
 }
 
 #if ZMLX_CUSTOM_PRIMITIVE

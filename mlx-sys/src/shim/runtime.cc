@@ -1,5 +1,7 @@
 #include "zmlx-sys/src/bridge.rs.h"
 
+#include <atomic>
+#include <mutex>
 #include <unordered_map>
 
 namespace zmlx_sys {
@@ -16,18 +18,53 @@ mx::Stream stream(StreamId s) {
 StreamId id(const mx::Stream& s) {
   return {s.index, s.device == mx::Device::gpu};
 }
+
+// MLX keeps its default device in a plain variable that every thread reads. It is written only
+// while nobody can be reading it, before the first op; later choices live here alone.
+struct DefaultDevice {
+  std::mutex mutex;
+  std::atomic<bool> in_use{false};
+  std::atomic<bool> gpu{gpu_available()};
+
+  bool get() {
+    if (!in_use.load(std::memory_order_acquire)) {
+      std::lock_guard lock(mutex);
+      in_use.store(true, std::memory_order_release);
+    }
+    return gpu.load(std::memory_order_relaxed);
+  }
+
+  void set(bool to) {
+    std::lock_guard lock(mutex);
+    if (!in_use.load(std::memory_order_relaxed)) {
+      mx::set_default_device(device(to));
+    }
+    gpu.store(to, std::memory_order_relaxed);
+  }
+};
+
+DefaultDevice& default_of_process() {
+  static DefaultDevice d;
+  return d;
+}
 } // namespace
 
+mx::Stream current() {
+  return mx::default_stream(device(default_of_process().get()));
+}
+
 void eval(const ArrayVec& v) {
+  check_graph(v.v);
   mx::eval(v.v);
 }
 
 void async_eval(const ArrayVec& v) {
+  check_graph(v.v);
   mx::async_eval(v.v);
 }
 
 void synchronize() {
-  mx::synchronize();
+  mx::synchronize(current());
 }
 
 void synchronize_stream(StreamId s) {
@@ -39,11 +76,14 @@ bool gpu_available() noexcept {
 }
 
 bool default_device_is_gpu() noexcept {
-  return mx::default_device() == mx::Device::gpu;
+  return default_of_process().get();
 }
 
 void set_default_device(bool gpu) {
-  mx::set_default_device(device(gpu));
+  if (gpu && !gpu_available()) {
+    throw std::invalid_argument("[set_default_device] this build or machine has no GPU");
+  }
+  default_of_process().set(gpu);
 }
 
 rust::String device_name(bool gpu) {
@@ -105,7 +145,14 @@ std::unique_ptr<NamedArrays> load_safetensors(rust::Str path) {
       mx::load_safetensors(std::string(path), mx::Device(mx::Device::cpu));
   auto out = std::make_unique<NamedArrays>();
   for (auto& [name, array] : arrays) {
-    out->v.emplace_back(name, array);
+    check_graph({array});
+    // Whoever wrote the file may have taken any byte for true.
+    bool is_bool = array.dtype() == mx::bool_;
+    auto cpu = mx::Device(mx::Device::cpu);
+    out->v.emplace_back(
+        name,
+        is_bool ? mx::not_equal(mx::view(array, mx::uint8, cpu), mx::array(0, mx::uint8), cpu)
+                : array);
   }
   for (auto& [key, value] : metadata) {
     out->metadata.emplace_back(key, value);
@@ -116,6 +163,7 @@ std::unique_ptr<NamedArrays> load_safetensors(rust::Str path) {
 void save_safetensors(rust::Str path, const NamedArrays& arrays) {
   std::unordered_map<std::string, mx::array> map;
   for (auto& [name, array] : arrays.v) {
+    check_graph({array});
     map.insert_or_assign(name, array);
   }
   std::unordered_map<std::string, std::string> metadata;

@@ -32,6 +32,7 @@ void export_function(rust::Str path, const Callback& f, const ArrayVec& inputs) 
 }
 
 std::unique_ptr<ImportedFn> import_function(rust::Str path) {
+  current();
   return std::make_unique<ImportedFn>(ImportedFn{mx::import_function(std::string(path))});
 }
 

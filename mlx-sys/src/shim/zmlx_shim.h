@@ -55,6 +55,10 @@ mx::Shape to_shape(Ints s);
 std::vector<int> to_ints(Ints s);
 mx::Dtype to_dtype(DtypeId d);
 std::optional<mx::array> opt(const ArrayPtr& p);
+// Throws where a shape of the graph is not one that memory can hold. To be called before `eval`.
+void check_graph(const std::vector<mx::array>& outputs);
+// The current thread's default stream of the default device: what every op here runs on.
+mx::Stream current();
 
 // handles and lists (array.cc)
 size_t live_arrays() noexcept;

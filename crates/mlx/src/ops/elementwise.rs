@@ -2,12 +2,28 @@
 
 use zmlx_sys::ffi;
 
-use crate::{Array, Dtype, Result};
+use super::{any, unless_empty};
+use crate::bounds::Bounds;
+use crate::{Array, Dtype, Error, Result};
 
 macro_rules! unary {
     ($($(#[$doc:meta])* $name:ident;)*) => {
         $($(#[$doc])* pub fn $name(a: &Array) -> Result<Array> {
             Ok(Array::wrap(ffi::$name(a.raw())?))
+        })*
+    };
+}
+
+/// Binary operations that keep track of the bounds of integers.
+macro_rules! bounded {
+    ($($(#[$doc:meta])* $name:ident: $bounds:expr;)*) => {
+        $($(#[$doc])* pub fn $name(a: &Array, b: &Array) -> Result<Array> {
+            let out = Array::wrap(ffi::$name(a.raw(), b.raw())?);
+            if !out.dtype().is_integer() {
+                return Ok(out);
+            }
+            let bounds = a.bounds().zip(b.bounds()).and_then(|(a, b)| $bounds(a, b));
+            Ok(out.within(bounds))
         })*
     };
 }
@@ -63,25 +79,24 @@ unary! {
     stop_gradient;
 }
 
-binary! {
+bounded! {
     /// a + b.
-    add;
+    add: Bounds::sum;
     /// a - b.
-    subtract;
+    subtract: Bounds::difference;
+    /// Larger of the two; NaN wins.
+    maximum: |a: Bounds, b| Some(a.larger(b));
+    /// Smaller of the two; NaN wins.
+    minimum: |a: Bounds, b| Some(a.smaller(b));
+}
+
+binary! {
     /// a · b, elementwise.
     multiply;
     /// a / b; integers become `float32`.
     divide;
-    /// ⌊a / b⌋.
-    floor_divide;
-    /// Remainder of a / b with the sign of b.
-    remainder;
     /// aᵇ.
     power;
-    /// Larger of the two; NaN wins.
-    maximum;
-    /// Smaller of the two; NaN wins.
-    minimum;
     /// ln(eᵃ + eᵇ).
     logaddexp;
     /// Matrix product: `[.., M, K]` × `[.., K, N]` → `[.., M, N]`; leading dimensions broadcast.
@@ -109,19 +124,77 @@ pub fn addmm(c: &Array, a: &Array, b: &Array) -> Result<Array> {
     Ok(Array::wrap(ffi::addmm(c.raw(), a.raw(), b.raw())?))
 }
 
+/// ⌊a / b⌋; of integers, the quotient rounded towards zero.
+///
+/// # Errors
+/// When integers are divided by zero, or the least of its type by -1: processors trap. A divisor of
+/// which this is not known is computed by the call.
+pub fn floor_divide(a: &Array, b: &Array) -> Result<Array> {
+    let out = Array::wrap(ffi::floor_divide(a.raw(), b.raw())?);
+    check_divisor("floor_divide", a, b, out.dtype())?;
+    let bounds = a.bounds().zip(b.bounds()).and_then(|(a, b)| a.quotient(b));
+    Ok(out.within(bounds))
+}
+
+/// Remainder of a / b with the sign of b.
+///
+/// # Errors
+/// As [`floor_divide`].
+pub fn remainder(a: &Array, b: &Array) -> Result<Array> {
+    let out = Array::wrap(ffi::remainder(a.raw(), b.raw())?);
+    check_divisor("remainder", a, b, out.dtype())?;
+    Ok(out)
+}
+
+fn check_divisor(op: &str, a: &Array, b: &Array, dtype: Dtype) -> Result<()> {
+    if !(dtype.is_integer() || dtype == Dtype::Bool) || b.bounds().is_some_and(|b| b.lo > 0) {
+        return Ok(());
+    }
+    let holds = |x: &Array, value: i64| -> Result<bool> {
+        let value = Array::scalar(value)?.astype(dtype)?;
+        any(&equal(&x.astype(dtype)?, &value)?, &[], false)?.item()
+    };
+    let refuse = |what: &str| {
+        Err(Error::InvalidArgument { message: format!("[{op}] integers are divided by {what}") })
+    };
+    if holds(b, 0)? {
+        return refuse("zero");
+    }
+    let least = match dtype {
+        Dtype::I32 => i32::MIN.into(),
+        Dtype::I64 => i64::MIN,
+        _ => return Ok(()),
+    };
+    if holds(b, -1)? && holds(a, least)? {
+        return refuse("-1 and one of them is the least of its type");
+    }
+    Ok(())
+}
+
 /// Elements converted to `dtype`.
 pub fn astype(a: &Array, dtype: Dtype) -> Result<Array> {
-    Ok(Array::wrap(ffi::astype(a.raw(), dtype.id())?))
+    Ok(Array::wrap(ffi::astype(a.raw(), dtype.id())?).within(a.bounds()))
 }
 
 /// The same bytes read as `dtype`; the last dimension scales with the element size.
+///
+/// # Errors
+/// Also for [`Dtype::Bool`], of which not every byte is a value: compare with 0 instead.
 pub fn view(a: &Array, dtype: Dtype) -> Result<Array> {
+    if dtype == Dtype::Bool && a.dtype() != Dtype::Bool {
+        let message = format!(
+            "[view] bytes of {} are not all values of bool; use not_equal with 0 instead",
+            a.dtype()
+        );
+        return Err(Error::InvalidArgument { message });
+    }
     Ok(Array::wrap(ffi::view(a.raw(), dtype.id())?))
 }
 
 /// `a` where `condition` is true, else `b`.
 pub fn select(condition: &Array, a: &Array, b: &Array) -> Result<Array> {
-    Ok(Array::wrap(ffi::select(condition.raw(), a.raw(), b.raw())?))
+    let bounds = a.bounds().zip(b.bounds()).map(|(a, b)| a.union(b));
+    Ok(Array::wrap(ffi::select(condition.raw(), a.raw(), b.raw())?).within(bounds))
 }
 
 /// x · sigmoid(x), as two stock ops (mlx-lm's `silu`).
@@ -136,10 +209,10 @@ pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
 
 /// Softmax along `axis`; `precise` accumulates in `float32` whatever the dtype.
 pub fn softmax(a: &Array, axis: i32, precise: bool) -> Result<Array> {
-    Ok(Array::wrap(ffi::softmax(a.raw(), axis, precise)?))
+    unless_empty(Array::wrap(ffi::softmax(a.raw(), axis, precise)?))
 }
 
 /// Running sum along `axis`, from the end when `reverse`, with each element itself when `inclusive`.
 pub fn cumsum(a: &Array, axis: i32, reverse: bool, inclusive: bool) -> Result<Array> {
-    Ok(Array::wrap(ffi::cumsum(a.raw(), axis, reverse, inclusive)?))
+    unless_empty(Array::wrap(ffi::cumsum(a.raw(), axis, reverse, inclusive)?))
 }

@@ -10,6 +10,12 @@ mod index;
 mod reduce;
 mod shape;
 
+/// `out`, or zeros where it has no element: some of MLX's CPU kernels divide by the length of an
+/// axis before they look.
+pub(crate) fn unless_empty(out: crate::Array) -> crate::Result<crate::Array> {
+    if out.size() == 0 { zeros(out.shape(), out.dtype()) } else { Ok(out) }
+}
+
 pub use create::*;
 pub use elementwise::*;
 pub use index::*;

@@ -3,7 +3,7 @@
 use zmlx_sys::ffi;
 
 use super::{AFFINE_4, Ask, Parameters, Precision, dims, parts};
-use crate::quantization::{Quantization, QuantizedWeight};
+use crate::quantization::{Quantization, QuantizedWeight, check_indices, product};
 use crate::{Array, Result};
 
 /// What [`gather_qmm_combine`] is asked.
@@ -85,12 +85,15 @@ pub fn gather_qmm_combine(
     scores: &Array,
     precision: Precision,
 ) -> Result<Array> {
-    Ok(Array::wrap(ffi::fused_gather_qmm_combine(
+    down.check("gather_qmm_combine")?;
+    check_indices("gather_qmm_combine", "indices", Some(indices), &down.w)?;
+    let out = Array::wrap(ffi::fused_gather_qmm_combine(
         x.raw(),
         &parts(down),
         indices.raw(),
         scores.raw(),
         &down.quantization.params(),
         precision == Precision::Fast,
-    )?))
+    )?);
+    product(x, down, out)
 }

@@ -4,7 +4,7 @@ use zmlx_sys::ffi;
 
 use super::{AFFINE_4, Activation, Ask, Parameters, Precision, dims, parts};
 use crate::array::opt;
-use crate::quantization::{Quantization, QuantizedWeight};
+use crate::quantization::{Quantization, QuantizedWeight, check_indices, product};
 use crate::{Array, Result};
 
 /// What [`gather_qmm_swiglu`] is asked.
@@ -82,8 +82,7 @@ impl Ask for GatherQmmSwiglu {
 ///
 /// - `x`: `[.., M, K]` `bfloat16` | `float16` | `float32`
 /// - `gate`, `up`: `[E, N, K]` quantized alike (`[E, K, N]` without `transpose`)
-/// - `lhs_indices`, `rhs_indices`: as in `gather_qmm`; each `rhs_indices` `< E` (not checked on a
-///   GPU)
+/// - `lhs_indices`, `rhs_indices`: as in `gather_qmm`
 /// - returns `[indices.., M, N]`, dtype of `x`
 ///
 /// # Errors
@@ -110,7 +109,11 @@ pub fn gather_qmm_swiglu(
             ),
         });
     }
-    Ok(Array::wrap(ffi::fused_gather_qmm_swiglu(
+    gate.check("gather_qmm_swiglu")?;
+    up.check("gather_qmm_swiglu")?;
+    check_indices("gather_qmm_swiglu", "lhs_indices", lhs_indices, x)?;
+    check_indices("gather_qmm_swiglu", "rhs_indices", rhs_indices, &gate.w)?;
+    let out = Array::wrap(ffi::fused_gather_qmm_swiglu(
         x.raw(),
         &parts(gate),
         &parts(up),
@@ -120,5 +123,6 @@ pub fn gather_qmm_swiglu(
         &gate.quantization.params(),
         sorted,
         precision == Precision::Fast,
-    )?))
+    )?);
+    product(x, gate, out)
 }

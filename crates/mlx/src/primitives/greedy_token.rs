@@ -3,6 +3,7 @@
 use zmlx_sys::ffi;
 
 use super::{Ask, Parameters};
+use crate::bounds::Bounds;
 use crate::{Array, Result};
 
 /// What [`greedy_token`] is asked.
@@ -41,5 +42,5 @@ impl Ask for GreedyToken {
 /// # Source
 /// mlx-lm `generate.py` (`generate_step`).
 pub fn greedy_token(logits: &Array) -> Result<Array> {
-    Ok(Array::wrap(ffi::fused_greedy_token(logits.raw())?))
+    Ok(Array::wrap(ffi::fused_greedy_token(logits.raw())?).within(Bounds::of_axis(logits, -1)))
 }

@@ -4,6 +4,7 @@ use zmlx_sys::ffi;
 
 use super::{Ask, Parameters};
 use crate::array::from_array_vec;
+use crate::bounds::Bounds;
 use crate::{Array, Result};
 
 /// How router logits become scores.
@@ -95,7 +96,7 @@ pub fn moe_router(
 ) -> Result<(Array, Array)> {
     let out = ffi::fused_moe_router(logits.raw(), top_k, normalize, scoring.name())?;
     match <[Array; 2]>::try_from(from_array_vec(&out)?) {
-        Ok([indices, scores]) => Ok((indices, scores)),
+        Ok([indices, scores]) => Ok((indices.within(Bounds::of_axis(logits, -1)), scores)),
         Err(_) => unreachable!("the router returns indices and scores"),
     }
 }

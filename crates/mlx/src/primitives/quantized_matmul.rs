@@ -3,7 +3,7 @@
 use zmlx_sys::ffi;
 
 use super::{AFFINE_4, Ask, Parameters, Precision, dims, parts};
-use crate::quantization::{Quantization, QuantizedWeight};
+use crate::quantization::{Quantization, QuantizedWeight, check_rows, product};
 use crate::{Array, Result};
 
 /// What [`quantized_matmul`] is asked.
@@ -53,11 +53,14 @@ pub fn quantized_matmul(
     transpose: bool,
     precision: Precision,
 ) -> Result<Array> {
-    Ok(Array::wrap(ffi::fused_quantized_matmul(
+    w.check("quantized_matmul")?;
+    check_rows("quantized_matmul", x, w)?;
+    let out = Array::wrap(ffi::fused_quantized_matmul(
         x.raw(),
         &parts(w),
         transpose,
         &w.quantization.params(),
         precision == Precision::Fast,
-    )?))
+    )?);
+    product(x, w, out)
 }
