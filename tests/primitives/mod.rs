@@ -4,6 +4,7 @@ mod combine;
 mod extremes;
 mod fast;
 mod quantized;
+mod registry;
 mod router;
 mod step;
 mod swiglu;
