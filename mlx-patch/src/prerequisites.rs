@@ -76,17 +76,17 @@ pub const PREREQUISITES: &[Prerequisite] = &[
     },
     Prerequisite {
         name: "cmake",
-        purpose: "configures MLX",
+        purpose: "configures MLX and the overlay",
         probe: Probe::Program(&["cmake"]),
-        needed: Need::Source,
+        needed: Need::Always,
         debian: "cmake",
         homebrew: "cmake",
     },
     Prerequisite {
         name: "ninja or make",
-        purpose: "runs the compilation of MLX",
+        purpose: "runs the compilation of MLX and the overlay",
         probe: Probe::Program(&["ninja", "ninja-build", "make", "gmake"]),
-        needed: Need::Source,
+        needed: Need::Always,
         debian: "ninja-build",
         homebrew: "ninja",
     },
@@ -373,7 +373,7 @@ mod tests {
     #[test]
     fn plan_decides_what_is_needed() {
         let lacks = |plan| Machine::default().missing(plan).len();
-        assert_eq!(lacks(Plan { source: false, ..LINUX }), 1);
+        assert_eq!(lacks(Plan { source: false, ..LINUX }), 3);
         assert_eq!(lacks(LINUX) - lacks(Plan { accelerate: true, ..LINUX }), 3);
         assert_eq!(lacks(Plan { metal: true, ..LINUX }) - lacks(LINUX), 1);
         // nvcc and cuDNN, but not fmt

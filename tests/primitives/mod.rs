@@ -5,6 +5,7 @@ mod empty;
 mod extremes;
 mod fast;
 mod quantized;
+mod registry;
 mod router;
 mod step;
 mod swiglu;

@@ -274,3 +274,25 @@ on_each_device! {
         }
     }
 }
+
+#[test]
+fn expert_that_is_not_there_is_an_error_and_the_stream_works_on() {
+    let q = Quantization::affine(32, 4);
+    let shape = Layout::Rows { batch: 2, m: 1 };
+    let plain = call(&mut Rng::new(9), shape, [2, 8, 32], q, Dtype::F32, true);
+    let rhs = Some(data::array(&[1u32, 9], &[2]));
+    let outside = Call { rhs, ..plain.clone() };
+    let error = outside.fused(Precision::Exact).unwrap().eval().unwrap_err();
+    assert!(error.to_string().contains("rhs_indices holds 9"), "{error}");
+    plain.check("after the error");
+}
+
+#[test]
+fn weights_of_a_mode_without_biases_are_refused_with_some() {
+    let q = Quantization::default_of(mlx::quantization::Mode::Mxfp4);
+    let shape = Layout::Rows { batch: 2, m: 1 };
+    let mut c = call(&mut Rng::new(10), shape, [2, 8, 32], q, Dtype::Bf16, true);
+    c.gate.biases = Some(c.gate.scales.clone());
+    let error = c.fused(Precision::Exact).unwrap_err();
+    assert!(error.to_string().contains("must be null"), "{error}");
+}

@@ -1,0 +1,163 @@
+//! The folders of the overlay, the wrappers, the bridge and what the library says are one list; and what
+//! `supports` answers to questions that are wrong.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use mlx::primitives::{
+    Activation, Ask, Attention, GatherQmmCombine, GatherQmmSwiglu, MoeRouter, Parameters,
+    Precision, QkNormRope, RmsNorm, Scoring, Setting, Value, supports,
+};
+use mlx::quantization::{Mode, Quantization};
+use mlx::{Device, Dtype};
+
+const CPU: Setting =
+    Setting { device: Device::Cpu, dtype: Dtype::Bf16, precision: Precision::Exact };
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn entries(folder: &str) -> impl Iterator<Item = std::path::PathBuf> {
+    std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path())
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+#[test]
+fn folders_and_wrappers_and_library_name_the_same_primitives() {
+    let folders: BTreeSet<String> = entries("mlx-patch/overlay")
+        .filter(|path| path.join("op.cpp").exists())
+        .map(|path| stem(&path))
+        .collect();
+    assert!(!folders.is_empty());
+    let compiled: BTreeSet<String> = mlx::build_info().primitives.into_iter().collect();
+    assert_eq!(compiled, folders, "the library and mlx-patch/overlay");
+    let asked: BTreeSet<String> =
+        mlx::primitives::TYPICAL.iter().map(|ask| ask.primitive().to_owned()).collect();
+    assert_eq!(asked, folders, "mlx::primitives::TYPICAL and mlx-patch/overlay");
+    let files: BTreeSet<String> = entries("crates/mlx/src/primitives")
+        .map(|path| stem(&path))
+        .filter(|name| !["mod", "ask"].contains(&name.as_str()))
+        .collect();
+    assert_eq!(files, folders, "crates/mlx/src/primitives and mlx-patch/overlay");
+    let bridge = std::fs::read_to_string(root().join("mlx-sys/src/bridge.rs")).unwrap();
+    for name in &folders {
+        assert!(bridge.contains(&format!("fn fused_{name}(")), "{name} is not in the bridge");
+    }
+}
+
+#[test]
+fn typical_questions_are_answered_with_yes_on_the_cpu() {
+    for ask in mlx::primitives::TYPICAL {
+        for precision in [Precision::Exact, Precision::Fast] {
+            assert_eq!(supports(*ask, &Setting { precision, ..CPU }), Ok(()), "{ask:?}");
+        }
+    }
+}
+
+#[test]
+fn device_without_kernels_and_type_without_kernels_are_named() {
+    for ask in mlx::primitives::TYPICAL {
+        let integers = Setting { dtype: Dtype::I32, ..CPU };
+        let reason = supports(*ask, &integers).unwrap_err();
+        assert!(reason.contains("int32"), "{reason}");
+        if !Device::Gpu.is_available() {
+            let reason = supports(*ask, &Setting { device: Device::Gpu, ..CPU }).unwrap_err();
+            assert!(reason.contains("gpu") && reason.contains(ask.primitive()), "{reason}");
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Misspelt(&'static str, Vec<(&'static str, Value)>);
+
+impl Ask for Misspelt {
+    fn primitive(&self) -> &'static str {
+        self.0
+    }
+
+    fn parameters(&self) -> Parameters {
+        self.1.iter().fold(Parameters::new(), |all, (name, value)| all.with(name, *value))
+    }
+}
+
+#[track_caller]
+fn refused(ask: &dyn Ask, words: &[&str]) {
+    let reason = supports(ask, &CPU).unwrap_err();
+    for word in words {
+        assert!(reason.contains(word), "`{word}` is not in: {reason}");
+    }
+}
+
+#[test]
+fn question_with_a_wrong_name_or_value_says_which() {
+    let norm = |parameters: &[(&'static str, Value)]| Misspelt("rms_norm", parameters.to_vec());
+    let dims = ("dims", Value::Integer(64));
+    let weight = ("weight", Value::Flag(true));
+    assert_eq!(supports(&norm(&[dims, weight]), &CPU), Ok(()));
+    refused(&norm(&[dims]), &["rms_norm", "'weight'"]);
+    refused(&norm(&[dims, ("wieght", Value::Flag(true))]), &["'wieght'", "dims, weight"]);
+    refused(&norm(&[dims, weight, ("eps", Value::Number(1e-6))]), &["'eps'"]);
+    refused(&norm(&[dims, ("weight", Value::Integer(1))]), &["'weight'", "true or false"]);
+    refused(&Misspelt("rms_nrom", vec![]), &["'rms_nrom'", "rms_norm"]);
+}
+
+#[test]
+fn what_no_kernel_does_is_refused_with_the_reason() {
+    let q = Quantization::affine(64, 4);
+    let swiglu = super::asks::swiglu(q, true);
+    refused(&GatherQmmSwiglu { bias: true, ..swiglu }, &["bias"]);
+    refused(&GatherQmmSwiglu { activation: Activation::Gelu, ..swiglu }, &["gelu"]);
+    let seven = Quantization { bits: 7, group_size: 64, mode: Mode::Affine };
+    refused(&GatherQmmSwiglu { quantization: seven, ..swiglu }, &["7"]);
+    let combine = super::asks::combine(q);
+    refused(&GatherQmmCombine { bias: true, ..combine }, &["bias"]);
+    refused(&GatherQmmCombine { transpose: false, ..combine }, &["transposed"]);
+    refused(&RmsNorm { dims: 64, weight: false }, &["weight"]);
+
+    let router = MoeRouter {
+        num_experts: 8,
+        top_k: 2,
+        normalize: true,
+        scoring: Scoring::Softmax,
+        selection_bias: false,
+        num_groups: 1,
+        scale: 1.0,
+    };
+    assert_eq!(supports(&router, &CPU), Ok(()));
+    refused(&MoeRouter { top_k: 9, ..router }, &["top_k", "8", "9"]);
+    refused(&MoeRouter { scoring: Scoring::SoftmaxOfTopK, ..router }, &["softmax_of_top_k"]);
+    refused(&MoeRouter { selection_bias: true, ..router }, &["bias"]);
+    refused(&MoeRouter { num_groups: 4, ..router }, &["groups"]);
+    refused(&MoeRouter { scale: 2.5, ..router }, &["scale"]);
+
+    let rope = QkNormRope {
+        num_heads: 4,
+        head_dim: 64,
+        norm: false,
+        dims: 32,
+        traditional: true,
+        freqs: true,
+    };
+    assert_eq!(supports(&rope, &CPU), Ok(()));
+    refused(&QkNormRope { dims: 66, ..rope }, &["64", "66"]);
+
+    let attention = Attention {
+        num_heads: 8,
+        num_kv_heads: 2,
+        head_dim: 80,
+        value_dim: 40,
+        causal: true,
+        window: None,
+        mask: false,
+        sinks: false,
+    };
+    assert_eq!(supports(&attention, &CPU), Ok(()));
+    refused(&Attention { num_kv_heads: 3, ..attention }, &["8", "3"]);
+    refused(&Attention { window: Some(128), ..attention }, &["window"]);
+    refused(&Attention { mask: true, ..attention }, &["mask"]);
+    refused(&Attention { sinks: true, ..attention }, &["sinks"]);
+}
