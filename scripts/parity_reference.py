@@ -238,7 +238,7 @@ def build(case, folder):
 
         with contextlib.redirect_stdout(io.StringIO()):
             model, config = lm_utils.quantize_model(
-                model, config, case.group_size, case.bits, case.mode, predicate
+                model, config, case.group_size, case.bits, case.mode, quant_predicate=predicate
             )
     folder.mkdir(parents=True)
     original = lm_utils.make_shards
