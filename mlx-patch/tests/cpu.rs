@@ -1,7 +1,6 @@
 //! Parts of the overlay that need no MLX, compiled here with the machine's own C++ compiler.
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test may stop where it stands")]
-#![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -142,7 +142,7 @@ alone! {
             let v = rng.array(&[b, hkv, lk, dv], dtype, 1.0);
             let what = format!("q {:?} k {:?} v {:?}", q.shape(), k.shape(), v.shape());
             let got = attention(&q, &k, &v, 0.125, false, Precision::Exact).unwrap();
-            let stock = fast::scaled_dot_product_attention(&q, &k, &v, 0.125, Mask::None);
+            let stock = fast::scaled_dot_product_attention(&q, &k, &v, 0.125, Mask::None, None);
             match stock.and_then(|a| a.eval().map(|()| a)) {
                 Ok(stock) => assert_same_bits(&got, &stock, &what),
                 Err(_) => assert_eq!(got.to_bytes().unwrap().len(), 0, "{what}"),
