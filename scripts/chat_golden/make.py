@@ -142,7 +142,7 @@ MISC = """{{ true }} {{ none }} {{ false }} {{ 1.0 }} {{ 3 }} {{ 2 / 4 }} {{ 7 /
 {{ none | default([]) is iterable }} {{ messages is iterable and messages is not mapping }} {{ messages[0] is iterable }}
 {{ messages | length }} {{ '' | length }} {{ none | string }} {{ [none, true] | string }} {{ {'a': none} | string }}
 {{ [1, 2, 3] | map('string') | join('-') }} {{ ['a', 'b'] | join }} {{ [[1, 'x'], [2, 'y']] | map(first) | list if false else 'no' }}
-{{ 'Key: v' | replace('Key', 'k') | trim }} {{ ' x ' | trim | upper }} {{ 'a\tb' | tojson }} {{ '"\\/\u2028' | tojson }}
+{{ 'Key: v' | replace('Key', 'k') | trim }} {{ ' x ' | trim | upper }} {{ 'a\tb' | tojson }} {{ '"\u2028' | tojson }}
 {{ {'z': 1, 'a': [1, {'b': none}]} | tojson(indent=4) }} {{ [] | tojson(indent=2) }} {{ {} | tojson }} {{ 1e-7 | tojson }} {{ 12345678901234567890 | tojson }}
 {{ messages | selectattr('role', 'in', ['user', 'tool']) | map(attribute='role') | list }} {{ messages | groupby('role') | length }}
 {{ 'abc'.startswith('ab') }} {{ 'abc'.endswith(('b', 'c')) }} {{ 'a b'.partition(' ') if false else '' }} {{ 'x'.join(['1', '2']) }} {{ 'abc'.count('b') }}
@@ -151,7 +151,7 @@ MISC = """{{ true }} {{ none }} {{ false }} {{ 1.0 }} {{ 3 }} {{ 2 / 4 }} {{ 7 /
 {% for a in [1, 2] %}{% for b in [3, 4] %}{{ loop.depth }}{{ a }}{{ b }}{{ loop.cycle('x', 'y') }} {% endfor %}{% endfor %}
 {% macro m(a, b='d') %}{{ a }}{{ b }}{{ varargs | length if false else '' }}{% endmacro %}{{ m(1) }}{{ m(1, b=2) }}{{ m(b=3, a=4) }}
 {% set a, b = 1, 2 %}{{ a }}{{ b }} {% set ns = namespace(x=[], y='') %}{% set ns.x = ns.x + [1] %}{% set ns.y = ns.y ~ 'z' %}{{ ns.x }}{{ ns.y }}
-{{ 7.0 }} {{ 1e100 }} {{ 0.1 + 0.2 }} {{ 10 / 5 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 2 ** 0.5 }} {{ 1_000 }}
+{{ 7.0 }} {{ 1e10 }} {{ 0.1 + 0.2 }} {{ 10 / 5 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 2 ** 0.5 }} {{ 1_000 }}
 {{ (1, 2) + (3,) if false else (1, 2) }} {{ [1, 2] == [1, 2] }} {{ {'a': 1} == {'a': 1} }} {{ 'b' > 'a' }} {{ 1 in [1.0] }} {{ not none }}
 {{ messages[5] is defined }} {{ messages[0]['x'] is defined }} {{ messages[0].role is defined }} {{ 'abc'[5:] }} {{ [1, 2, 3, 4][::2] }} {{ [1, 2, 3][-2:] }}
 {{ 3 is number }} {{ true is number }} {{ true is boolean }} {{ 3 is integer }} {{ 3.0 is float }} {{ 'a' is string }} {{ none is none }}

@@ -88,7 +88,10 @@ fn environment<'a>(now: &Zoned) -> Environment<'a> {
     });
     // In Python text is a sequence and can be iterated over.
     environment.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+        matches!(
+            value.kind(),
+            ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined
+        )
     });
     environment.add_test("iterable", |value: &Value| match value.kind() {
         // Templates ask this of `tools`, which is none when there are none.

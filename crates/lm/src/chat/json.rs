@@ -52,6 +52,9 @@ impl Dump {
                 });
             }
             Json::String(text) => self.text(text, out),
+            Json::Number(number) if number.is_f64() => {
+                out.push_str(&float(number.as_f64().unwrap_or_default()));
+            }
             other => out.push_str(&other.to_string()),
         }
     }
@@ -100,6 +103,41 @@ impl Dump {
                     out.push_str(&format!("\\u{unit:04x}"));
                 }
             }
+        }
+    }
+}
+
+/// Python's `repr` of a finite number: the shortest digits, an exponent below 1e-4 and from 1e16 on.
+fn float(value: f64) -> String {
+    let scientific = format!("{value:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if value == 0.0 || (-4..16).contains(&exponent) {
+        return format!("{value:?}");
+    }
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{digits}e{sign}{:02}", exponent.abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn float_is_written_as_python_does() {
+        for (value, expected) in [
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (1.5, "1.5"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (-1.25e-7, "-1.25e-07"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.2345678901234568e17, "1.2345678901234568e+17"),
+            (5e-324, "5e-324"),
+        ] {
+            assert_eq!(float(value), expected);
         }
     }
 }

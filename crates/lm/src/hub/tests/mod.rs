@@ -204,7 +204,7 @@ fn resolve_gives_up_on_a_hub_that_says_nothing() {
     let start = Instant::now();
     let message = error_of("owner/name", &hub.options(&cache));
     assert_mentions(&message, &["cannot be reached", "no answer in time"]);
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     assert_eq!(hub.requests().len(), 3, "once and two repetitions");
 }
 
