@@ -66,7 +66,7 @@ fn quantization_inferred_from_shapes_says_the_same() {
 }
 
 #[test]
-fn unknown_keys_and_spare_files_do_not_matter() {
+fn unknown_keys_are_told_and_change_nothing_nor_do_spare_files() {
     let tiny = Tiny::new();
     let expected = ids(&tiny, &[]);
     let mut more = config();
@@ -74,8 +74,16 @@ fn unknown_keys_and_spare_files_do_not_matter() {
     more["something_new"] = json!({ "a": [1, 2] });
     tiny.write_config(&more);
     std::fs::write(tiny.file("README.md"), "# a card").unwrap();
+    more["rope_scaling"] = json!({ "type": "linear", "factor": 2 });
+    tiny.write_config(&more);
     std::fs::write(tiny.file("tokenizer.model"), [0u8; 16]).unwrap();
-    assert_eq!(expected, ids(&tiny, &[]));
+    let output = generate(tiny.path(), &[]);
+    assert_eq!(expected, summary(&output)["token_ids"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    for field in ["something_new", "rope_scaling"] {
+        assert!(told.contains(&format!("`{field}` is not used by qwen3_moe")), "{told}");
+    }
+    assert!(!told.contains("transformers_version"), "{told}");
 }
 
 alone! {

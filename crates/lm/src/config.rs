@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 pub use crate::quantization::QuantizationConfig;
-pub use numbers::{Count, Positive, Size};
+pub use numbers::{Count, Finite, Positive, Size};
 
 /// Where a configuration that wraps a text model keeps that model's fields.
 const TEXT_CONFIG: &str = "text_config";
@@ -243,7 +243,8 @@ impl ModelConfig {
         let is_silent = |path: &str| {
             COMMON_KEYS.contains(&path)
                 || T::UNUSED.contains(&path)
-                || section.get(path) == Some(&Value::Bool(false))
+                || section.pointer(&format!("/{}", path.replace('.', "/")))
+                    == Some(&Value::Bool(false))
         };
         let named = |path: String| match nested {
             Some(_) if !T::TOP_LEVEL.contains(&path.as_str()) => format!("{TEXT_CONFIG}.{path}"),
@@ -295,8 +296,9 @@ fn explain(section: &Value, path: &str, error: &serde_json::Error) -> (String, S
     // serde_path_to_error writes `a.b[2]`
     let pointer = format!("/{}", path.replace(']', "").replace(['.', '['], "/"));
     let got = section.pointer(&pointer).map_or_else(|| "what it is".to_owned(), shown);
-    let reason = match error.split_once(", expected ") {
-        Some((_, expected)) => format!("is {got}, expected {expected}"),
+    let expected = error.strip_prefix("expected ");
+    let reason = match expected.or(error.split_once(", expected ").map(|(_, expected)| expected)) {
+        Some(expected) => format!("is {got}, expected {expected}"),
         None => format!("is {got}: {error}"),
     };
     (path.to_owned(), reason)

@@ -127,3 +127,45 @@ impl<'de> Deserialize<'de> for Positive {
         deserializer.deserialize_f64(AboveZero)
     }
 }
+
+/// A number that is finite, also as `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Default)]
+pub struct Finite(f64);
+
+impl Finite {
+    /// As it is in the file.
+    pub fn f64(self) -> f64 {
+        self.0
+    }
+}
+
+struct AnyFinite;
+
+impl Visitor<'_> for AnyFinite {
+    type Value = Finite;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number")
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Finite, E> {
+        if (value as f32).is_finite() {
+            return Ok(Finite(value));
+        }
+        Err(E::invalid_value(Unexpected::Float(value), &self))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Finite, E> {
+        self.visit_f64(value as f64)
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Finite, E> {
+        self.visit_f64(value as f64)
+    }
+}
+
+impl<'de> Deserialize<'de> for Finite {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_f64(AnyFinite)
+    }
+}

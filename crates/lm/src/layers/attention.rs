@@ -177,9 +177,10 @@ impl Attention {
         norm: Option<&RmsNorm>,
         at: &Position,
     ) -> Result<Array> {
-        if let (Path::Fused(_), Some(rope)) = (self.norm_rope_path, &self.rope) {
+        let kernel = self.rope.as_ref().and_then(Rope::kernel);
+        if let (Path::Fused(_), Some(rope)) = (self.norm_rope_path, kernel) {
             let (weight, eps) = norm.map(RmsNorm::parts).unzip();
-            let (eps, rope) = (eps.unwrap_or_default(), rope.parts());
+            let eps = eps.unwrap_or_default();
             return Ok(match at {
                 Position::Static(offset) => {
                     primitives::qk_norm_rope(&x, heads, weight, eps, rope, *offset)?
@@ -220,8 +221,8 @@ impl Fusable for Attention {
             let kind = ModuleKind::Attention;
             sites.push(Site { module: at.clone(), kind, pattern, questions, path });
         };
-        if let Some(rope) = self.rope.as_ref().map(Rope::parts) {
-            let question = |num_heads| -> Box<dyn Ask> {
+        if let Some(rope) = &self.rope {
+            let question = |rope: &fast::Rope, num_heads| -> Box<dyn Ask> {
                 Box::new(primitives::QkNormRope {
                     num_heads,
                     head_dim,
@@ -231,8 +232,11 @@ impl Fusable for Attention {
                     freqs: rope.freqs.is_some(),
                 })
             };
-            let questions = vec![question(num_heads), question(num_kv_heads)];
-            push("qk_norm_rope", Ok(questions), &mut self.norm_rope_path);
+            let questions = match rope.kernel() {
+                Some(rope) => Ok(vec![question(rope, num_heads), question(rope, num_kv_heads)]),
+                None => Err("a scaled input or a dynamic base has no fused form".to_owned()),
+            };
+            push("qk_norm_rope", questions, &mut self.norm_rope_path);
         }
         let question = primitives::Attention {
             num_heads,

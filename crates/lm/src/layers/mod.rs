@@ -20,7 +20,7 @@ pub use linear::Linear;
 pub use mlp::Mlp;
 pub use moe::{MoeBlock, SharedExperts};
 pub use norm::RmsNorm;
-pub use rope::Rope;
+pub use rope::{Factors, Rope, RopeOptions, RopeScaling};
 pub use routing::{Choice, Groups, Routing, Score};
 pub use site::{Fusable, ModuleKind, ModulePath, Questions, Site};
 pub use switch::{SwitchGlu, SwitchLinear};

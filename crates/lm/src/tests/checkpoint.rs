@@ -305,3 +305,80 @@ fn tensor_in_two_files_is_refused() {
     let message = error(dir.path()).to_string();
     assert!(message.contains("`model.norm.weight` is also in"), "{message}");
 }
+
+#[test]
+fn experts_one_by_one_load_and_a_hostile_count_of_them_is_refused_at_once() {
+    let mut fixture = Fixture::dense(Dtype::F32);
+    let stacked: Vec<String> =
+        (fixture.weights.keys()).filter(|name| name.contains("switch_mlp")).cloned().collect();
+    assert_eq!(stacked.len(), 6);
+    for name in stacked {
+        let stack = fixture.weights.remove(&name).unwrap();
+        for e in 0..EXPERTS {
+            let one = mlx::ops::slice_axis(&stack, 0, e, e + 1).unwrap();
+            let one = mlx::ops::squeeze(&one, &[0]).unwrap();
+            let name = name.replace("switch_mlp", &format!("experts.{e}"));
+            fixture.weights.insert(name, one);
+        }
+    }
+    fixture.load();
+    let start = std::time::Instant::now();
+    fixture.config["num_experts"] = json!(2_000_000_000);
+    let error = error(fixture.write().path());
+    let name = format!("model.layers.0.mlp.experts.{EXPERTS}.down_proj.weight");
+    assert!(matches!(&error, Error::MissingWeight { name: n, .. } if *n == name), "{error}");
+    assert!(start.elapsed().as_secs() < 5);
+}
+
+#[test]
+fn config_with_any_value_anywhere_never_panics() {
+    let values = [
+        json!(null),
+        json!(true),
+        json!(false),
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(2),
+        json!(7),
+        json!(i32::MAX),
+        json!(i64::MIN),
+        json!(u64::MAX),
+        json!(0.5),
+        json!(-0.0),
+        json!(1e300),
+        json!(1e-320),
+        json!(""),
+        json!("yarn"),
+        json!("\u{0}é{l}"),
+        json!([]),
+        json!([[]]),
+        json!([0, 1, 2]),
+        json!([u64::MAX]),
+        json!({}),
+        json!({"a": {"b": []}}),
+        json!({"type": "yarn", "factor": 0}),
+        json!({"bits": 4, "group_size": 64}),
+        json!({"bits": i64::MAX, "group_size": i64::MIN}),
+    ];
+    let mut fixture = fixture();
+    let dir = fixture.write();
+    let good = fixture.config.clone();
+    let mut keys: Vec<String> = good.as_object().unwrap().keys().cloned().collect();
+    keys.extend(
+        ["text_config", "rope_scaling", "quantization_config", "unheard_of"].map(String::from),
+    );
+    let mut refused = 0;
+    for key in &keys {
+        for value in &values {
+            fixture.config = good.clone();
+            fixture.config[key] = value.clone();
+            fixture.write_config(dir.path());
+            if let Err(error) = load(dir.path()) {
+                refused += 1;
+                assert!(error.to_string().len() < 1000, "{key} = {value}: {error}");
+            }
+        }
+    }
+    assert!(refused > keys.len() * values.len() / 3, "{refused}");
+}
