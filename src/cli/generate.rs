@@ -1,36 +1,39 @@
 //! `zmlx generate`
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 
-use mlx::primitives::Precision;
 use serde::Serialize;
-use zmlx::lm::{self, Detokenizer, GenerateOptions, PatchOptions, Patterns, Sampling};
+use zmlx::lm::{self, Detokenizer, GenerateOptions, Sampling};
 
-use super::options::{
-    ComputeOptions, ModelOptions, OutputOptions, Prompter, TokenList, eos_token_ids,
-    parse_patterns, parse_tokens, precision_name, read_prompt_file,
-};
-use super::render::{Report, Ui};
-use super::{CommandArgs, Exit};
+use super::options::{ComputeOptions, ModelOptions, OutputOptions, precision_name};
+use super::patching::PatchingOptions;
+use super::prompts::{Asked, PromptOptions, Prompter};
+use super::render::{Answer, Ui, bytes, rate};
+use super::{CommandArgs, Examples, Exit};
 
 /// Arguments of `zmlx generate`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Generate {
     #[command(flatten)]
     model: ModelOptions,
-    /// Text to answer
-    #[arg(long, value_name = "TEXT", group = "input")]
-    prompt: Option<String>,
-    /// File with the text to answer; - reads standard input
-    #[arg(long, value_name = "FILE", group = "input")]
-    prompt_file: Option<PathBuf>,
-    /// Token ids to continue, as they are: 1,5,9
-    #[arg(long, value_name = "IDS", group = "input", value_parser = parse_tokens)]
-    prompt_tokens: Option<TokenList>,
-    /// Most tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_max_tokens)]
-    max_tokens: usize,
+    #[command(flatten)]
+    prompt: PromptOptions,
+    #[command(flatten)]
+    sampling: SamplingOptions,
+    #[command(flatten)]
+    stopping: StoppingOptions,
+    #[command(flatten)]
+    patching: PatchingOptions,
+    #[command(flatten)]
+    compute: ComputeOptions,
+    #[command(flatten)]
+    _output: OutputOptions,
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Sampling")]
+pub(super) struct SamplingOptions {
     /// Randomness; 0 takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temp: f32,
@@ -44,21 +47,20 @@ pub(super) struct Generate {
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
     /// Seed of the random numbers; same seed, same text
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(short, long, value_name = "S", default_value_t = 0)]
     seed: u64,
+}
+
+/// When to stop.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Stopping")]
+pub(super) struct StoppingOptions {
+    /// Most tokens to generate
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256, value_parser = parse_max_tokens)]
+    max_tokens: usize,
     /// Go on after an end-of-sequence token
     #[arg(long)]
     ignore_eos: bool,
-    /// Give the model the text as it is
-    #[arg(long)]
-    no_chat_template: bool,
-    /// Fused patterns: auto, off, or names separated by commas
-    #[arg(long, value_name = "PATTERNS", default_value = "auto", value_parser = parse_patterns)]
-    patch: Patterns,
-    #[command(flatten)]
-    compute: ComputeOptions,
-    #[command(flatten)]
-    _output: OutputOptions,
 }
 
 /// A number of tokens to generate.
@@ -82,59 +84,71 @@ struct Begin {
 
 /// What came out.
 #[derive(Debug, Serialize)]
-pub(super) struct Summary {
-    pub(super) token_ids: Vec<u32>,
+struct Summary {
+    token_ids: Vec<u32>,
     /// `None` without a tokenizer.
-    pub(super) text: Option<String>,
-    pub(super) prompt_tokens: usize,
-    pub(super) prompt_tok_per_s: f64,
-    pub(super) generated_tokens: usize,
-    pub(super) decode_tok_per_s: Option<f64>,
-    pub(super) ttft_ms: f64,
-    pub(super) peak_memory_bytes: usize,
-    pub(super) patched_modules: usize,
-    pub(super) precision: &'static str,
-    pub(super) finish_reason: &'static str,
+    text: Option<String>,
+    prompt_tokens: usize,
+    prompt_tok_per_s: f64,
+    generated_tokens: usize,
+    decode_tok_per_s: Option<f64>,
+    ttft_ms: f64,
+    peak_memory_bytes: usize,
+    patched_modules: usize,
+    precision: &'static str,
+    finish_reason: &'static str,
 }
 
 impl CommandArgs for Generate {
+    const ABOUT: &'static str = "Generate text or tokens after a prompt";
+    const EXAMPLES: Examples = &[
+        ("Ask the model that comes with zmlx", "zmlx generate -p \"What does ls do?\""),
+        ("Ask about a file", "zmlx generate /models/qwen3 < question.txt"),
+        (
+            "Draw instead of taking the likeliest, again the same with -s",
+            "zmlx generate /models/qwen3 -p \"Name a colour\" --temp 0.7 --top-p 0.9 -s 1",
+        ),
+        ("Continue tokens, for a program", "zmlx generate --prompt-tokens 1,5,9 -n 16 --json"),
+    ];
+
     fn run(self, ui: &mut Ui) -> anyhow::Result<Exit> {
         let device = self.compute.apply()?;
-        let given = match &self.prompt_file {
-            Some(path) => Some(read_prompt_file(path)?),
-            None => self.prompt.clone(),
-        };
+        let asked = self.prompt.read(self.model.is_demo(), ui)?;
         let folder = self.model.folder(ui)?;
-        let prompter = Prompter::load(&folder, !self.no_chat_template)?;
-        let prompt = match (&self.prompt_tokens, &given) {
-            (Some(tokens), _) => prompter.tokens(tokens),
-            (None, Some(text)) => prompter.text(text)?,
-            (None, None) => prompter.defaults(&folder)?.swap_remove(0),
+        let prompter = Prompter::load(&folder, !self.prompt.no_chat_template)?;
+        let system = self.prompt.system.as_deref();
+        let prompt = match &asked {
+            Asked::Text(text) => prompter.text(text, system)?,
+            Asked::Tokens(tokens) => prompter.tokens(tokens),
+            Asked::Terminal | Asked::Nothing => prompter.defaults(&folder)?.swap_remove(0),
         };
-        if given.is_none()
-            && let Some(text) = &prompt.text
-        {
+        if let (Asked::Terminal | Asked::Nothing, Some(text)) = (&asked, &prompt.text) {
             ui.note(&format!("no --prompt given; asking: {text}"));
         }
-        let mut loaded = lm::load(&folder)?;
+        let mut loaded = {
+            let _spinner = ui.spinner("loading");
+            lm::load(&folder)?
+        };
         ui.notes(&loaded.notes);
         let precision = self.compute.precision();
-        let patch = self.patch(&mut loaded, precision)?;
+        let model_type = loaded.config.model_type.clone();
+        let patching = self.patching.options(precision);
+        let patch = lm::patch(&mut loaded, &patching)?;
         ui.begin(
             "generate",
             &Begin {
                 model: folder.display().to_string(),
-                model_type: loaded.config.model_type.clone(),
+                model_type,
                 device: device.to_string(),
                 precision: precision_name(precision),
                 prompt_token_ids: prompt.token_ids.clone(),
             },
         )?;
         let options = GenerateOptions {
-            max_tokens: self.max_tokens,
-            sampling: self.sampling(),
-            eos_token_ids: eos_token_ids(&prompter, &loaded.config.eos_token_ids),
-            ignore_eos: self.ignore_eos,
+            max_tokens: self.stopping.max_tokens,
+            sampling: self.sampling.sampling(),
+            eos_token_ids: prompter.eos_token_ids(&loaded.config.eos_token_ids),
+            ignore_eos: self.stopping.ignore_eos,
             ..GenerateOptions::default()
         };
         let mut stream = Stream::new(&prompter, ui);
@@ -142,7 +156,7 @@ impl CommandArgs for Generate {
         let generation =
             lm::generate(loaded.model.as_ref(), &prompt.token_ids, &options, &mut on_token)?;
         let text = stream.finish()?;
-        let summary = Summary {
+        ui.finish(&Summary {
             text: prompter.tokenizer.is_some().then_some(text),
             prompt_tokens: generation.prompt_tokens,
             prompt_tok_per_s: generation.prompt_tok_per_s,
@@ -157,13 +171,12 @@ impl CommandArgs for Generate {
                 _ => "length",
             },
             token_ids: generation.token_ids,
-        };
-        ui.finish(&Report::Generate(summary))?;
+        })?;
         Ok(Exit::Done)
     }
 }
 
-impl Generate {
+impl SamplingOptions {
     fn sampling(&self) -> Sampling {
         Sampling {
             temperature: self.temp,
@@ -173,15 +186,32 @@ impl Generate {
             seed: self.seed,
         }
     }
+}
 
-    fn patch(
-        &self,
-        loaded: &mut lm::LoadedModel,
-        precision: Precision,
-    ) -> anyhow::Result<lm::PatchReport> {
-        let options =
-            PatchOptions { patterns: self.patch.clone(), precision, ..PatchOptions::default() };
-        Ok(lm::patch(loaded, &options)?)
+impl Answer for Summary {
+    /// What is still to be printed after the tokens.
+    fn text(&self) -> String {
+        match self.text {
+            Some(_) => "\n".to_owned(),
+            None => {
+                let ids: Vec<String> = self.token_ids.iter().map(u32::to_string).collect();
+                format!("{}\n", ids.join(","))
+            }
+        }
+    }
+
+    fn remark(&self) -> Option<String> {
+        let fast = if self.precision == "exact" { "" } else { ", precision fast" };
+        Some(format!(
+            "{} prompt tokens at {:.1} tok/s, {} tokens at {} tok/s, peak {}, \
+             {} modules patched{fast}",
+            self.prompt_tokens,
+            self.prompt_tok_per_s,
+            self.generated_tokens,
+            rate(self.decode_tok_per_s),
+            bytes(self.peak_memory_bytes as u64),
+            self.patched_modules,
+        ))
     }
 }
 

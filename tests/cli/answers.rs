@@ -1,5 +1,7 @@
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -87,17 +89,40 @@ fn generate_one_token_has_no_decode_speed() {
     assert_eq!(summary(&output)["decode_tok_per_s"], Value::Null);
 }
 
+/// The text of every token line, and the summary.
+fn streamed(arguments: &[&str]) -> (Vec<String>, Value) {
+    let output = zmlx(arguments);
+    let tokens = lines(&output).into_iter().filter(|line| line["type"] == "token");
+    let texts = tokens.map(|line| line["text"].as_str().unwrap().to_owned()).collect();
+    (texts, summary(&output))
+}
+
 #[test]
 fn generate_text_streams_what_the_summary_says() {
-    let flags = ["--prompt", "What is a shell? ☃", "--max-tokens", "24", "--json"];
-    let output = zmlx(&[&["generate"], &flags[..]].concat());
-    let summary = summary(&output);
-    let streamed: String =
-        lines(&output).iter().filter_map(|line| line["text"].as_str()).collect::<Vec<_>>().concat();
+    let question = ["generate", "--prompt", "What is a shell? \u{2603}", "--max-tokens", "24"];
+    let (texts, summary) = streamed(&[&question[..], &["--json"]].concat());
     let text = summary["text"].as_str().unwrap();
-    assert!(streamed.starts_with(text), "{streamed:?} against {text:?}");
-    let plain = zmlx(&["generate", "--prompt", "What is a shell? ☃", "--max-tokens", "24"]);
-    assert_eq!(stdout(&plain), format!("{text}\n"));
+    assert_eq!(texts.concat(), text);
+    assert!(texts.iter().filter(|text| !text.is_empty()).count() > 12, "word by word: {texts:?}");
+    assert_eq!(stdout(&zmlx(&question)), format!("{text}\n"));
+}
+
+#[test]
+fn generate_streams_each_token_before_the_next_is_there() {
+    let mut child = command(&["generate", tiny(), "--prompt-tokens", "1,5,9", "--json"])
+        .args(["--max-tokens", "100000", "--ignore-eos"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for kind in ["begin", "token", "token", "token"] {
+        let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(line["type"], kind);
+    }
+    // far from its end, or the lines were held back
+    assert!(child.try_wait().unwrap().is_none());
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
@@ -105,15 +130,52 @@ fn generate_reads_the_prompt_from_a_file_or_stdin() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("prompt.txt");
     std::fs::write(&file, "What is a shell?").unwrap();
-    let tail = ["--max-tokens", "4", "--json"];
-    let of = |source: &[&str]| {
-        let mut command = command(&[&["generate"], source, &tail[..]].concat());
-        command.stdin(std::fs::File::open(&file).unwrap());
-        summary(&command.output().unwrap())["token_ids"].clone()
+    let line = folder.path().join("line.txt");
+    std::fs::write(&line, "What is a shell?\n").unwrap();
+    let of = |source: &[&str], stdin: &Path| {
+        let mut command = command(&[&["generate"], source, &["-n", "4", "--json"]].concat());
+        command.stdin(std::fs::File::open(stdin).unwrap());
+        let output = command.output().unwrap();
+        (lines(&output)[0]["prompt_token_ids"].clone(), summary(&output)["token_ids"].clone())
     };
-    let expected = of(&["--prompt", "What is a shell?"]);
-    assert_eq!(of(&["--prompt-file", file.to_str().unwrap()]), expected);
-    assert_eq!(of(&["--prompt-file", "-"]), expected);
+    let null = Path::new("/dev/null");
+    let expected = of(&["--prompt", "What is a shell?"], null);
+    assert_eq!(of(&["-p", "What is a shell?"], &line), expected, "what is said wins");
+    assert_eq!(of(&["--prompt-file", file.to_str().unwrap()], null), expected);
+    assert_eq!(of(&["-f", "-"], &file), expected);
+    assert_eq!(of(&[], &file), expected);
+    assert_eq!(of(&[], &line), expected, "less the line end");
+    assert_eq!(of(&[&demo()], &file), expected);
+    let default = of(&["-p", "What does the command grep do?"], null);
+    assert_eq!(of(&[], null), default);
+    assert_eq!(of(&[&demo()], null), default);
+}
+
+#[test]
+fn generate_waits_for_a_pipe_that_is_written_to_slowly() {
+    let mut child = command(&["generate", "-n", "1", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"What is ").unwrap();
+    std::thread::sleep(Duration::from_millis(3500));
+    stdin.write_all(b"a shell?").unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let whole = zmlx(&["generate", "-n", "1", "--json", "-p", "What is a shell?"]);
+    assert_eq!(lines(&output)[0]["prompt_token_ids"], lines(&whole)[0]["prompt_token_ids"]);
+}
+
+#[test]
+fn generate_system_message_reaches_the_model() {
+    let of = |more: &[&str]| {
+        let output = zmlx(&[&["generate", "-p", "Why?", "-n", "1", "--json"], more].concat());
+        let count = |line: &Value| line["prompt_token_ids"].as_array().unwrap().len();
+        count(&lines(&output)[0])
+    };
+    assert!(of(&["--system", "You are a shell."]) > of(&[]) + 4);
 }
 
 #[test]
@@ -221,8 +283,14 @@ fn inspect_shows_every_module_with_its_outcome() {
     for module in modules {
         assert_eq!(module["fused"] == true, module["reason"].is_null(), "{module}");
     }
-    let text = stdout(&zmlx(&["inspect", &demo()]));
-    assert!(text.contains("qwen3_moe") && text.contains("model.layers.0.mlp"), "{text}");
+    let folded = stdout(&zmlx(&["inspect", &demo()]));
+    assert!(folded.contains("qwen3_moe") && folded.contains("  model.layers.0-7.mlp "), "{folded}");
+    let all = stdout(&zmlx(&["inspect", &demo(), "--all"]));
+    assert!(
+        all.contains("  model.layers.0.mlp ") && all.contains("  model.layers.7.mlp "),
+        "{all}"
+    );
+    assert!(folded.lines().count() * 3 < all.lines().count(), "{folded}");
 }
 
 #[test]
