@@ -50,6 +50,8 @@ struct Summary {
     memory: Memory,
     device: String,
     patterns: Vec<&'static str>,
+    /// What the family's preset leaves out, and why.
+    preset_note: Option<String>,
     moe_modules: usize,
     patched_modules: usize,
     modules: Vec<Module>,
@@ -81,6 +83,8 @@ struct Module {
     fused: bool,
     /// Why not.
     reason: Option<String>,
+    /// Whether the user wants it so.
+    left_out: bool,
 }
 
 impl CommandArgs for Inspect {
@@ -102,6 +106,7 @@ impl CommandArgs for Inspect {
         ui.begin("inspect", &Begin { model: model.clone() })?;
         let inspection = lm::inspect(&folder, &options)?;
         ui.notes(&inspection.notes);
+        self.patching.targets.explain(&inspection.patch, ui);
         ui.finish(&summary(model, device, inspection, self.all))?;
         Ok(Exit::Done)
     }
@@ -129,6 +134,7 @@ fn summary(model: String, device: mlx::Device, inspection: Inspection, all: bool
         },
         device: device.to_string(),
         patterns: inspection.patch.patterns.clone(),
+        preset_note: inspection.patch.note.clone(),
         moe_modules: inspection.patch.num_moe_modules,
         patched_modules: inspection.patch.patched_modules(),
         modules: inspection
@@ -140,6 +146,7 @@ fn summary(model: String, device: mlx::Device, inspection: Inspection, all: bool
                 pattern: row.pattern,
                 fused: row.fallback.is_none(),
                 reason: row.fallback,
+                left_out: row.left_out,
             })
             .collect(),
         all,

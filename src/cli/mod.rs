@@ -1,15 +1,19 @@
 //! The command line: one file per command, which returns data and says how it reads; `render` alone prints.
 
+mod chat;
 mod doctor;
 mod fold;
 mod generate;
 mod inspect;
+mod lines;
 mod options;
 mod patching;
 mod place;
 mod prompts;
 mod reference;
 mod render;
+mod sampling;
+mod session;
 mod shell_completions;
 mod synth;
 mod validate;
@@ -69,6 +73,7 @@ type Examples = &'static [(&'static str, &'static str)];
 /// Every command there is.
 const COMMANDS: &[CommandRow] = &[
     CommandRow::new::<generate::Generate>("generate"),
+    CommandRow::new::<chat::Chat>("chat"),
     CommandRow::new::<validate::Validate>("validate"),
     CommandRow::new::<inspect::Inspect>("inspect"),
     CommandRow::new::<doctor::Doctor>("doctor"),
@@ -79,6 +84,7 @@ const COMMANDS: &[CommandRow] = &[
 /// Shown by `zmlx --help`.
 const EXAMPLES: Examples = &[
     ("Ask the model that comes with zmlx", "zmlx generate -p \"What does ls do?\""),
+    ("Talk to a model", "zmlx chat mlx-community/Qwen3-30B-A3B-4bit"),
     ("Prove that patching changes no token", "zmlx validate mlx-community/Qwen3-30B-A3B-4bit"),
     ("See what runs fused on this machine, and why the rest does not", "zmlx doctor"),
 ];
@@ -179,7 +185,7 @@ mod tests {
     fn every_help_has_a_description_headings_and_examples_and_fits() {
         for mut command in command().get_subcommands().cloned() {
             let name = command.get_name().to_owned();
-            let help = command.render_long_help().to_string();
+            let help = command.render_help().to_string();
             let about = command.get_about().map(ToString::to_string).unwrap_or_default();
             assert!(help.starts_with(&about) && about.len() > 20, "{help}");
             assert!(!about.contains("Arguments of"), "{name}: {about}");
@@ -190,7 +196,7 @@ mod tests {
                 assert!(argument.get_help_heading().is_some(), "{name}: {}", argument.get_id());
             }
         }
-        let help = super::command().render_long_help().to_string();
+        let help = super::command().render_help().to_string();
         assert!(help.contains("fused decode launches") && help.contains("Examples:\n"), "{help}");
         assert!(help.lines().all(|line| line.chars().count() <= HELP_COLUMNS), "{help}");
     }

@@ -41,6 +41,11 @@ impl Ui {
         Self { json }
     }
 
+    /// Whether stdout is for programs.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// The first line of `--json`.
     pub(super) fn begin(&mut self, command: &str, begin: &impl Serialize) -> anyhow::Result<()> {
         let mut line = Map::new();

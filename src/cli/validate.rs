@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use clap::ValueEnum;
 use serde::Serialize;
-use zmlx::lm::{self, GenerateOptions, PatchOptions, Patterns, ValidateOptions, Validation};
+use zmlx::lm::{self, GenerateOptions, Patterns, ValidateOptions, Validation};
 
 use super::fold::fold;
 use super::options::{ComputeOptions, ModelOptions, OutputOptions, precision_name};
-use super::patching::parse_patterns;
+use super::patching::{PatchTargets, parse_patterns};
 use super::prompts::{Prompt, Prompter, TokenList, parse_tokens, read_prompt_file};
 use super::render::{Answer, Rows, Ui, list, rate};
-use super::{CommandArgs, Examples, Exit, generate::parse_max_tokens, reference};
+use super::sampling::parse_max_tokens;
+use super::{CommandArgs, Examples, Exit, reference};
 
 /// Arguments of `zmlx validate`.
 #[derive(Debug, clap::Args)]
@@ -70,6 +71,8 @@ pub(super) struct Validate {
         help_heading = "Patching"
     )]
     patterns: Patterns,
+    #[command(flatten)]
+    targets: PatchTargets,
     #[command(flatten)]
     compute: ComputeOptions,
     #[command(flatten)]
@@ -134,7 +137,7 @@ impl Summary {
     }
 
     fn is_fused(&self) -> bool {
-        self.fallbacks.is_empty() && self.patched_modules > 0
+        self.fallbacks.iter().all(|f| f.left_out) && self.patched_modules > 0
     }
 }
 
@@ -157,6 +160,8 @@ struct Fallback {
     module: String,
     pattern: &'static str,
     reason: String,
+    /// Whether the user wants it there.
+    left_out: bool,
 }
 
 impl CommandArgs for Validate {
@@ -219,11 +224,7 @@ impl CommandArgs for Validate {
                 ..GenerateOptions::default()
             },
             runs: self.runs as usize,
-            patch: PatchOptions {
-                patterns: self.patterns.clone(),
-                precision,
-                ..PatchOptions::default()
-            },
+            patch: self.targets.options(&self.patterns, precision),
         };
         let all = self.runs as usize * prompts.len();
         let mut done = 0;
@@ -237,6 +238,7 @@ impl CommandArgs for Validate {
         };
         let expected = reference.as_ref().map(|reference| reference.token_ids.as_slice());
         let validation = lm::validate(&mut loaded, &token_ids, expected, &options, &mut on_run)?;
+        self.targets.explain(&validation.patch, ui);
         let summary = self.summary(&validation, &prompter, reference_name, prompts.len());
         let exit = if summary.is_good() { Exit::Done } else { Exit::No };
         ui.finish(&summary)?;
@@ -292,6 +294,7 @@ impl Validate {
                     module: row.module.clone(),
                     pattern: row.pattern,
                     reason: reason.to_owned(),
+                    left_out: row.left_out,
                 })
                 .collect(),
             moe_modules: patch.num_moe_modules,
@@ -321,9 +324,14 @@ impl Answer for Summary {
                 list(&self.patterns, "no pattern"),
             ),
         );
-        let fallbacks = self.fallbacks.iter().map(|f| (f.module.as_str(), (f.pattern, &f.reason)));
+        let fallbacks = self.fallbacks.iter().filter(|f| !f.left_out);
+        let fallbacks = fallbacks.map(|f| (f.module.as_str(), (f.pattern, &f.reason)));
         for (modules, (pattern, reason)) in fold(fallbacks) {
             rows.row("fallback", format!("{modules} {pattern}: {reason}"));
+        }
+        let left_out = self.fallbacks.iter().filter(|f| f.left_out).count();
+        if left_out > 0 {
+            rows.row("left out", format!("{left_out} places, as --exclude and --layers say"));
         }
         let runs = if self.runs == 1 { String::new() } else { format!(", {} runs", self.runs) };
         let prompts = if self.prompts == 1 { "prompt" } else { "prompts" };

@@ -301,6 +301,43 @@ fn inspect_of_no_patterns_plans_nothing() {
 }
 
 #[test]
+fn excluded_modules_and_other_layers_stay_on_stock_with_the_reason() {
+    let flags = ["--exclude", "*.mlp", "--layers", "1", "--json"];
+    let output = zmlx(&[&["inspect", tiny()], &flags[..]].concat());
+    let summary = summary(&output);
+    let reason = |module: &str| {
+        let rows = summary["modules"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["module"] == module).unwrap();
+        assert_eq!(row["left_out"], row["fused"] == false, "{row}");
+        row["reason"].clone()
+    };
+    assert_eq!(reason("model.layers.1.mlp"), "excluded by `*.mlp`");
+    assert_eq!(reason("model.layers.0.self_attn.q_proj"), "not in the chosen layers");
+    if cfg!(feature = "custom-primitive") {
+        assert_eq!(reason("model.layers.1.self_attn.q_proj"), Value::Null);
+    }
+    let mistaken = zmlx(&["inspect", tiny(), "--exclude", "nothing*", "--layers", "0-1,99"]);
+    for part in ["nothing*: no module matches", "99-99: the model has no such layer"] {
+        assert!(stderr(&mistaken).contains(part), "{}", stderr(&mistaken));
+    }
+    assert!(!stderr(&mistaken).contains("0-1"), "{}", stderr(&mistaken));
+}
+
+#[test]
+fn validate_require_fused_asks_nothing_of_modules_left_out() {
+    let flags = ["--layers", "1", "--require-fused", "--max-tokens", "4", "--json"];
+    let output = zmlx(&[&["validate", tiny()], &flags[..]].concat());
+    if cfg!(feature = "custom-primitive") {
+        let summary = summary(&output);
+        assert_eq!(summary["patched_modules"], 1);
+        let fallbacks = summary["fallbacks"].as_array().unwrap();
+        assert!(!fallbacks.is_empty() && fallbacks.iter().all(|f| f["left_out"] == true));
+    } else {
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn doctor_says_what_is_fused_and_why_not() {
     let summary = summary(&zmlx(&["doctor", "--json"]));
     assert_has_keys(

@@ -46,6 +46,15 @@ fn bad_numbers_are_refused() {
 }
 
 #[test]
+fn bad_targets_are_refused() {
+    for name in ["generate", "chat", "validate", "inspect"] {
+        refused(&[name, tiny(), "--exclude", "a[b"], &["--exclude", "a[b"]);
+        refused(&[name, tiny(), "--layers", "3-1"], &["--layers", "backwards", "0-3,7"]);
+        refused(&[name, tiny(), "--layers", "all"], &["`all`", "0-3,7"]);
+    }
+}
+
+#[test]
 fn bad_prompts_are_refused() {
     refused(&["generate", &demo(), "--prompt", ""], &["prompt is empty"]);
     refused(&["generate", &demo(), "--prompt", " \n"], &["prompt is empty"]);
@@ -116,7 +125,7 @@ fn unknown_models_are_refused_with_what_was_tried() {
     }
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().to_str().unwrap();
-    for name in ["generate", "validate", "inspect"] {
+    for name in ["generate", "chat", "validate", "inspect"] {
         refused(&[name, empty], &["config.json", "No such file"]);
     }
     let output = command(&["generate"]).env("ZMLX_DEMO_MODEL", "/nowhere").output().unwrap();
