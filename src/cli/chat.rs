@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io::Write;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::Value;
+use zmlx::lm::config::ModelConfig;
 
 use super::lines::{Interrupt, Line, Lines};
 use super::options::{ComputeOptions, ModelOptions, OutputOptions};
@@ -118,8 +119,13 @@ impl CommandArgs for Chat {
     fn run(self, ui: &mut Ui) -> anyhow::Result<Exit> {
         let device = self.compute.apply()?;
         let folder = self.model.folder(ui)?;
+        ModelConfig::load(&folder)?;
         let prompter = Prompter::load(&folder, true)?;
-        // refuses a model that cannot chat before its weights are read
+        ensure!(
+            prompter.tokenizer.is_some(),
+            "the model has no tokenizer.json, so it cannot chat; see zmlx generate --prompt-tokens"
+        );
+        // refuses a model without a template before its weights are read
         prompter.conversation(&[message("user", "?")])?;
         let session = Session::load(&folder, prompter, &self.patching, &self.compute, device, ui)?;
         ui.begin("chat", &session.begin())?;
@@ -212,12 +218,11 @@ impl Conversation {
         self.messages.push(message("user", text));
         let reply = self.answer(ui);
         match &reply {
-            Ok(reply) => {
-                let text = reply.text.as_deref().unwrap_or_default();
+            Ok(Reply { generation, text: Some(text) }) if !generation.token_ids.is_empty() => {
                 self.messages.push(message("assistant", text));
             }
             // as if it had not been said
-            Err(_) => {
+            _ => {
                 self.messages.pop();
             }
         }
@@ -241,7 +246,7 @@ impl Conversation {
             turn: self.summary.turns,
             text: reply.text.unwrap_or_default(),
             prompt_tokens: generation.prompt_tokens,
-            cached_tokens: 0,
+            cached_tokens: generation.reused_tokens,
             generated_tokens: generation.token_ids.len(),
             decode_tok_per_s: generation.decode_tok_per_s,
             ttft_ms: generation.ttft_ms,

@@ -1,5 +1,6 @@
 //! `zmlx generate`
 
+use anyhow::ensure;
 use serde::Serialize;
 
 use super::chat::Chat;
@@ -75,6 +76,10 @@ impl CommandArgs for Generate {
         }
         let folder = self.model.folder(ui)?;
         let prompter = Prompter::load(&folder, !self.prompt.no_chat_template)?;
+        ensure!(
+            self.stopping.stop.is_empty() || prompter.tokenizer.is_some(),
+            "--stop: the model has no tokenizer.json, so its answer is no text"
+        );
         let system = self.prompt.system.as_deref();
         let prompt = match &asked {
             Asked::Text(text) => prompter.text(text, system)?,

@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -12,8 +11,6 @@ use super::Exit;
 
 /// Version of the JSON Lines; a field that changes its meaning raises it.
 const SCHEMA: u32 = 1;
-/// Time between two pictures of a spinner.
-const TICK: Duration = Duration::from_millis(100);
 
 /// What a command found out: its fields are the summary of `--json`.
 pub(super) trait Answer: Serialize {
@@ -71,6 +68,14 @@ impl Ui {
         put(text.as_bytes())
     }
 
+    /// The end of the text, where it was held back until no token could change it.
+    pub(super) fn rest(&mut self, text: &str) -> anyhow::Result<()> {
+        if !text.is_empty() {
+            self.event("text", &json!({ "text": text }))?;
+        }
+        self.text(text)
+    }
+
     /// A line of `--json` between the first and the last.
     pub(super) fn event(&mut self, kind: &str, event: &impl Serialize) -> anyhow::Result<()> {
         if !self.json {
@@ -114,11 +119,9 @@ impl Ui {
         Bar::new(what, "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})")
     }
 
-    /// Shows that something of unknown length goes on.
-    pub(super) fn spinner(&self, what: &'static str) -> Spinner {
-        let bar = ProgressBar::new_spinner().with_message(what);
-        bar.enable_steady_tick(TICK);
-        Spinner(bar)
+    /// Progress in tokens.
+    pub(super) fn tokens_bar(&self, what: &'static str) -> Bar {
+        Bar::new(what, "{msg} [{wide_bar}] {pos}/{len} tokens ({eta})")
     }
 
     /// Reports a failure.
@@ -223,15 +226,6 @@ impl Drop for Bar {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-    }
-}
-
-/// A sign of life, on a terminal only. Disappears when dropped.
-pub(super) struct Spinner(ProgressBar);
-
-impl Drop for Spinner {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
     }
 }
 

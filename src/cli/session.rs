@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use mlx::Device;
 use mlx::primitives::Precision;
 use serde::Serialize;
-use zmlx::lm::{self, Detokenizer, FinishReason, GenerateOptions, LoadedModel, PatchReport};
+use zmlx::lm::{
+    self, Decoder, FinishReason, GenerateOptions, LoadedModel, PatchReport, Placement, PromptCache,
+    TextStream,
+};
 
 use super::options::{ComputeOptions, precision_name};
 use super::patching::PatchingOptions;
@@ -22,6 +25,8 @@ pub(super) struct Session {
     pub(super) prompter: Prompter,
     loaded: LoadedModel,
     pub(super) patch: PatchReport,
+    /// What the model remembers of the last prompt and its answer.
+    cache: Option<PromptCache>,
 }
 
 /// What `--json` begins with.
@@ -41,12 +46,23 @@ pub(super) struct Reply {
     pub(super) text: Option<String>,
 }
 
+/// Reads a model, and says what its loader noticed.
+pub(super) fn load(folder: &Path, ui: &Ui) -> anyhow::Result<LoadedModel> {
+    let mut bar = ui.bytes_bar("loading");
+    let mut on_progress = |bytes, total| bar.set(bytes, total);
+    let loaded = lm::load_with(folder, Placement::default(), &mut on_progress)?;
+    drop(bar);
+    ui.notes(&loaded.notes);
+    Ok(loaded)
+}
+
 /// As `--json` spells it.
 pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Eos => "eos",
+        FinishReason::StopString => "stop",
         FinishReason::Length => "length",
-        FinishReason::Callback => "cancelled",
+        FinishReason::Cancelled => "cancelled",
     }
 }
 
@@ -59,14 +75,19 @@ impl Session {
         device: Device,
         ui: &Ui,
     ) -> anyhow::Result<Self> {
-        let spinner = ui.spinner("loading");
-        let mut loaded = lm::load(folder)?;
-        drop(spinner);
-        ui.notes(&loaded.notes);
+        let mut loaded = load(folder, ui)?;
         let precision = compute.precision();
         let patch = lm::patch(&mut loaded, &patching.options(precision))?;
         patching.targets.explain(&patch, ui);
-        Ok(Self { folder: folder.to_owned(), device, precision, prompter, loaded, patch })
+        Ok(Self {
+            folder: folder.to_owned(),
+            device,
+            precision,
+            prompter,
+            loaded,
+            patch,
+            cache: None,
+        })
     }
 
     pub(super) fn begin(&self) -> SessionBegin {
@@ -83,79 +104,63 @@ impl Session {
         precision_name(self.precision)
     }
 
-    /// Answers `prompt` and shows the answer while it comes.
+    /// Answers `prompt` and shows the answer while it comes. What an earlier prompt had in common with it is not read
+    /// again.
     ///
-    /// - `stopped`: asked between tokens; ends the answer early
+    /// - `cancelled`: asked between steps; ends the answer early
     pub(super) fn answer(
         &mut self,
         prompt: &[u32],
         sampling: &SamplingOptions,
         stopping: &StoppingOptions,
-        stopped: &dyn Fn() -> bool,
+        cancelled: &dyn Fn() -> bool,
         ui: &mut Ui,
     ) -> anyhow::Result<Reply> {
+        let mut stream = match &self.prompter.tokenizer {
+            Some(tokenizer) => Some(TextStream::new(tokenizer, &stopping.stop)?),
+            None => None,
+        };
         let options = GenerateOptions {
             max_tokens: stopping.max_tokens,
             sampling: sampling.sampling(),
+            processing: sampling.processing(),
             eos_token_ids: self.prompter.eos_token_ids(&self.loaded.config.eos_token_ids),
             ignore_eos: stopping.ignore_eos,
             ..GenerateOptions::default()
         };
-        let mut stream = Stream::new(&self.prompter, ui);
-        let mut on_token = |token| {
-            let flow = stream.push(token);
-            if stopped() { ControlFlow::Break(()) } else { flow }
+        let model = self.loaded.model.as_ref();
+        let mut decoder = match self.cache.take() {
+            Some(cache) => Decoder::resume(model, cache, prompt, &options)?,
+            None => Decoder::new(model, prompt, &options)?,
         };
-        let generation = lm::generate(self.loaded.model.as_ref(), prompt, &options, &mut on_token)?;
-        let text = stream.finish()?;
-        Ok(Reply { generation, text: self.prompter.tokenizer.is_some().then_some(text) })
-    }
-}
-
-/// Turns tokens into text and hands both on as they come.
-struct Stream<'a> {
-    detokenizer: Option<Detokenizer<'a>>,
-    text: String,
-    ui: &'a mut Ui,
-    failure: Option<anyhow::Error>,
-}
-
-impl<'a> Stream<'a> {
-    fn new(prompter: &'a Prompter, ui: &'a mut Ui) -> Self {
-        let detokenizer = prompter.tokenizer.as_ref().map(|tokenizer| tokenizer.detokenizer());
-        Self { detokenizer, text: String::new(), ui, failure: None }
-    }
-
-    fn push(&mut self, token: lm::Token) -> ControlFlow<()> {
-        match self.try_push(token) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                self.failure = Some(error);
-                ControlFlow::Break(())
+        let mut bar = ui.tokens_bar("reading the prompt");
+        decoder.prefill(&mut |progress| {
+            bar.set(progress.done as u64, progress.total as u64);
+            if cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        drop(bar);
+        let mut text = String::new();
+        while let Some(token) = decoder.next().transpose()? {
+            let piece = match &mut stream {
+                Some(stream) => stream.push(token)?,
+                None => String::new(),
+            };
+            ui.token(token.index, token.id, &piece)?;
+            text.push_str(&piece);
+            if stream.as_ref().is_some_and(|stream| stream.stopped().is_some()) {
+                decoder.stop(FinishReason::StopString);
+            } else if cancelled() && !token.is_eos {
+                decoder.stop(FinishReason::Cancelled);
             }
         }
-    }
-
-    fn try_push(&mut self, token: lm::Token) -> anyhow::Result<()> {
-        let text = match &mut self.detokenizer {
-            Some(detokenizer) if !token.is_eos => detokenizer.push(token.id)?,
-            _ => String::new(),
-        };
-        self.ui.token(token.index, token.id, &text)?;
-        self.text.push_str(&text);
-        Ok(())
-    }
-
-    /// All of the text.
-    fn finish(mut self) -> anyhow::Result<String> {
-        if let Some(error) = self.failure {
-            return Err(error);
+        let has_text = stream.is_some();
+        if let Some(stream) = stream {
+            let rest = stream.finish()?;
+            ui.rest(&rest)?;
+            text.push_str(&rest);
         }
-        if let Some(detokenizer) = self.detokenizer {
-            let rest = detokenizer.finish()?;
-            self.ui.text(&rest)?;
-            self.text.push_str(&rest);
-        }
-        Ok(self.text)
+        let (generation, cache) = decoder.finish()?;
+        self.cache = Some(cache);
+        Ok(Reply { generation, text: has_text.then_some(text) })
     }
 }

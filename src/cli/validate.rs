@@ -14,7 +14,7 @@ use super::patching::{PatchTargets, parse_patterns};
 use super::prompts::{Prompt, Prompter, TokenList, parse_tokens, read_prompt_file};
 use super::render::{Answer, Rows, Ui, list, rate};
 use super::sampling::parse_max_tokens;
-use super::{CommandArgs, Examples, Exit, reference};
+use super::{CommandArgs, Examples, Exit, reference, session};
 
 /// Arguments of `zmlx validate`.
 #[derive(Debug, clap::Args)]
@@ -182,11 +182,7 @@ impl CommandArgs for Validate {
         let prompter = Prompter::load(&folder, true)?;
         let prompts = self.prompts(&prompter, &folder)?;
         let token_ids: Vec<Vec<u32>> = prompts.iter().map(|p| p.token_ids.clone()).collect();
-        let mut loaded = {
-            let _spinner = ui.spinner("loading");
-            lm::load(&folder)?
-        };
-        ui.notes(&loaded.notes);
+        let mut loaded = session::load(&folder, ui)?;
         let reference = match self.reference {
             Reference::Unpatched => None,
             Reference::MlxLm => {

@@ -9,7 +9,10 @@ use super::{assert_has_keys, command, demo, keys, lines, stderr, stdout, summary
 
 /// `generate` on the random checkpoint.
 fn generate(more: &[&str]) -> Vec<String> {
-    let mut arguments = vec!["generate", tiny(), "--prompt-tokens", "1,5,9", "--max-tokens", "12"];
+    let mut arguments = vec!["generate", tiny(), "--prompt-tokens", "1,5,9"];
+    if !more.contains(&"-n") {
+        arguments.extend(["--max-tokens", "12"]);
+    }
     arguments.extend(more);
     arguments.into_iter().map(str::to_owned).collect()
 }
@@ -105,6 +108,60 @@ fn generate_text_streams_what_the_summary_says() {
     assert_eq!(texts.concat(), text);
     assert!(texts.iter().filter(|text| !text.is_empty()).count() > 12, "word by word: {texts:?}");
     assert_eq!(stdout(&zmlx(&question)), format!("{text}\n"));
+}
+
+#[test]
+fn generate_stops_before_a_stop_string_that_spans_tokens() {
+    let question = ["generate", "--prompt", "What is a shell?", "--max-tokens", "24"];
+    let (texts, free) = streamed(&[&question[..], &["--json"]].concat());
+    let whole = free["text"].as_str().unwrap();
+    // the last character of one token and the first of the next, somewhere in the middle
+    let (end, start) = (texts[9].chars().next_back().unwrap(), texts[10].chars().next().unwrap());
+    let stop = format!("{end}{start}");
+    let expected = &whole[..whole.find(&stop).unwrap()];
+    let flags = ["--stop", "not there", "--stop", &stop];
+    let (texts, summary) = streamed(&[&question[..], &flags[..], &["--json"]].concat());
+    assert_eq!(summary["text"], expected);
+    assert_eq!(summary["finish_reason"], "stop");
+    assert!(summary["generated_tokens"].as_u64() <= Some(11), "{summary}");
+    assert_eq!(texts.concat(), expected, "nothing of it was shown");
+    assert_eq!(stdout(&zmlx(&[&question[..], &flags].concat())), format!("{expected}\n"));
+}
+
+#[test]
+fn generate_shows_what_only_began_like_a_stop_string() {
+    let question = ["generate", "--prompt", "What is a shell?", "--max-tokens", "8"];
+    let free = summary(&zmlx(&[&question[..], &["--json"]].concat()));
+    let text = free["text"].as_str().unwrap();
+    let begins = format!("{}\u{2603}", text.chars().next_back().unwrap());
+    let output = zmlx(&[&question[..], &["--json", "--stop", &begins]].concat());
+    assert_eq!(summary(&output)["text"], text);
+    assert_eq!(summary(&output)["finish_reason"], free["finish_reason"]);
+    let shown: Vec<Value> = lines(&output);
+    let held = shown.iter().find(|line| line["type"] == "text").unwrap();
+    let texts = shown.iter().filter(|line| line["type"] == "token");
+    let texts: String = texts.map(|line| line["text"].as_str().unwrap()).collect();
+    assert_eq!(texts + held["text"].as_str().unwrap(), text);
+    let plain = zmlx(&[&question[..], &["--stop", &begins]].concat());
+    assert_eq!(stdout(&plain), format!("{text}\n"));
+}
+
+#[test]
+fn generate_penalties_change_what_repeats() {
+    let ids = |flags: &[&str]| {
+        let output = run(&generate(&[&["--ignore-eos", "--json", "-n", "40"], flags].concat()));
+        summary(&output)["token_ids"].as_array().unwrap().clone()
+    };
+    let repeats = |ids: &[Value]| (1..ids.len()).any(|i| ids[..i].contains(&ids[i]));
+    let free = ids(&[]);
+    assert!(repeats(&free), "{free:?}");
+    assert_ne!(ids(&["--repetition-penalty", "3"]), free);
+    for name in ["presence", "frequency"] {
+        let (penalty, size) = (format!("--{name}-penalty"), format!("--{name}-context-size"));
+        assert!(!repeats(&ids(&[&penalty, "1000", &size, "0"])), "{name}");
+        assert_ne!(ids(&[&penalty, "1000", &size, "1"]), ids(&[&penalty, "1000", &size, "0"]));
+        assert_eq!(ids(&[&penalty, "0"]), free, "{name}");
+    }
 }
 
 #[test]

@@ -75,6 +75,35 @@ fn chat_reset_and_system_change_what_the_model_gets() {
 }
 
 #[test]
+fn chat_reads_only_what_the_cache_does_not_hold() {
+    let turns =
+        turns(&piped("What is a shell?\nWhy?\n/reset\nWhat is a shell?\n", &["-n", "6", "--json"]));
+    let counts: Vec<_> = turns
+        .iter()
+        .map(|turn| ["prompt_tokens", "cached_tokens"].map(|key| turn[key].as_u64().unwrap()))
+        .collect();
+    let [[first, nothing], [second, of_second], [again, of_again]] = counts[..] else { panic!() };
+    assert_eq!(nothing, 0);
+    // the first prompt and its answer, less the answer's last token, which the model has not seen
+    assert_eq!(of_second, first + 5);
+    assert!(of_second < second);
+    assert_eq!(again, first);
+    assert_eq!(of_again, first - 1, "one token is always read");
+    assert_eq!(turns[2]["token_ids"], turns[0]["token_ids"]);
+}
+
+#[test]
+fn chat_stop_strings_stay_out_of_the_conversation() {
+    let free = &turns(&piped("What is a shell?\n", &["-n", "8", "--json"]))[0];
+    let text = free["text"].as_str().unwrap();
+    let stop = text.split(' ').nth(2).unwrap();
+    let output = piped("What is a shell?\n", &["-n", "8", "--json", "--stop", stop]);
+    let turn = &turns(&output)[0];
+    assert_eq!(turn["text"], text[..text.find(stop).unwrap()]);
+    assert_eq!(turn["finish_reason"], "stop");
+}
+
+#[test]
 fn chat_save_writes_the_conversation_and_nothing_over() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("talk.json");
@@ -151,7 +180,10 @@ impl Terminal {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.output.recv_timeout(left) {
                 Ok(bytes) => self.shown.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(_) => panic!("`{text}` is not in: {:?}", self.shown),
+                Err(_) => {
+                    let shown: String = self.shown.chars().take(2000).collect();
+                    panic!("`{text}` is not in: {shown:?}");
+                }
             }
         }
     }
@@ -185,7 +217,7 @@ fn generate_without_a_prompt_on_a_terminal_is_a_chat() {
         Terminal::start(&[&["generate", demo().as_str()], &endless[..]].concat(), &history);
     terminal.expect("Ctrl-D leaves");
     terminal.type_line("What is a shell?\r");
-    terminal.expect("shell?\r\n");
+    terminal.expect("reading the prompt");
     while terminal.shown.len() < 200 {
         let more = terminal.output.recv_timeout(PATIENCE).unwrap();
         terminal.shown.push_str(&String::from_utf8_lossy(&more));
@@ -228,7 +260,7 @@ fn a_second_interrupt_ends_the_program() {
     let flags = ["chat", "--patch", "off", "--system", &system];
     let mut terminal = Terminal::start(&flags, &history);
     terminal.type_line("Why?\r");
-    terminal.expect("Why?\r\n");
+    terminal.expect("reading the prompt");
     std::thread::sleep(Duration::from_millis(300));
     terminal.send("\x03");
     std::thread::sleep(Duration::from_millis(300));

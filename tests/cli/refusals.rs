@@ -39,6 +39,11 @@ fn bad_numbers_are_refused() {
     generate(&["--top-p", "1.5"], &["top_p", "1.5"]);
     generate(&["--min-p", "2"], &["min_p", "2"]);
     generate(&["--top-k", "99999999"], &["top_k", "vocabulary"]);
+    generate(&["--repetition-penalty=-1"], &["repetition_penalty", "-1"]);
+    generate(&["--presence-penalty", "NaN"], &["presence_penalty", "NaN"]);
+    generate(&["--frequency-penalty", "inf"], &["frequency_penalty", "inf"]);
+    generate(&["--stop", ""], &["--stop"]);
+    generate(&["--stop", "text"], &["--stop", "tokenizer.json"]);
     generate(&["--threads", "0"], &["--threads", "0"]);
     generate(&["--device", "tpu"], &["tpu", "auto, cpu, gpu"]);
     generate(&["--precision", "best"], &["best", "exact, fast"]);
