@@ -1,6 +1,4 @@
-use std::ops::ControlFlow;
-
-use zmlx::lm::{self, GenerateOptions, PatchOptions, Tokenizer};
+use zmlx::lm::{self, Decoder, GenerateOptions, PatchOptions, TextStream, Tokenizer};
 
 #[allow(clippy::print_stdout, reason = "an example shows what it made")]
 fn main() -> lm::Result<()> {
@@ -10,9 +8,12 @@ fn main() -> lm::Result<()> {
     let report = lm::patch(&mut loaded, &PatchOptions::default())?;
     let prompt = tokenizer.encode_prompt("The shell reads commands from")?;
     let options = GenerateOptions { max_tokens: 64, ..GenerateOptions::default() };
-    let keep_going = &mut |_| ControlFlow::Continue(());
-    let generation = lm::generate(loaded.model.as_ref(), &prompt, &options, keep_going)?;
-    println!("{}", tokenizer.decode(&generation.token_ids)?);
+    let mut decoder = Decoder::new(loaded.model.as_ref(), &prompt, &options)?;
+    let mut text = TextStream::new(&tokenizer, &[])?;
+    for token in &mut decoder {
+        print!("{}", text.push(token?)?);
+    }
+    println!("{}", text.finish()?);
     println!("{} fused modules", report.patched_modules());
     Ok(())
 }

@@ -6,8 +6,8 @@ use serde::Serialize;
 use zmlx::lm;
 
 use super::options::OutputOptions;
-use super::render::{Report, Ui};
-use super::{CommandArgs, Exit, place};
+use super::render::{Answer, Rows, Ui, list};
+use super::{CommandArgs, Examples, Exit, place};
 
 /// Arguments of `zmlx doctor`.
 #[derive(Debug, clap::Args)]
@@ -21,62 +21,68 @@ struct Begin {}
 
 /// What there is.
 #[derive(Debug, Serialize)]
-pub(super) struct Summary {
-    pub(super) version: &'static str,
-    pub(super) git_hash: &'static str,
+struct Summary {
+    version: &'static str,
+    git_hash: &'static str,
     /// What "stock" means here: the MLX that is linked.
-    pub(super) stock: String,
-    pub(super) mlx_version: String,
+    stock: String,
+    mlx_version: String,
     /// Version of the headers that zmlx was compiled with.
-    pub(super) compiled_mlx_version: &'static str,
+    compiled_mlx_version: &'static str,
     /// Why models are not going to load with this MLX.
-    pub(super) mlx_problem: Option<String>,
+    mlx_problem: Option<String>,
     /// Version of mlx-lm whose tokens are the reference on this MLX.
-    pub(super) mlx_lm_version: &'static str,
-    pub(super) pinned_mlx_version: &'static str,
-    pub(super) pin: &'static str,
+    mlx_lm_version: &'static str,
+    pinned_mlx_version: &'static str,
+    pin: &'static str,
     /// `source` or `prebuilt`.
-    pub(super) mode: &'static str,
+    mode: &'static str,
     /// Where MLX came from.
-    pub(super) source: &'static str,
-    pub(super) patches: Vec<&'static str>,
-    pub(super) backends: Vec<&'static str>,
-    pub(super) devices: Vec<DeviceRow>,
-    pub(super) cpu_isa: String,
-    pub(super) threads: i32,
-    pub(super) models: Vec<&'static str>,
-    pub(super) patterns: Vec<&'static str>,
-    pub(super) primitives: Vec<PrimitiveRow>,
-    pub(super) hub_cache: Option<String>,
+    source: &'static str,
+    patches: Vec<&'static str>,
+    backends: Vec<&'static str>,
+    devices: Vec<DeviceRow>,
+    cpu_isa: String,
+    threads: i32,
+    models: Vec<&'static str>,
+    patterns: Vec<&'static str>,
+    primitives: Vec<PrimitiveRow>,
+    hub_cache: Option<String>,
     /// Folder of the demo model; `None` when it is not here.
-    pub(super) demo_model: Option<String>,
+    demo_model: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct DeviceRow {
-    pub(super) device: String,
-    pub(super) available: bool,
-    pub(super) name: Option<String>,
-    pub(super) default: bool,
+struct DeviceRow {
+    device: String,
+    available: bool,
+    name: Option<String>,
+    default: bool,
 }
 
 /// Whether a primitive runs fused on a device, at the shapes of a common model.
 #[derive(Debug, Serialize)]
-pub(super) struct PrimitiveRow {
-    pub(super) primitive: &'static str,
-    pub(super) device: String,
-    pub(super) dtype: String,
+struct PrimitiveRow {
+    primitive: &'static str,
+    device: String,
+    dtype: String,
     /// What was asked.
-    pub(super) parameters: String,
-    pub(super) fused: bool,
+    parameters: String,
+    fused: bool,
     /// Why not.
-    pub(super) reason: Option<String>,
+    reason: Option<String>,
 }
 
 impl CommandArgs for Doctor {
+    const ABOUT: &'static str = "Show what this build and this machine offer";
+    const EXAMPLES: Examples = &[
+        ("Which primitives run fused here, and why others do not", "zmlx doctor"),
+        ("The same for a program", "zmlx doctor --json | tail -n 1 | jq .primitives"),
+    ];
+
     fn run(self, ui: &mut Ui) -> anyhow::Result<Exit> {
         ui.begin("doctor", &Begin {})?;
-        ui.finish(&Report::Doctor(summary()))?;
+        ui.finish(&summary())?;
         Ok(Exit::Done)
     }
 }
@@ -139,4 +145,41 @@ fn primitive_rows() -> Vec<PrimitiveRow> {
         }
     }
     rows
+}
+
+impl Answer for Summary {
+    fn text(&self) -> String {
+        let list = |items: &[&str]| list(items, "none");
+        let found = |path: &Option<String>| path.clone().unwrap_or_else(|| "not found".to_owned());
+        let mut rows = Rows::new(11);
+        rows.row("zmlx", format!("{} ({})", self.version, self.git_hash));
+        rows.row("stock", format!("{}, {}", self.stock, self.source));
+        if let Some(problem) = &self.mlx_problem {
+            rows.row("problem", problem);
+        }
+        rows.row("pin", format!("MLX {} {}", self.pinned_mlx_version, self.pin));
+        rows.row("patches", list(&self.patches));
+        rows.row("backends", list(&self.backends));
+        for device in &self.devices {
+            let name = device.name.as_deref().unwrap_or("yes");
+            let default = if device.default { " (default)" } else { "" };
+            let state =
+                if device.available { format!("{name}{default}") } else { "not here".into() };
+            rows.row(&device.device, state);
+        }
+        rows.row("kernels", format!("{} instructions, {} threads", self.cpu_isa, self.threads));
+        rows.row("models", list(&self.models));
+        rows.row("patterns", list(&self.patterns));
+        rows.row("hub cache", found(&self.hub_cache));
+        rows.row("demo model", found(&self.demo_model));
+        rows.line("primitives");
+        for p in &self.primitives {
+            let outcome = p.reason.as_ref().map_or_else(
+                || format!("fused ({}, {})", p.dtype, p.parameters),
+                |reason| format!("stock: {reason}"),
+            );
+            rows.line(&format!("  {:<20} {:<4} {outcome}", p.primitive, p.device));
+        }
+        rows.into_text()
+    }
 }

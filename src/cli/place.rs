@@ -118,6 +118,15 @@ fn demo_candidates() -> Vec<PathBuf> {
     candidates
 }
 
+/// The file that keeps what is typed in a chat; `None` keeps nothing.
+pub(super) fn chat_history() -> Option<PathBuf> {
+    if let Some(path) = env::var_os("ZMLX_CHAT_HISTORY") {
+        return (!path.is_empty()).then(|| path.into());
+    }
+    let state = variable("XDG_STATE_HOME").map(PathBuf::from);
+    Some(state.or_else(|| Some(env::home_dir()?.join(".local/state")))?.join("zmlx/chat_history"))
+}
+
 /// The Python that has mlx-lm.
 pub(super) fn python() -> String {
     variable("ZMLX_PYTHON").unwrap_or_else(|| "python3".to_owned())

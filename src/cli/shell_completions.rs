@@ -3,7 +3,7 @@
 use clap_complete::Shell;
 
 use super::render::Ui;
-use super::{CommandArgs, Exit, command};
+use super::{CommandArgs, Examples, Exit, command};
 
 /// Arguments of `zmlx completions`.
 #[derive(Debug, clap::Args)]
@@ -13,6 +13,12 @@ pub(super) struct Completions {
 }
 
 impl CommandArgs for Completions {
+    const ABOUT: &'static str = "Print a completion script for a shell";
+    const EXAMPLES: Examples = &[
+        ("For bash", "zmlx completions bash > ~/.local/share/bash-completion/completions/zmlx"),
+        ("For fish", "zmlx completions fish > ~/.config/fish/completions/zmlx.fish"),
+    ];
+
     fn run(self, ui: &mut Ui) -> anyhow::Result<Exit> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut command(), "zmlx", &mut script);

@@ -1,18 +1,20 @@
 //! `zmlx validate`
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::ValueEnum;
 use serde::Serialize;
-use zmlx::lm::{self, GenerateOptions, PatchOptions, Patterns, ValidateOptions, Validation};
+use zmlx::lm::{self, GenerateOptions, Patterns, ValidateOptions, Validation};
 
-use super::options::{
-    ComputeOptions, ModelOptions, OutputOptions, Prompt, Prompter, TokenList, parse_patterns,
-    parse_tokens, precision_name, read_prompt_file,
-};
-use super::render::{Report, Ui};
-use super::{CommandArgs, Exit, generate::parse_max_tokens, reference};
+use super::fold::fold;
+use super::options::{ComputeOptions, ModelOptions, OutputOptions, precision_name};
+use super::patching::{PatchTargets, parse_patterns};
+use super::prompts::{Prompt, Prompter, TokenList, parse_tokens, read_prompt_file};
+use super::render::{Answer, Rows, Ui, list, rate};
+use super::sampling::parse_max_tokens;
+use super::{CommandArgs, Examples, Exit, reference, session};
 
 /// Arguments of `zmlx validate`.
 #[derive(Debug, clap::Args)]
@@ -20,29 +22,57 @@ pub(super) struct Validate {
     #[command(flatten)]
     model: ModelOptions,
     /// Text to answer; may be repeated [default: three about Unix]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
     prompt: Vec<String>,
-    /// File with a text to answer; - reads standard input
-    #[arg(long, value_name = "FILE")]
+    /// File with a text to answer; - reads standard input; may be repeated
+    #[arg(short = 'f', long, value_name = "FILE", help_heading = "Prompt")]
     prompt_file: Vec<PathBuf>,
     /// Token ids to continue, as they are: 1,5,9; may be repeated
-    #[arg(long, value_name = "IDS", value_parser = parse_tokens)]
+    #[arg(long, value_name = "IDS", value_parser = parse_tokens, help_heading = "Prompt")]
     prompt_tokens: Vec<TokenList>,
     /// Tokens to generate and compare per prompt
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = parse_max_tokens)]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value_t = 128,
+        value_parser = parse_max_tokens,
+        help_heading = "Comparison"
+    )]
     max_tokens: usize,
     /// Times to run each prompt
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = "Comparison"
+    )]
     runs: u32,
-    /// Fused patterns: auto, or names separated by commas
-    #[arg(long, value_name = "PATTERNS", default_value = "auto", value_parser = parse_patterns)]
-    patterns: Patterns,
-    /// What the patched model is compared with
-    #[arg(long, value_enum, default_value_t, value_name = "REFERENCE")]
+    /// What the patched model is compared with: the same weights on stock MLX, or mlx-lm in the
+    /// Python that ZMLX_PYTHON names
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "REFERENCE",
+        help_heading = "Comparison"
+    )]
     reference: Reference,
     /// Exit with 1 when any module stays on stock ops
-    #[arg(long)]
+    #[arg(long, help_heading = "Comparison")]
     require_fused: bool,
+    /// Fused patterns: auto, or names separated by commas
+    #[arg(
+        long,
+        value_name = "PATTERNS",
+        default_value = "auto",
+        value_parser = parse_patterns,
+        help_heading = "Patching"
+    )]
+    patterns: Patterns,
+    #[command(flatten)]
+    targets: PatchTargets,
     #[command(flatten)]
     compute: ComputeOptions,
     #[command(flatten)]
@@ -51,10 +81,9 @@ pub(super) struct Validate {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Reference {
-    /// The same weights in this process, on stock MLX
+    // Docs here would become help of another layout than all other help.
     #[default]
     Unpatched,
-    /// mlx-lm in the Python that `ZMLX_PYTHON` names (python3 without)
     MlxLm,
 }
 
@@ -79,61 +108,71 @@ struct PromptBegin {
 
 /// What came out.
 #[derive(Debug, Serialize)]
-pub(super) struct Summary {
-    pub(super) identical: bool,
-    pub(super) tokens_compared: usize,
-    pub(super) first_divergence: Option<Divergence>,
-    pub(super) baseline_decode_tok_per_s: Option<f64>,
-    pub(super) patched_decode_tok_per_s: Option<f64>,
-    pub(super) speedup: Option<f64>,
-    pub(super) patched_modules: usize,
-    pub(super) fallbacks: Vec<Fallback>,
+struct Summary {
+    identical: bool,
+    tokens_compared: usize,
+    first_divergence: Option<Divergence>,
+    baseline_decode_tok_per_s: Option<f64>,
+    patched_decode_tok_per_s: Option<f64>,
+    speedup: Option<f64>,
+    patched_modules: usize,
+    fallbacks: Vec<Fallback>,
     /// Modules that could be patched: the model's mixtures of experts.
-    pub(super) moe_modules: usize,
-    pub(super) patterns: Vec<&'static str>,
-    pub(super) precision: &'static str,
-    pub(super) reference: String,
+    moe_modules: usize,
+    patterns: Vec<&'static str>,
+    precision: &'static str,
+    reference: String,
     /// What "stock" means here: the MLX that is linked.
-    pub(super) stock: String,
-    pub(super) prompts: usize,
-    pub(super) runs: u32,
+    stock: String,
+    prompts: usize,
+    runs: u32,
     #[serde(skip)]
-    pub(super) require_fused: bool,
+    require_fused: bool,
 }
 
 impl Summary {
     /// Whether the answer is yes.
-    pub(super) fn is_good(&self) -> bool {
+    fn is_good(&self) -> bool {
         self.identical && (!self.require_fused || self.is_fused())
     }
 
-    pub(super) fn is_fused(&self) -> bool {
-        self.fallbacks.is_empty() && self.patched_modules > 0
+    fn is_fused(&self) -> bool {
+        self.fallbacks.iter().all(|f| f.left_out) && self.patched_modules > 0
     }
 }
 
 /// The first token that differs.
 #[derive(Debug, Serialize)]
-pub(super) struct Divergence {
-    pub(super) run: usize,
-    pub(super) prompt: usize,
-    pub(super) index: usize,
-    pub(super) expected: Option<u32>,
-    pub(super) got: Option<u32>,
-    pub(super) logit_margin: Option<f32>,
-    pub(super) expected_text: Option<String>,
-    pub(super) got_text: Option<String>,
+struct Divergence {
+    run: usize,
+    prompt: usize,
+    index: usize,
+    expected: Option<u32>,
+    got: Option<u32>,
+    logit_margin: Option<f32>,
+    expected_text: Option<String>,
+    got_text: Option<String>,
 }
 
 /// A module on stock ops.
 #[derive(Debug, Serialize)]
-pub(super) struct Fallback {
-    pub(super) module: String,
-    pub(super) pattern: &'static str,
-    pub(super) reason: String,
+struct Fallback {
+    module: String,
+    pattern: &'static str,
+    reason: String,
+    /// Whether the user wants it there.
+    left_out: bool,
 }
 
 impl CommandArgs for Validate {
+    const ABOUT: &'static str = "Compare the patched model with stock MLX, token by token";
+    const EXAMPLES: Examples = &[
+        ("The demo model", "zmlx validate"),
+        ("A model of yours, on a prompt of yours", "zmlx validate /models/qwen3 -p \"Why?\" -n 64"),
+        ("In a script: fail when anything is not fused", "zmlx validate --require-fused --json"),
+        ("Against mlx-lm", "ZMLX_PYTHON=~/venv/bin/python zmlx validate --reference mlx-lm"),
+    ];
+
     fn run(self, ui: &mut Ui) -> anyhow::Result<Exit> {
         if self.patterns == Patterns::Off {
             bail!("--patterns off leaves nothing to validate; name patterns, or take auto");
@@ -143,8 +182,7 @@ impl CommandArgs for Validate {
         let prompter = Prompter::load(&folder, true)?;
         let prompts = self.prompts(&prompter, &folder)?;
         let token_ids: Vec<Vec<u32>> = prompts.iter().map(|p| p.token_ids.clone()).collect();
-        let mut loaded = lm::load(&folder)?;
-        ui.notes(&loaded.notes);
+        let mut loaded = session::load(&folder, ui)?;
         let reference = match self.reference {
             Reference::Unpatched => None,
             Reference::MlxLm => {
@@ -182,11 +220,7 @@ impl CommandArgs for Validate {
                 ..GenerateOptions::default()
             },
             runs: self.runs as usize,
-            patch: PatchOptions {
-                patterns: self.patterns.clone(),
-                precision,
-                ..PatchOptions::default()
-            },
+            patch: self.targets.options(&self.patterns, precision),
         };
         let all = self.runs as usize * prompts.len();
         let mut done = 0;
@@ -200,9 +234,10 @@ impl CommandArgs for Validate {
         };
         let expected = reference.as_ref().map(|reference| reference.token_ids.as_slice());
         let validation = lm::validate(&mut loaded, &token_ids, expected, &options, &mut on_run)?;
+        self.targets.explain(&validation.patch, ui);
         let summary = self.summary(&validation, &prompter, reference_name, prompts.len());
         let exit = if summary.is_good() { Exit::Done } else { Exit::No };
-        ui.finish(&Report::Validate(summary))?;
+        ui.finish(&summary)?;
         Ok(exit)
     }
 }
@@ -211,10 +246,10 @@ impl Validate {
     fn prompts(&self, prompter: &Prompter, folder: &Path) -> anyhow::Result<Vec<Prompt>> {
         let mut prompts = Vec::new();
         for text in &self.prompt {
-            prompts.push(prompter.text(text)?);
+            prompts.push(prompter.text(text, None)?);
         }
         for path in &self.prompt_file {
-            prompts.push(prompter.text(&read_prompt_file(path)?)?);
+            prompts.push(prompter.text(&read_prompt_file(path)?, None)?);
         }
         prompts.extend(self.prompt_tokens.iter().map(|tokens| prompter.tokens(tokens)));
         if prompts.is_empty() {
@@ -255,6 +290,7 @@ impl Validate {
                     module: row.module.clone(),
                     pattern: row.pattern,
                     reason: reason.to_owned(),
+                    left_out: row.left_out,
                 })
                 .collect(),
             moe_modules: patch.num_moe_modules,
@@ -265,6 +301,69 @@ impl Validate {
             prompts,
             runs: self.runs,
             require_fused: self.require_fused,
+        }
+    }
+}
+
+impl Answer for Summary {
+    fn text(&self) -> String {
+        let mut rows = Rows::new(10);
+        rows.row("reference", &self.reference);
+        rows.row("stock", &self.stock);
+        let precision = if self.precision == "exact" { "" } else { ", precision fast" };
+        rows.row(
+            "fused",
+            format!(
+                "{} of {} MoE modules ({}{precision})",
+                self.patched_modules,
+                self.moe_modules,
+                list(&self.patterns, "no pattern"),
+            ),
+        );
+        let fallbacks = self.fallbacks.iter().filter(|f| !f.left_out);
+        let fallbacks = fallbacks.map(|f| (f.module.as_str(), (f.pattern, &f.reason)));
+        for (modules, (pattern, reason)) in fold(fallbacks) {
+            rows.row("fallback", format!("{modules} {pattern}: {reason}"));
+        }
+        let left_out = self.fallbacks.iter().filter(|f| f.left_out).count();
+        if left_out > 0 {
+            rows.row("left out", format!("{left_out} places, as --exclude and --layers say"));
+        }
+        let runs = if self.runs == 1 { String::new() } else { format!(", {} runs", self.runs) };
+        let prompts = if self.prompts == 1 { "prompt" } else { "prompts" };
+        rows.row(
+            "compared",
+            format!("{} tokens: {} {prompts}{runs}", self.tokens_compared, self.prompts),
+        );
+        if let Some(divergence) = &self.first_divergence {
+            rows.row("differs", divergence);
+        }
+        rows.row("baseline", format!("{} tok/s", rate(self.baseline_decode_tok_per_s)));
+        rows.row("patched", format!("{} tok/s", rate(self.patched_decode_tok_per_s)));
+        let speedup = self.speedup.map_or_else(|| "-".to_owned(), |x| format!("{x:.2}x"));
+        rows.row("speedup", speedup);
+        if self.require_fused && !self.is_fused() {
+            rows.row("required", "all fused, which is not so: see the fallbacks");
+        }
+        rows.line(&format!("identical: {}", if self.identical { "yes" } else { "no" }));
+        rows.into_text()
+    }
+}
+
+impl fmt::Display for Divergence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = |id: Option<u32>, text: &Option<String>| match (id, text) {
+            (Some(id), Some(text)) => format!("{id} {text:?}"),
+            (Some(id), None) => id.to_string(),
+            (None, _) => "the end".to_owned(),
+        };
+        let expected = token(self.expected, &self.expected_text);
+        let got = token(self.got, &self.got_text);
+        let Self { run, prompt, index, .. } = self;
+        write!(f, "run {run}, prompt {prompt}, token {index}: expected {expected}, got {got}")?;
+        match self.logit_margin {
+            Some(margin) => write!(f, ", logit margin {margin}"),
+            None => Ok(()),
         }
     }
 }

@@ -1,5 +1,7 @@
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -7,7 +9,10 @@ use super::{assert_has_keys, command, demo, keys, lines, stderr, stdout, summary
 
 /// `generate` on the random checkpoint.
 fn generate(more: &[&str]) -> Vec<String> {
-    let mut arguments = vec!["generate", tiny(), "--prompt-tokens", "1,5,9", "--max-tokens", "12"];
+    let mut arguments = vec!["generate", tiny(), "--prompt-tokens", "1,5,9"];
+    if !more.contains(&"-n") {
+        arguments.extend(["--max-tokens", "12"]);
+    }
     arguments.extend(more);
     arguments.into_iter().map(str::to_owned).collect()
 }
@@ -87,17 +92,94 @@ fn generate_one_token_has_no_decode_speed() {
     assert_eq!(summary(&output)["decode_tok_per_s"], Value::Null);
 }
 
+/// The text of every token line, and the summary.
+fn streamed(arguments: &[&str]) -> (Vec<String>, Value) {
+    let output = zmlx(arguments);
+    let tokens = lines(&output).into_iter().filter(|line| line["type"] == "token");
+    let texts = tokens.map(|line| line["text"].as_str().unwrap().to_owned()).collect();
+    (texts, summary(&output))
+}
+
 #[test]
 fn generate_text_streams_what_the_summary_says() {
-    let flags = ["--prompt", "What is a shell? ☃", "--max-tokens", "24", "--json"];
-    let output = zmlx(&[&["generate"], &flags[..]].concat());
-    let summary = summary(&output);
-    let streamed: String =
-        lines(&output).iter().filter_map(|line| line["text"].as_str()).collect::<Vec<_>>().concat();
+    let question = ["generate", "--prompt", "What is a shell? \u{2603}", "--max-tokens", "24"];
+    let (texts, summary) = streamed(&[&question[..], &["--json"]].concat());
     let text = summary["text"].as_str().unwrap();
-    assert!(streamed.starts_with(text), "{streamed:?} against {text:?}");
-    let plain = zmlx(&["generate", "--prompt", "What is a shell? ☃", "--max-tokens", "24"]);
+    assert_eq!(texts.concat(), text);
+    assert!(texts.iter().filter(|text| !text.is_empty()).count() > 12, "word by word: {texts:?}");
+    assert_eq!(stdout(&zmlx(&question)), format!("{text}\n"));
+}
+
+#[test]
+fn generate_stops_before_a_stop_string_that_spans_tokens() {
+    let question = ["generate", "--prompt", "What is a shell?", "--max-tokens", "24"];
+    let (texts, free) = streamed(&[&question[..], &["--json"]].concat());
+    let whole = free["text"].as_str().unwrap();
+    // the last character of one token and the first of the next, somewhere in the middle
+    let (end, start) = (texts[9].chars().next_back().unwrap(), texts[10].chars().next().unwrap());
+    let stop = format!("{end}{start}");
+    let expected = &whole[..whole.find(&stop).unwrap()];
+    let flags = ["--stop", "not there", "--stop", &stop];
+    let (texts, summary) = streamed(&[&question[..], &flags[..], &["--json"]].concat());
+    assert_eq!(summary["text"], expected);
+    assert_eq!(summary["finish_reason"], "stop");
+    assert!(summary["generated_tokens"].as_u64() <= Some(11), "{summary}");
+    assert_eq!(texts.concat(), expected, "nothing of it was shown");
+    assert_eq!(stdout(&zmlx(&[&question[..], &flags].concat())), format!("{expected}\n"));
+}
+
+#[test]
+fn generate_shows_what_only_began_like_a_stop_string() {
+    let question = ["generate", "--prompt", "What is a shell?", "--max-tokens", "8"];
+    let free = summary(&zmlx(&[&question[..], &["--json"]].concat()));
+    let text = free["text"].as_str().unwrap();
+    let begins = format!("{}\u{2603}", text.chars().next_back().unwrap());
+    let output = zmlx(&[&question[..], &["--json", "--stop", &begins]].concat());
+    assert_eq!(summary(&output)["text"], text);
+    assert_eq!(summary(&output)["finish_reason"], free["finish_reason"]);
+    let shown: Vec<Value> = lines(&output);
+    let held = shown.iter().find(|line| line["type"] == "text").unwrap();
+    let texts = shown.iter().filter(|line| line["type"] == "token");
+    let texts: String = texts.map(|line| line["text"].as_str().unwrap()).collect();
+    assert_eq!(texts + held["text"].as_str().unwrap(), text);
+    let plain = zmlx(&[&question[..], &["--stop", &begins]].concat());
     assert_eq!(stdout(&plain), format!("{text}\n"));
+}
+
+#[test]
+fn generate_penalties_change_what_repeats() {
+    let ids = |flags: &[&str]| {
+        let output = run(&generate(&[&["--ignore-eos", "--json", "-n", "40"], flags].concat()));
+        summary(&output)["token_ids"].as_array().unwrap().clone()
+    };
+    let repeats = |ids: &[Value]| (1..ids.len()).any(|i| ids[..i].contains(&ids[i]));
+    let free = ids(&[]);
+    assert!(repeats(&free), "{free:?}");
+    assert_ne!(ids(&["--repetition-penalty", "3"]), free);
+    for name in ["presence", "frequency"] {
+        let (penalty, size) = (format!("--{name}-penalty"), format!("--{name}-context-size"));
+        assert!(!repeats(&ids(&[&penalty, "1000", &size, "0"])), "{name}");
+        assert_ne!(ids(&[&penalty, "1000", &size, "1"]), ids(&[&penalty, "1000", &size, "0"]));
+        assert_eq!(ids(&[&penalty, "0"]), free, "{name}");
+    }
+}
+
+#[test]
+fn generate_streams_each_token_before_the_next_is_there() {
+    let mut child = command(&["generate", tiny(), "--prompt-tokens", "1,5,9", "--json"])
+        .args(["--max-tokens", "100000", "--ignore-eos"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for kind in ["begin", "token", "token", "token"] {
+        let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(line["type"], kind);
+    }
+    // far from its end, or the lines were held back
+    assert!(child.try_wait().unwrap().is_none());
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
@@ -105,15 +187,52 @@ fn generate_reads_the_prompt_from_a_file_or_stdin() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("prompt.txt");
     std::fs::write(&file, "What is a shell?").unwrap();
-    let tail = ["--max-tokens", "4", "--json"];
-    let of = |source: &[&str]| {
-        let mut command = command(&[&["generate"], source, &tail[..]].concat());
-        command.stdin(std::fs::File::open(&file).unwrap());
-        summary(&command.output().unwrap())["token_ids"].clone()
+    let line = folder.path().join("line.txt");
+    std::fs::write(&line, "What is a shell?\n").unwrap();
+    let of = |source: &[&str], stdin: &Path| {
+        let mut command = command(&[&["generate"], source, &["-n", "4", "--json"]].concat());
+        command.stdin(std::fs::File::open(stdin).unwrap());
+        let output = command.output().unwrap();
+        (lines(&output)[0]["prompt_token_ids"].clone(), summary(&output)["token_ids"].clone())
     };
-    let expected = of(&["--prompt", "What is a shell?"]);
-    assert_eq!(of(&["--prompt-file", file.to_str().unwrap()]), expected);
-    assert_eq!(of(&["--prompt-file", "-"]), expected);
+    let null = Path::new("/dev/null");
+    let expected = of(&["--prompt", "What is a shell?"], null);
+    assert_eq!(of(&["-p", "What is a shell?"], &line), expected, "what is said wins");
+    assert_eq!(of(&["--prompt-file", file.to_str().unwrap()], null), expected);
+    assert_eq!(of(&["-f", "-"], &file), expected);
+    assert_eq!(of(&[], &file), expected);
+    assert_eq!(of(&[], &line), expected, "less the line end");
+    assert_eq!(of(&[&demo()], &file), expected);
+    let default = of(&["-p", "What does the command grep do?"], null);
+    assert_eq!(of(&[], null), default);
+    assert_eq!(of(&[&demo()], null), default);
+}
+
+#[test]
+fn generate_waits_for_a_pipe_that_is_written_to_slowly() {
+    let mut child = command(&["generate", "-n", "1", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"What is ").unwrap();
+    std::thread::sleep(Duration::from_millis(3500));
+    stdin.write_all(b"a shell?").unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let whole = zmlx(&["generate", "-n", "1", "--json", "-p", "What is a shell?"]);
+    assert_eq!(lines(&output)[0]["prompt_token_ids"], lines(&whole)[0]["prompt_token_ids"]);
+}
+
+#[test]
+fn generate_system_message_reaches_the_model() {
+    let of = |more: &[&str]| {
+        let output = zmlx(&[&["generate", "-p", "Why?", "-n", "1", "--json"], more].concat());
+        let count = |line: &Value| line["prompt_token_ids"].as_array().unwrap().len();
+        count(&lines(&output)[0])
+    };
+    assert!(of(&["--system", "You are a shell."]) > of(&[]) + 4);
 }
 
 #[test]
@@ -221,8 +340,14 @@ fn inspect_shows_every_module_with_its_outcome() {
     for module in modules {
         assert_eq!(module["fused"] == true, module["reason"].is_null(), "{module}");
     }
-    let text = stdout(&zmlx(&["inspect", &demo()]));
-    assert!(text.contains("qwen3_moe") && text.contains("model.layers.0.mlp"), "{text}");
+    let folded = stdout(&zmlx(&["inspect", &demo()]));
+    assert!(folded.contains("qwen3_moe") && folded.contains("  model.layers.0-7.mlp "), "{folded}");
+    let all = stdout(&zmlx(&["inspect", &demo(), "--all"]));
+    assert!(
+        all.contains("  model.layers.0.mlp ") && all.contains("  model.layers.7.mlp "),
+        "{all}"
+    );
+    assert!(folded.lines().count() * 3 < all.lines().count(), "{folded}");
 }
 
 #[test]
@@ -230,6 +355,43 @@ fn inspect_of_no_patterns_plans_nothing() {
     let summary = summary(&zmlx(&["inspect", tiny(), "--patch", "off", "--json"]));
     assert_eq!(summary["modules"], json!([]));
     assert_eq!(summary["patched_modules"], 0);
+}
+
+#[test]
+fn excluded_modules_and_other_layers_stay_on_stock_with_the_reason() {
+    let flags = ["--exclude", "*.mlp", "--layers", "1", "--json"];
+    let output = zmlx(&[&["inspect", tiny()], &flags[..]].concat());
+    let summary = summary(&output);
+    let reason = |module: &str| {
+        let rows = summary["modules"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["module"] == module).unwrap();
+        assert_eq!(row["left_out"], row["fused"] == false, "{row}");
+        row["reason"].clone()
+    };
+    assert_eq!(reason("model.layers.1.mlp"), "excluded by `*.mlp`");
+    assert_eq!(reason("model.layers.0.self_attn.q_proj"), "not in the chosen layers");
+    if cfg!(feature = "custom-primitive") {
+        assert_eq!(reason("model.layers.1.self_attn.q_proj"), Value::Null);
+    }
+    let mistaken = zmlx(&["inspect", tiny(), "--exclude", "nothing*", "--layers", "0-1,99"]);
+    for part in ["nothing*: no module matches", "99-99: the model has no such layer"] {
+        assert!(stderr(&mistaken).contains(part), "{}", stderr(&mistaken));
+    }
+    assert!(!stderr(&mistaken).contains("0-1"), "{}", stderr(&mistaken));
+}
+
+#[test]
+fn validate_require_fused_asks_nothing_of_modules_left_out() {
+    let flags = ["--layers", "1", "--require-fused", "--max-tokens", "4", "--json"];
+    let output = zmlx(&[&["validate", tiny()], &flags[..]].concat());
+    if cfg!(feature = "custom-primitive") {
+        let summary = summary(&output);
+        assert_eq!(summary["patched_modules"], 1);
+        let fallbacks = summary["fallbacks"].as_array().unwrap();
+        assert!(!fallbacks.is_empty() && fallbacks.iter().all(|f| f["left_out"] == true));
+    } else {
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use super::{stderr, stdout, zmlx};
 
-const COMMANDS: [&str; 6] = ["generate", "validate", "inspect", "doctor", "synth", "completions"];
+const COMMANDS: [&str; 7] =
+    ["generate", "chat", "validate", "inspect", "doctor", "synth", "completions"];
 
 #[test]
 fn help_lists_every_command_on_stdout() {
@@ -12,6 +13,7 @@ fn help_lists_every_command_on_stdout() {
         assert_eq!(output.status.code(), Some(0), "{name}");
         assert!(stdout(&output).contains("Usage: zmlx"), "{name}");
         assert!(output.stderr.is_empty(), "{name}");
+        assert_eq!(stdout(&output), stdout(&zmlx(&[name, "-h"])), "{name}: one layout");
     }
 }
 

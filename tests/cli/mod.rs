@@ -1,6 +1,7 @@
 //! The command line contract, through the binary: what goes where, exit codes, JSON Lines, refusals.
 
 mod answers;
+mod chat;
 mod help;
 mod refusals;
 
@@ -20,7 +21,7 @@ fn command(arguments: &[&str]) -> Command {
     for name in ["HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT", "ZMLX_DEMO_MODEL"] {
         command.env_remove(name);
     }
-    command.env("HF_HOME", home.path()).env("HF_HUB_OFFLINE", "1");
+    command.env("HF_HOME", home.path()).env("HF_HUB_OFFLINE", "1").env("ZMLX_CHAT_HISTORY", "");
     command
 }
 

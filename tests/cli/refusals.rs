@@ -1,3 +1,5 @@
+use std::process::Stdio;
+
 use super::{command, demo, lines, stderr, tiny, zmlx};
 
 /// Runs, expects exit code 2, and an error that mentions every part.
@@ -8,8 +10,19 @@ fn refused(arguments: &[&str], parts: &[&str]) {
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
     assert!(output.stdout.is_empty(), "{arguments:?}");
     assert!(message.contains("zmlx: error: "), "{arguments:?}: {message}");
+    says_it_once(&message);
     for part in parts {
         assert!(message.contains(part), "{arguments:?}: `{part}` is missing from: {message}");
+    }
+}
+
+/// A cause that its wrapper has named already is not named again.
+#[track_caller]
+fn says_it_once(message: &str) {
+    let first = message.lines().find(|line| line.contains("zmlx: error: ")).unwrap();
+    let clauses: Vec<&str> = first.split(": ").collect();
+    for (index, clause) in clauses.iter().enumerate() {
+        assert!(!clauses[..index].contains(clause), "`{clause}` twice in: {first}");
     }
 }
 
@@ -26,10 +39,24 @@ fn bad_numbers_are_refused() {
     generate(&["--top-p", "1.5"], &["top_p", "1.5"]);
     generate(&["--min-p", "2"], &["min_p", "2"]);
     generate(&["--top-k", "99999999"], &["top_k", "vocabulary"]);
+    generate(&["--repetition-penalty=-1"], &["repetition_penalty", "-1"]);
+    generate(&["--presence-penalty", "NaN"], &["presence_penalty", "NaN"]);
+    generate(&["--frequency-penalty", "inf"], &["frequency_penalty", "inf"]);
+    generate(&["--stop", ""], &["--stop"]);
+    generate(&["--stop", "text"], &["--stop", "tokenizer.json"]);
     generate(&["--threads", "0"], &["--threads", "0"]);
     generate(&["--device", "tpu"], &["tpu", "auto, cpu, gpu"]);
     generate(&["--precision", "best"], &["best", "exact, fast"]);
     refused(&["validate", tiny(), "--runs", "0"], &["--runs", "0"]);
+}
+
+#[test]
+fn bad_targets_are_refused() {
+    for name in ["generate", "chat", "validate", "inspect"] {
+        refused(&[name, tiny(), "--exclude", "a[b"], &["--exclude", "a[b"]);
+        refused(&[name, tiny(), "--layers", "3-1"], &["--layers", "backwards", "0-3,7"]);
+        refused(&[name, tiny(), "--layers", "all"], &["`all`", "0-3,7"]);
+    }
 }
 
 #[test]
@@ -38,6 +65,10 @@ fn bad_prompts_are_refused() {
     refused(&["generate", &demo(), "--prompt", " \n"], &["prompt is empty"]);
     refused(&["validate", &demo(), "--prompt", ""], &["prompt is empty"]);
     refused(&["generate", tiny(), "--prompt", "text"], &["tokenizer.json", "--prompt-tokens"]);
+    refused(
+        &["generate", &demo(), "-p", "a", "--system", "b", "--no-chat-template"],
+        &["--system", "cannot be used with"],
+    );
     refused(&["generate", tiny(), "--prompt-tokens", ""], &["no token id", "1,5,9"]);
     refused(&["generate", tiny(), "--prompt-tokens", "1,,2"], &["no token id"]);
     refused(&["generate", tiny(), "--prompt-tokens", "1,x"], &["`x`"]);
@@ -67,6 +98,23 @@ fn bad_prompt_files_are_refused() {
 }
 
 #[test]
+fn a_silent_pipe_is_refused_and_not_waited_for() {
+    let mut child = command(&["generate", &demo(), "--max-tokens", "1"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let open = child.stdin.take();
+    let output = child.wait_with_output().unwrap();
+    drop(open);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    for part in ["standard input", "--prompt TEXT", "--prompt-file -"] {
+        assert!(stderr(&output).contains(part), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn unknown_patterns_are_refused_with_the_known_ones() {
     for option in [["generate", "--patch"], ["validate", "--patterns"], ["inspect", "--patch"]] {
         refused(&[option[0], tiny(), option[1], "moe_mlp,warp"], &["`warp`", "moe_mlp", "auto"]);
@@ -81,7 +129,10 @@ fn unknown_models_are_refused_with_what_was_tried() {
         refused(&[name, "nowhere"], &["nowhere", "no such folder", "owner/name"]);
     }
     let folder = tempfile::tempdir().unwrap();
-    refused(&["inspect", folder.path().to_str().unwrap()], &["config.json"]);
+    let empty = folder.path().to_str().unwrap();
+    for name in ["generate", "chat", "validate", "inspect"] {
+        refused(&[name, empty], &["config.json", "No such file"]);
+    }
     let output = command(&["generate"]).env("ZMLX_DEMO_MODEL", "/nowhere").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("ZMLX_DEMO_MODEL"), "{}", stderr(&output));

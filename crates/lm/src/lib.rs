@@ -40,7 +40,7 @@ pub use detokenizer::Detokenizer;
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generation, Token, generate};
 pub use inspect::{Inspection, inspect};
-pub use models::{LoadedModel, Model, load, load_placed};
+pub use models::{LoadedModel, Model, load, load_placed, load_with};
 pub use patch::{Fused, PatchOptions, PatchReport, Patterns, patch, unpatch};
 pub use placement::Placement;
 pub use processors::{Penalty, Processing};

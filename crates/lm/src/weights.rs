@@ -44,12 +44,18 @@ pub struct Taken {
 impl Taken {
     /// Reads everything into memory.
     ///
+    /// - `on_progress`: told after each tensor how many bytes are there, and how many there will be
+    ///
     /// # Errors
     /// `Mlx`.
-    pub fn read(&self) -> Result<()> {
+    pub fn read(&self, on_progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        let total = self.arrays.iter().map(|array| array.nbytes() as u64).sum();
+        let mut bytes = 0;
         // One by one: a stack of experts then holds its parts only while it is made.
         for array in &self.arrays {
             array.eval()?;
+            bytes += array.nbytes() as u64;
+            on_progress(bytes, total);
         }
         Ok(())
     }

@@ -132,9 +132,23 @@ pub fn load(dir: &FilePath) -> Result<LoadedModel> {
 /// # Errors
 /// As [`load`]; `Argument` when the placement does not fit the model, `Checkpoint` when a matrix cannot be shared.
 pub fn load_placed(dir: &FilePath, placement: Placement) -> Result<LoadedModel> {
+    load_with(dir, placement, &mut |_, _| {})
+}
+
+/// [`load_placed`] for whoever watches.
+///
+/// - `on_progress`: told after each tensor how many bytes are in memory, and how many there will be
+///
+/// # Errors
+/// As [`load_placed`].
+pub fn load_with(
+    dir: &FilePath,
+    placement: Placement,
+    on_progress: &mut dyn FnMut(u64, u64),
+) -> Result<LoadedModel> {
     mlx::check_linked()?;
     let (loaded, taken) = open(dir, placement)?;
-    taken.read()?;
+    taken.read(on_progress)?;
     Ok(loaded)
 }
 

@@ -13,7 +13,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::layers::{Embedding, Linear, SwitchLinear, Weight};
-use crate::models::{load_placed, open};
+use crate::models::{load_placed, load_with, open};
 use crate::placement::{Placement, Split};
 use crate::weights::{Scope, WeightRecord, Weights};
 
@@ -205,4 +205,17 @@ fn placement_that_contradicts_itself_is_refused() {
         let error = load_placed(dir.path(), placement.clone()).err().expect("refused");
         assert!(matches!(error, Error::Argument { .. }), "{placement:?}: {error}");
     }
+}
+
+#[test]
+fn load_tells_how_far_it_is() {
+    let dir = Fixture::dense(Dtype::Bf16).write();
+    let mut seen = Vec::new();
+    let on_progress = &mut |bytes, total| seen.push((bytes, total));
+    let loaded = load_with(dir.path(), Placement::default(), on_progress).unwrap();
+    let last = *seen.last().unwrap();
+    assert_eq!(last.0, last.1);
+    assert!(seen.len() > 10 && seen.iter().all(|(_, total)| *total == last.1), "{seen:?}");
+    assert!(seen.windows(2).all(|pair| pair[0].0 < pair[1].0), "{seen:?}");
+    drop(loaded);
 }
