@@ -3,11 +3,11 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <limits>
 #include <sstream>
-#include <unordered_set>
 
 #include "mlx/primitives.h"
 
@@ -44,14 +44,68 @@ size_t physical_memory() {
 }
 } // namespace
 
+// Ids that were seen, in a table that keeps its memory: a decode step has some hundred nodes, and
+// a set that allocates for each of them would cost more than checking it.
+class Seen {
+ public:
+  void clear() {
+    if (slots_.size() > kKept) {
+      slots_.clear();
+    }
+    std::fill(slots_.begin(), slots_.end(), 0);
+    count_ = 0;
+  }
+
+  // Whether `id`, which is not 0, is new.
+  bool insert(uintptr_t id) {
+    if (2 * (count_ + 1) > slots_.size()) {
+      grow();
+    }
+    auto& slot = find(id);
+    if (slot == id) {
+      return false;
+    }
+    slot = id;
+    count_++;
+    return true;
+  }
+
+ private:
+  // Where `id` is, or goes. Ids are addresses, so their low bits say little.
+  uintptr_t& find(uintptr_t id) {
+    size_t mask = slots_.size() - 1;
+    size_t at = (id * 0x9e3779b97f4a7c15) >> 20;
+    while (slots_[at & mask] != 0 && slots_[at & mask] != id) {
+      at++;
+    }
+    return slots_[at & mask];
+  }
+
+  void grow() {
+    std::vector<uintptr_t> held(std::max<size_t>(1024, 2 * slots_.size()));
+    held.swap(slots_);
+    for (auto id : held) {
+      if (id != 0) {
+        find(id) = id;
+      }
+    }
+  }
+
+  static constexpr size_t kKept = 1 << 14;
+  std::vector<uintptr_t> slots_; // a power of two of them, 0 where there is none
+  size_t count_{0};
+};
+
 // Ops made of other ops have nodes that never were a handle of ours, so shapes are looked at once
 // more before anything runs. MLX's CPU allocator answers null, which nobody checks, for what the
 // machine cannot hold.
 void check_graph(const std::vector<mx::array>& outputs) {
-  std::vector<const mx::array*> todo;
-  std::unordered_set<uintptr_t> seen;
-  auto visit = [&](const mx::array& a) {
-    if (a.status() == mx::array::Status::unscheduled && seen.insert(a.id()).second) {
+  thread_local std::vector<const mx::array*> todo;
+  thread_local Seen seen;
+  todo.clear();
+  seen.clear();
+  auto visit = [](const mx::array& a) {
+    if (a.status() == mx::array::Status::unscheduled && seen.insert(a.id())) {
       todo.push_back(&a);
     }
   };
