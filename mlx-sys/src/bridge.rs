@@ -440,7 +440,6 @@ pub mod ffi {
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
         fn fused_greedy_token(logits: &Array) -> Result<UniquePtr<Array>>;
-        fn fused_scale_add(x: &Array, y: &Array, scale: f32) -> Result<UniquePtr<Array>>;
         fn fused_supports(
             primitive: &str,
             gpu: bool,

@@ -7,7 +7,6 @@ mod fast;
 mod quantized;
 mod registry;
 mod router;
-mod scale_add;
 mod step;
 mod swiglu;
 

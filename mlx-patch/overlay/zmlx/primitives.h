@@ -121,9 +121,6 @@ array attention(
 // argmax(logits - logsumexp(logits, -1, true), -1). logits [.., V] -> [..] u32.
 array greedy_token(const array& logits, StreamOrDevice s = {});
 
-// x * scale + y.
-array scale_add(const array& x, const array& y, float scale, StreamOrDevice s = {});
-
 // Names of the primitives compiled in.
 std::vector<std::string> primitives();
 

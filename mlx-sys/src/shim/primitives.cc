@@ -182,10 +182,6 @@ ArrayPtr fused_greedy_token(const Array& logits) {
   ZMLX_OP("greedy_token", box(zmlx::greedy_token(logits.a, current())));
 }
 
-ArrayPtr fused_scale_add(const Array& x, const Array& y, float scale) {
-  ZMLX_OP("scale_add", box(zmlx::scale_add(x.a, y.a, scale)));
-}
-
 #if ZMLX_CUSTOM_PRIMITIVE
 
 Support fused_supports(

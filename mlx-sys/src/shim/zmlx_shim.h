@@ -314,7 +314,6 @@ ArrayPtr fused_attention(
     bool causal,
     bool fast);
 ArrayPtr fused_greedy_token(const Array& logits);
-ArrayPtr fused_scale_add(const Array& x, const Array& y, float scale);
 Support fused_supports(
     rust::Str primitive,
     bool gpu,

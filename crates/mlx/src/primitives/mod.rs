@@ -17,7 +17,6 @@ mod moe_router;
 mod qk_norm_rope;
 mod quantized_matmul;
 mod rms_norm;
-mod scale_add;
 
 use zmlx_sys::{UniquePtr, ffi};
 
@@ -34,7 +33,6 @@ pub use moe_router::{MoeRouter, Scoring, moe_router};
 pub use qk_norm_rope::{QkNormRope, qk_norm_rope, qk_norm_rope_dynamic};
 pub use quantized_matmul::{QuantizedMatmul, quantized_matmul};
 pub use rms_norm::{RmsNorm, rms_norm};
-pub use scale_add::{ScaleAdd, scale_add};
 
 /// Each primitive with a typical question: Qwen3-30B-A3B at 4 bits.
 pub const TYPICAL: &[&dyn Ask] = &[
@@ -46,7 +44,6 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &QkNormRope::TYPICAL,
     &Attention::TYPICAL,
     &GreedyToken::TYPICAL,
-    &ScaleAdd::TYPICAL,
 ];
 
 /// What the order and width of accumulation may be.
