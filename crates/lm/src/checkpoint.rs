@@ -96,6 +96,15 @@ impl Checkpoint {
         }
     }
 
+    /// The weight files of a folder that may hold only some of a checkpoint's: every `model*.safetensors`, whatever
+    /// an index says.
+    ///
+    /// # Errors
+    /// `Io`, `Checkpoint`.
+    pub fn open_present(dir: &Path) -> Result<Self> {
+        Self::of_files(dir, find_files(dir)?)
+    }
+
     /// - `fault`: where the index is wrong
     fn without_index(dir: &Path, index: &BTreeMap<String, String>, fault: String) -> Result<Self> {
         let path = dir.join(INDEX);

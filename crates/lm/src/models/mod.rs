@@ -156,7 +156,11 @@ pub fn load_with(
 pub(crate) fn open(dir: &FilePath, placement: Placement) -> Result<(LoadedModel, Taken)> {
     let config = ModelConfig::load(dir)?;
     let row = find(&config.model_type)?;
-    let checkpoint = Checkpoint::open(dir)?;
+    let checkpoint = match placement.layers {
+        None => Checkpoint::open(dir)?,
+        // of other layers not even the files have to be there
+        Some(_) => Checkpoint::open_present(dir)?,
+    };
     let weights = Weights::new(checkpoint.clone(), config.quantization.clone(), placement)?;
     let model = (row.load)(&config, &weights)?;
     let taken = weights.finish()?;
@@ -164,6 +168,6 @@ pub(crate) fn open(dir: &FilePath, placement: Placement) -> Result<(LoadedModel,
         let path = config.path().display();
         format!("{path}: field `{field}` is not used by {}", config.model_type)
     });
-    let notes = notes.collect();
+    let notes = checkpoint.warnings().iter().cloned().chain(notes).collect();
     Ok((LoadedModel { model, config, checkpoint, notes }, taken))
 }

@@ -166,15 +166,20 @@ fn ranges_of_layers_partition_the_weights() {
 #[test]
 fn layers_outside_the_range_are_neither_required_nor_read() {
     let fixture = Fixture::with(Dtype::Bf16, json!({"num_hidden_layers": 3})).quantized(q4());
-    let dir = fixture.write_shards();
+    let dir = tempfile::tempdir().unwrap();
+    // the index names both files
+    fixture.write_config(dir.path());
+    let file_of = |name: &str| {
+        let first = name.contains("layers.0.") || name.contains("layers.1.");
+        format!("model-0000{}-of-00002.safetensors", if first { 1 } else { 2 })
+    };
+    let map: BTreeMap<_, _> = fixture.weights.keys().map(|name| (name, file_of(name))).collect();
+    let index = json!({"metadata": {}, "weight_map": map}).to_string();
+    fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    for file in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+        fixture.write_part(dir.path(), file, |name| file_of(name) == file);
+    }
     let shard = dir.path().join("model-00001-of-00002.safetensors");
-    fs::remove_file(dir.path().join("model.safetensors.index.json")).unwrap();
-    fixture.write_part(dir.path(), "model-00001-of-00002.safetensors", |name| {
-        name.contains("layers.0.") || name.contains("layers.1.")
-    });
-    fixture.write_part(dir.path(), "model-00002-of-00002.safetensors", |name| {
-        !name.contains("layers.0.") && !name.contains("layers.1.")
-    });
     let loaded = load_placed(dir.path(), layers(2..3)).unwrap();
     assert_eq!(loaded.model.make_cache().layers.len(), 1);
     fs::remove_file(&shard).unwrap();
