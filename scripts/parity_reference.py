@@ -1,8 +1,8 @@
 """Compare zmlx's greedy tokens with mlx-lm's, exactly.
 
-mlx-lm on the official CPU wheel is the reference. Each case is a qwen3_moe checkpoint: either
-built here (random but lively weights, written in mlx-community layout by mlx-lm's own code) or
-an existing folder. For each prompt the reference ids and the margin between the best two
+mlx-lm on the official CPU wheel is the reference. Each case is a checkpoint: either built here from
+the cases of its family in parity_cases/ (random but lively weights, written in mlx-community layout
+by mlx-lm's own code) or an existing folder. For each prompt the reference ids and the margin between the best two
 logits are recorded, then `zmlx generate` runs patched and unpatched on the same folder.
 
 Run it through scripts/parity, which prepares the interpreter.
@@ -10,6 +10,7 @@ Run it through scripts/parity, which prepares the interpreter.
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import math
@@ -20,125 +21,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import utils as lm_utils
 from mlx_lm.generate import generate_step
-from mlx_lm.models import qwen3_moe
+from parity_case import Case
 
 DTYPES = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
 
-# Prompt lengths: one token (decode only), a few, past the 64 routed entries where mlx-lm sorts
-# tokens by expert.
-DEFAULT_PROMPTS = [1, 3, 11, 40]
+
+def families():
+    """The modules of scripts/parity_cases by name, which is the model_type."""
+    folder = Path(__file__).parent / "parity_cases"
+    names = sorted(path.stem for path in folder.glob("*.py"))
+    return {name: importlib.import_module(f"parity_cases.{name}") for name in names}
 
 
-@dataclass
-class Case:
-    """One random checkpoint and the prompts it is asked about."""
-
-    name: str
-    dtype: str = "bf16"
-    bits: int | None = 4  # None: leave the weights unquantised
-    group_size: int = 64
-    mode: str = "affine"
-    overrides: dict = field(default_factory=dict)  # path suffix -> quantisation, or False
-    config: dict = field(default_factory=dict)
-    prompts: list = field(default_factory=lambda: list(DEFAULT_PROMPTS))
-    max_tokens: int = 64
-    shard_bytes: int | None = None
-    seed: int = 0
-
-
-BASE_CONFIG = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "hidden_size": 128,
-    "num_hidden_layers": 3,
-    "intermediate_size": 192,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "num_experts": 8,
-    "num_experts_per_tok": 2,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "moe_intermediate_size": 64,
-    "rms_norm_eps": 1e-6,
-    "vocab_size": 512,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "max_position_embeddings": 4096,
-    "norm_topk_prob": True,
-}
-
-CASES = [
-    Case(
-        name="tied-bf16-4bit",
-        config={"tie_word_embeddings": True, "num_experts": 16, "num_experts_per_tok": 4},
-        seed=11,
-    ),
-    Case(
-        name="untied-f16-mixed-bits",
-        dtype="f16",
-        bits=4,
-        group_size=32,
-        overrides={
-            "lm_head": {"group_size": 64, "bits": 6},
-            "model.embed_tokens": {"group_size": 64, "bits": 8},
-            "layers.1.mlp.switch_mlp.gate_proj": {"group_size": 32, "bits": 3},
-            "layers.1.mlp.switch_mlp.up_proj": {"group_size": 32, "bits": 3},
-            "layers.1.mlp.switch_mlp.down_proj": {"group_size": 32, "bits": 5},
-            "layers.3.mlp.switch_mlp.up_proj": {"group_size": 64, "bits": 2},
-            "layers.3.mlp.switch_mlp.down_proj": {"group_size": 32, "bits": 8},
-            "layers.2.self_attn.o_proj": False,
-            "layers.5.mlp.gate": False,
-        },
-        config={
-            "hidden_size": 192,
-            "num_hidden_layers": 6,
-            "decoder_sparse_step": 2,
-            "mlp_only_layers": [5, 0],
-            "intermediate_size": 224,
-            "moe_intermediate_size": 96,
-            "num_attention_heads": 3,
-            "num_key_value_heads": 1,
-            "head_dim": 64,
-            "num_experts": 7,
-            "num_experts_per_tok": 3,
-            "norm_topk_prob": False,
-            "vocab_size": 777,
-            "rope_theta": 1000000.0,
-        },
-        prompts=[1, 4, 24],  # f16 is the slowest type in stock MLX on x86
-        max_tokens=40,
-        seed=22,
-    ),
-    Case(
-        name="many-experts-f32-mxfp4",
-        dtype="f32",
-        mode="mxfp4",
-        group_size=32,
-        config={
-            "num_experts": 128,
-            "num_experts_per_tok": 8,
-            "moe_intermediate_size": 32,
-            "hidden_size": 64,
-            "num_hidden_layers": 2,
-            "vocab_size": 1001,
-        },
-        prompts=[2, 9, 243],  # 243 + 48 tokens cross the cache's growth step of 256
-        max_tokens=48,
-        seed=33,
-    ),
-]
+FAMILIES = families()
+CASES = [(name, case) for name, family in FAMILIES.items() for case in family.CASES]
 
 
 def wide_cases(count, seed):
-    """A seeded sweep over what the three fixed cases do not reach."""
+    """A seeded sweep over what the fixed cases do not reach, the families in turn."""
     rng = random.Random(seed)
     quants = [(b, g, "affine") for b in (2, 3, 4, 5, 6, 8) for g in (32, 64, 128)]
     quants += [(4, 32, "mxfp4"), (8, 32, "mxfp8"), (4, 16, "nvfp4"), (None, 64, "affine")]
@@ -146,47 +52,23 @@ def wide_cases(count, seed):
     cases = []
     for i in range(count):
         bits, group_size, mode = quants[i % len(quants)]
-        step = max(group_size, 32)
-        heads, kv_heads = rng.choice([(4, 2), (3, 1), (5, 5), (8, 2)])
-        head_dim = rng.choice([32, 64])
-        while (heads * head_dim) % step:
-            head_dim *= 2
-        layers = rng.randint(1, 4)
-        experts = rng.choice([3, 8, 20, 64])
-        config = {
-            "hidden_size": step * rng.randint(1, 3 if step > 64 else 5),
-            "num_hidden_layers": layers,
-            "intermediate_size": step * rng.randint(1, 3),
-            "moe_intermediate_size": step * rng.randint(1, 3),
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "head_dim": head_dim,
-            "num_experts": experts,
-            "num_experts_per_tok": rng.randint(1, min(8, experts)),
-            "decoder_sparse_step": rng.choice([1, 1, 2]),
-            "mlp_only_layers": rng.sample(range(layers), rng.randint(0, layers - 1)),
-            "norm_topk_prob": rng.random() < 0.5,
-            "tie_word_embeddings": rng.random() < 0.5,
-            "vocab_size": rng.randint(100, 1500),
-            "rope_theta": rng.choice([1e4, 5e5, 1e6, 1e7]),
-            "rms_norm_eps": rng.choice([1e-5, 1e-6]),
-        }
+        model_type = list(FAMILIES)[i % len(FAMILIES)]
+        config = FAMILIES[model_type].wide(rng, max(group_size, 32))
         dtype = rng.choice(list(DTYPES))
         label = "dense" if bits is None else f"{mode}-{bits}bit-gs{group_size}"
-        cases.append(
-            Case(
-                name=f"wide{i:03}-{dtype}-{label}",
-                dtype=dtype,
-                bits=bits,
-                group_size=group_size,
-                mode=mode,
-                config=config,
-                prompts=[1, rng.randint(2, 12), rng.randint(20, 90)],
-                max_tokens=32,
-                shard_bytes=rng.choice([None, 1 << 16]),
-                seed=seed * 1000 + i,
-            )
+        case = Case(
+            name=f"wide{i:03}-{model_type}-{dtype}-{label}",
+            dtype=dtype,
+            bits=bits,
+            group_size=group_size,
+            mode=mode,
+            config=config,
+            prompts=[1, rng.randint(2, 12), rng.randint(20, 90)],
+            max_tokens=32,
+            shard_bytes=rng.choice([None, 1 << 16]),
+            seed=seed * 1000 + i,
         )
+        cases.append((model_type, case))
     return cases
 
 
@@ -218,10 +100,11 @@ def lively(model, seed):
     return tree_unflatten(out)
 
 
-def build(case, folder):
+def build(model_type, case, folder):
     """Write the case's checkpoint as mlx_lm.convert would."""
-    config = {**BASE_CONFIG, **case.config}
-    model = qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict(config))
+    config = {**FAMILIES[model_type].BASE_CONFIG, **case.config, "model_type": model_type}
+    family = importlib.import_module(f"mlx_lm.models.{model_type}")
+    model = family.Model(family.ModelArgs.from_dict(config))
     model.update(lively(model, case.seed))
     model.set_dtype(DTYPES[case.dtype])
     config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[case.dtype]
@@ -231,8 +114,8 @@ def build(case, folder):
             for suffix, choice in case.overrides.items():
                 if path.endswith(suffix):
                     return choice
-            # Qwen3's predicate quantises routers at 8 bits with groups of 64.
-            choice = model.quant_predicate(path, module)
+            # Families with routers quantise those at 8 bits with groups of 64.
+            choice = getattr(model, "quant_predicate", lambda path, module: True)(path, module)
             size = choice["group_size"] if isinstance(choice, dict) else case.group_size
             return choice if module.weight.shape[-1] % size == 0 else False
 
@@ -393,9 +276,9 @@ def random_prompt(rng, length, vocab_size):
     return [rng.randrange(vocab_size) for _ in range(length)]
 
 
-def run_case(args, case, root, comparison):
+def run_case(args, model_type, case, root, comparison):
     folder = root / case.name
-    build(case, folder)
+    build(model_type, case, folder)
     vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
     rng = random.Random(case.seed)
     prompts = [random_prompt(rng, n, vocab_size) for n in case.prompts]
@@ -445,15 +328,15 @@ def main():
 
     mx.set_default_device(mx.cpu)
     cases = CASES + wide_cases(args.wide, args.seed)
-    cases = [c for c in cases if args.only in c.name]
+    cases = [(m, c) for m, c in cases if args.only in c.name]
     folders = [f for f in args.model if args.only in f.name]
     root = args.keep or Path(tempfile.mkdtemp(prefix="zmlx-parity-"))
     comparison = Comparison()
     try:
-        for case in cases:
+        for model_type, case in cases:
             started = time.perf_counter()
-            folder, figures = run_case(args, case, root, comparison)
-            if case in CASES and figures[0] < 16:
+            folder, figures = run_case(args, model_type, case, root, comparison)
+            if (model_type, case) in CASES and figures[0] < 16:
                 comparison.fail(case.name, f"only {figures[0]} distinct reference tokens")
             report(case.name, started, figures)
             if not args.keep:

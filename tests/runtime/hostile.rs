@@ -12,6 +12,9 @@ use mlx::{Array, Dtype, Result, ops, random, transforms};
 use crate::support::alone::alone;
 use crate::support::data::{self, array};
 
+type Reduction = fn(&Array, &[i32], bool) -> Result<Array>;
+type Indexing = fn(&Array, &Array, i32) -> Result<Array>;
+
 const AXES: [i32; 8] = [i32::MIN, -4, -2, -1, 0, 1, 3, i32::MAX];
 
 /// Arrays that nobody expects.
@@ -101,7 +104,7 @@ alone! {
 
 alone! {
     fn reductions_and_sorting() {
-        let reductions: [(&str, fn(&Array, &[i32], bool) -> Result<Array>); 8] = table![
+        let reductions: [(&str, Reduction); 8] = table![
             ops::sum, ops::mean, ops::max, ops::min, ops::prod, ops::all, ops::any, ops::logsumexp,
         ];
         let along: [(&str, Axis); 16] = table![
@@ -201,7 +204,7 @@ alone! {
 
 alone! {
     fn indexing() {
-        let indexing: [(&str, fn(&Array, &Array, i32) -> Result<Array>); 3] = table![
+        let indexing: [(&str, Indexing); 3] = table![
             ops::take, ops::take_along_axis, |a, i, axis| ops::put_along_axis(a, i, a, axis),
         ];
         let odd = odd();

@@ -115,9 +115,7 @@ impl RepoCache {
         }
         let has = |name: &&str| snapshot.join(name).exists();
         let is_absent = |name: &&str| self.absence_mark(&commit, name).exists();
-        if !TOKENIZER_FILES.iter().any(|n| has(&n))
-            && !TOKENIZER_FILES.iter().all(|n| is_absent(&n))
-        {
+        if !TOKENIZER_FILES.iter().any(has) && !TOKENIZER_FILES.iter().all(is_absent) {
             missing.push(TOKENIZER_FILES[0].to_owned());
         }
         if missing.is_empty() {

@@ -4,6 +4,7 @@ use mlx::{Array, fast, ops};
 use super::site::ask;
 use super::{Fusable, Fusion, Linear, ModuleKind, ModulePath, Path, RmsNorm, Rope, Site};
 use crate::cache::{AttentionMask, LayerCache, Position};
+use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::placement::Split;
 use crate::step::LayerRows;
@@ -18,6 +19,31 @@ pub struct Heads {
     pub num_kv_heads: i32,
     /// Width of one.
     pub head_dim: i32,
+}
+
+impl Heads {
+    /// Whether they fit together; `config` is named in errors.
+    ///
+    /// # Errors
+    /// `Config`.
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        let Self { num_heads, num_kv_heads, head_dim } = *self;
+        if num_heads % num_kv_heads != 0 {
+            let reason = format!(
+                "is {num_kv_heads}, which does not divide num_attention_heads ({num_heads})"
+            );
+            return Err(config.error("num_key_value_heads", reason));
+        }
+        if head_dim == 0 || head_dim % 2 != 0 {
+            let reason = format!("is {head_dim}, expected an even number from 2");
+            return Err(config.error("head_dim", reason));
+        }
+        if num_heads.checked_mul(head_dim).is_none() {
+            let reason = format!("is {num_heads}, too large with head_dim {head_dim}");
+            return Err(config.error("num_attention_heads", reason));
+        }
+        Ok(())
+    }
 }
 
 /// What an attention layer is made of.

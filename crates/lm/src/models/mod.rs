@@ -1,5 +1,6 @@
 //! The models, one file each, named after `model_type` in `config.json`.
 
+pub mod causal;
 pub mod qwen3_moe;
 
 use std::path::Path as FilePath;

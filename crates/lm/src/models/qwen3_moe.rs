@@ -8,17 +8,16 @@ use mlx::{Array, ops};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::causal::{Block, CausalLm, Shape};
 use super::{Description, Model, facts};
-use crate::cache::Cache;
 use crate::config::{Count, Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
-    Attention, AttentionOptions, Embedding, Fusable, Head, Heads, Linear, Mlp, ModulePath,
-    MoeBlock, RmsNorm, Rope, Routing, Site, SwitchGlu,
+    Attention, AttentionOptions, Fusable, Heads, Linear, Mlp, ModulePath, MoeBlock, RmsNorm, Rope,
+    Routing, Site, SwitchGlu,
 };
-use crate::placement::Stage;
 use crate::rewrite::Rules;
-use crate::step::{LayerRows, Rows, Step};
+use crate::step::LayerRows;
 use crate::weights::{Role, Scope, Weights};
 
 /// The fields of `config.json` that shape the model.
@@ -54,22 +53,7 @@ impl Fields for Config {
             let reason = format!("is {top_k}, expected 1 to num_experts ({experts})");
             return Err(config.error("num_experts_per_tok", reason));
         }
-        let Heads { num_heads, num_kv_heads, head_dim } = self.heads();
-        if num_heads % num_kv_heads != 0 {
-            let reason = format!(
-                "is {num_kv_heads}, which does not divide num_attention_heads ({num_heads})"
-            );
-            return Err(config.error("num_key_value_heads", reason));
-        }
-        if head_dim == 0 || head_dim % 2 != 0 {
-            let reason = format!("is {head_dim}, expected an even number from 2");
-            return Err(config.error("head_dim", reason));
-        }
-        if num_heads.checked_mul(head_dim).is_none() {
-            let reason = format!("is {num_heads}, too large with head_dim {head_dim}");
-            return Err(config.error("num_attention_heads", reason));
-        }
-        Ok(())
+        self.heads().check(config)
     }
 }
 
@@ -152,7 +136,9 @@ impl DecoderLayer {
             },
         })
     }
+}
 
+impl Block for DecoderLayer {
     fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array> {
         let r = self.self_attn.forward(&self.input_layernorm.forward(x)?, rows)?;
         let h = ops::add(x, &r)?;
@@ -173,55 +159,6 @@ impl Fusable for DecoderLayer {
     }
 }
 
-/// The model.
-pub struct Qwen3Moe {
-    embed_tokens: Embedding,
-    layers: Vec<DecoderLayer>,
-    norm: RmsNorm,
-    head: Head,
-    vocab_size: i32,
-}
-
-impl Model for Qwen3Moe {
-    fn forward(&self, step: &Step<'_>, caches: &mut [&mut Cache]) -> Result<Array> {
-        let mut rows = Rows::new(step, caches);
-        let mut h = self.embed_tokens.forward(step.tokens)?; // [B, L, D]
-        for (i, layer) in self.layers.iter().enumerate() {
-            h = layer.forward(&h, rows.layer(i))?;
-        }
-        let h = self.norm.forward(&step.wanted(&h)?)?;
-        self.head.forward(&h, &self.embed_tokens)
-    }
-
-    fn make_cache(&self) -> Cache {
-        Cache::new(self.layers.len())
-    }
-
-    fn vocab_size(&self) -> u32 {
-        self.vocab_size as u32
-    }
-
-    fn activation_dtype(&self) -> Result<mlx::Dtype> {
-        let h = self.embed_tokens.forward(&Array::from_slice(&[0_u32], &[1, 1])?)?;
-        Ok(self.norm.forward(&h)?.dtype())
-    }
-
-    fn head(&self) -> &Head {
-        &self.head
-    }
-
-    fn sites<'a>(&'a mut self, sites: &mut Vec<Site<'a>>) {
-        let model = ModulePath::default().pp("model");
-        let layers = model.pp("layers");
-        for (i, layer) in self.layers.iter_mut().enumerate() {
-            layer.sites(&layers.layer(i), sites);
-        }
-        self.norm.sites(&model.pp("norm"), sites);
-        let embedding = (&model.pp("embed_tokens"), &mut self.embed_tokens);
-        self.head.sites_with(&ModulePath::default().pp("lm_head"), embedding, sites);
-    }
-}
-
 /// Reads the configuration and takes the weights.
 ///
 /// # Errors
@@ -229,24 +166,15 @@ impl Model for Qwen3Moe {
 pub fn load(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn Model>> {
     let config: Config = config.parse()?;
     weights.rewrite(&rules(&config))?;
-    let root = weights.root();
-    let model = root.pp("model");
-    let (vocab_size, dim, num_layers) =
-        (*config.vocab_size, *config.hidden_size, *config.num_hidden_layers);
-    let is_tied = config.tie_word_embeddings;
-    let stage = if is_tied { Stage::Ends } else { Stage::First };
-    let embed_tokens = model.pp("embed_tokens").at(stage, num_layers);
-    let norm = model.pp("norm").at(Stage::Last, num_layers);
-    let lm_head = root.pp("lm_head").at(Stage::Last, num_layers);
-    Ok(Box::new(Qwen3Moe {
-        embed_tokens: Embedding::load(&embed_tokens, vocab_size, dim)?,
-        layers: model
-            .pp("layers")
-            .layers(num_layers, |i, scope| DecoderLayer::load(&config, i, &scope))?,
-        norm: RmsNorm::load(&norm, dim, config.rms_norm_eps.f32())?,
-        head: Head::load(&lm_head, dim, vocab_size, is_tied)?,
-        vocab_size,
-    }))
+    let shape = Shape {
+        hidden_size: *config.hidden_size,
+        num_layers: *config.num_hidden_layers,
+        vocab_size: *config.vocab_size,
+        norm_eps: config.rms_norm_eps.f32(),
+        tied: config.tie_word_embeddings,
+    };
+    let model = CausalLm::load(weights, shape, |i, scope| DecoderLayer::load(&config, i, &scope))?;
+    Ok(Box::new(model))
 }
 
 /// From Hugging Face names to this model's: the head of tied weights goes, single experts become stacks.

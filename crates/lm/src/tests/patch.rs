@@ -318,7 +318,7 @@ fn validate_refuses_to_compare_nothing() {
 }
 
 #[test]
-fn inspect_counts_without_reading() {
+fn inspect_counts_parameters_and_bytes() {
     let fixture = Fixture::dense(Dtype::Bf16).quantized(q4());
     let dense = Fixture::dense(Dtype::Bf16);
     let dir = fixture.write();
@@ -335,4 +335,38 @@ fn inspect_counts_without_reading() {
     assert_eq!(seen.weight_formats[&q4().to_string()], 18);
     assert_eq!(seen.patch.num_moe_modules, 2);
     assert_eq!(seen.num_files, 1);
+}
+
+/// The weights are a file with a header and a hole: 256 GB, which nothing could read.
+#[test]
+#[cfg(target_os = "linux")]
+fn inspect_reads_no_weights() {
+    const HUGE: usize = 1 << 30;
+    let fixture = Fixture::dense(Dtype::Bf16);
+    let dir = fixture.write();
+    let mut config = fixture.config.clone();
+    config["vocab_size"] = json!(HUGE);
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, array) in &fixture.weights {
+        let mut shape: Vec<usize> = array.shape().iter().map(|n| *n as usize).collect();
+        if ["model.embed_tokens.weight", "lm_head.weight"].contains(&name.as_str()) {
+            shape[0] = HUGE;
+        }
+        let start = end;
+        end += 2 * shape.iter().product::<usize>();
+        let entry = json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]});
+        header.insert(name.clone(), entry);
+    }
+    let mut header = serde_json::Value::Object(header).to_string();
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let path = dir.path().join("model.safetensors");
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    std::fs::write(&path, &bytes).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len((bytes.len() + end) as u64).unwrap();
+
+    let seen = inspect(dir.path(), &PatchOptions::default()).unwrap();
+    assert_eq!(seen.memory.weights_bytes, end as u64);
+    assert!(end > 200 << 30);
 }

@@ -14,7 +14,9 @@ use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::layers::{Embedding, Linear, SwitchLinear, Weight};
 use crate::models::{load_placed, load_with, open};
+use crate::patch::sites_of;
 use crate::placement::{Placement, Split};
+use crate::step::Step;
 use crate::weights::{Scope, WeightRecord, Weights};
 
 fn weights(dir: &Path, placement: Placement) -> Weights {
@@ -223,4 +225,25 @@ fn load_tells_how_far_it_is() {
     assert!(seen.len() > 10 && seen.iter().all(|(_, total)| *total == last.1), "{seen:?}");
     assert!(seen.windows(2).all(|pair| pair[0].0 < pair[1].0), "{seen:?}");
     drop(loaded);
+}
+
+#[test]
+fn part_of_a_model_refuses_to_run() {
+    let dir = Fixture::dense(Dtype::F32).write();
+    for placement in [rank(0, 2), layers(0..1)] {
+        let loaded = load_placed(dir.path(), placement).unwrap();
+        let tokens = mlx::Array::from_slice(&[1_u32], &[1, 1]).unwrap();
+        let mut cache = loaded.model.make_cache();
+        let error = loaded.model.forward(&Step::new(&tokens), &mut [&mut cache]).unwrap_err();
+        assert!(error.to_string().contains("cannot run by itself"), "{error}");
+    }
+}
+
+#[test]
+fn sites_of_a_stage_are_named_as_in_the_whole_model() {
+    let dir = Fixture::dense(Dtype::F32).write();
+    let mut loaded = load_placed(dir.path(), layers(1..2)).unwrap();
+    let sites = sites_of(loaded.model.as_mut());
+    assert!(sites.iter().any(|site| site.module.as_str() == "model.layers.1.mlp"));
+    assert!(sites.iter().all(|site| site.module.layer_index() != Some(0)));
 }

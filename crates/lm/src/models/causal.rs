@@ -1,0 +1,124 @@
+//! What most families have around their decoder layers: an embedding before them, a norm and a head behind.
+
+use mlx::{Array, Dtype};
+
+use super::Model;
+use crate::cache::{Cache, KvCache, LayerCache};
+use crate::error::{Error, Result};
+use crate::layers::{Embedding, Fusable, Head, ModulePath, RmsNorm, Site};
+use crate::placement::{Placement, Stage};
+use crate::step::{LayerRows, Rows, Step};
+use crate::weights::{Scope, Weights};
+
+/// A decoder layer.
+pub trait Block: Fusable {
+    /// - `x`: `[B, L, D]`, the residual stream; returns the same shape.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array>;
+
+    /// An empty cache of the kind that this layer needs.
+    fn make_cache(&self) -> LayerCache {
+        LayerCache::Kv(KvCache::default())
+    }
+}
+
+/// The sizes of what is around the layers.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Width of the residual stream.
+    pub hidden_size: i32,
+    /// Decoder layers.
+    pub num_layers: i32,
+    /// Token ids.
+    pub vocab_size: i32,
+    /// Epsilon of the last norm.
+    pub norm_eps: f32,
+    /// Whether the embedding is also the output projection.
+    pub tied: bool,
+}
+
+/// A causal language model of decoder layers of one type.
+pub struct CausalLm<B> {
+    embed_tokens: Embedding,
+    layers: Vec<B>,
+    norm: RmsNorm,
+    head: Head,
+    vocab_size: i32,
+    placement: Placement,
+    first_layer: usize,
+}
+
+impl<B: Block> CausalLm<B> {
+    /// Takes `model.embed_tokens`, `model.layers.N` by `load`, `model.norm` and, unless it is tied, `lm_head`.
+    ///
+    /// # Errors
+    /// Those of taking weights.
+    pub fn load(
+        weights: &Weights,
+        shape: Shape,
+        load: impl FnMut(i32, Scope<'_>) -> Result<B>,
+    ) -> Result<Self> {
+        let Shape { hidden_size, num_layers, vocab_size, norm_eps, tied } = shape;
+        let root = weights.root();
+        let model = root.pp("model");
+        let stage = if tied { Stage::Ends } else { Stage::First };
+        let embed_tokens = model.pp("embed_tokens").at(stage, num_layers);
+        let norm = model.pp("norm").at(Stage::Last, num_layers);
+        let lm_head = root.pp("lm_head").at(Stage::Last, num_layers);
+        Ok(Self {
+            embed_tokens: Embedding::load(&embed_tokens, vocab_size, hidden_size)?,
+            layers: model.pp("layers").layers(num_layers, load)?,
+            norm: RmsNorm::load(&norm, hidden_size, norm_eps)?,
+            head: Head::load(&lm_head, hidden_size, vocab_size, tied)?,
+            vocab_size,
+            first_layer: weights.placement().layers_of(num_layers as usize)?.start,
+            placement: weights.placement().clone(),
+        })
+    }
+}
+
+impl<B: Block> Model for CausalLm<B> {
+    fn forward(&self, step: &Step<'_>, caches: &mut [&mut Cache]) -> Result<Array> {
+        if !self.placement.is_whole() {
+            let reason = "a part of a model cannot run by itself";
+            return Err(Error::argument("placement", format!("{:?}", self.placement), reason));
+        }
+        let mut rows = Rows::new(step, caches);
+        let mut h = self.embed_tokens.forward(step.tokens)?; // [B, L, D]
+        for (i, layer) in self.layers.iter().enumerate() {
+            h = layer.forward(&h, rows.layer(i))?;
+        }
+        let h = self.norm.forward(&step.wanted(&h)?)?;
+        self.head.forward(&h, &self.embed_tokens)
+    }
+
+    fn make_cache(&self) -> Cache {
+        Cache { layers: self.layers.iter().map(Block::make_cache).collect() }
+    }
+
+    fn vocab_size(&self) -> u32 {
+        self.vocab_size as u32
+    }
+
+    fn activation_dtype(&self) -> Result<Dtype> {
+        let h = self.embed_tokens.forward(&Array::from_slice(&[0_u32], &[1, 1])?)?;
+        Ok(self.norm.forward(&h)?.dtype())
+    }
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn sites<'a>(&'a mut self, sites: &mut Vec<Site<'a>>) {
+        let model = ModulePath::default().pp("model");
+        let layers = model.pp("layers");
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            layer.sites(&layers.layer(self.first_layer + i), sites);
+        }
+        self.norm.sites(&model.pp("norm"), sites);
+        let embedding = (&model.pp("embed_tokens"), &mut self.embed_tokens);
+        self.head.sites_with(&ModulePath::default().pp("lm_head"), embedding, sites);
+    }
+}

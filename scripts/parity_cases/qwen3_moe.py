@@ -1,0 +1,113 @@
+"""Cases of qwen3_moe: experts in all or some layers, tied and untied, mixed quantisations."""
+
+from parity_case import Case
+
+BASE_CONFIG = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 64,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 512,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 4096,
+    "norm_topk_prob": True,
+}
+
+CASES = [
+    Case(
+        name="tied-bf16-4bit",
+        config={"tie_word_embeddings": True, "num_experts": 16, "num_experts_per_tok": 4},
+        seed=11,
+    ),
+    Case(
+        name="untied-f16-mixed-bits",
+        dtype="f16",
+        bits=4,
+        group_size=32,
+        overrides={
+            "lm_head": {"group_size": 64, "bits": 6},
+            "model.embed_tokens": {"group_size": 64, "bits": 8},
+            "layers.1.mlp.switch_mlp.gate_proj": {"group_size": 32, "bits": 3},
+            "layers.1.mlp.switch_mlp.up_proj": {"group_size": 32, "bits": 3},
+            "layers.1.mlp.switch_mlp.down_proj": {"group_size": 32, "bits": 5},
+            "layers.3.mlp.switch_mlp.up_proj": {"group_size": 64, "bits": 2},
+            "layers.3.mlp.switch_mlp.down_proj": {"group_size": 32, "bits": 8},
+            "layers.2.self_attn.o_proj": False,
+            "layers.5.mlp.gate": False,
+        },
+        config={
+            "hidden_size": 192,
+            "num_hidden_layers": 6,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [5, 0],
+            "intermediate_size": 224,
+            "moe_intermediate_size": 96,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 64,
+            "num_experts": 7,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": False,
+            "vocab_size": 777,
+            "rope_theta": 1000000.0,
+        },
+        prompts=[1, 4, 24],  # f16 is the slowest type in stock MLX on x86
+        max_tokens=40,
+        seed=22,
+    ),
+    Case(
+        name="many-experts-f32-mxfp4",
+        dtype="f32",
+        mode="mxfp4",
+        group_size=32,
+        config={
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 32,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "vocab_size": 1001,
+        },
+        prompts=[2, 9, 243],  # 243 + 48 tokens cross the cache's growth step of 256
+        max_tokens=48,
+        seed=33,
+    ),
+]
+
+
+def wide(rng, step):
+    """A configuration that the fixed cases do not reach; widths are multiples of `step`."""
+    heads, kv_heads = rng.choice([(4, 2), (3, 1), (5, 5), (8, 2)])
+    head_dim = rng.choice([32, 64])
+    while (heads * head_dim) % step:
+        head_dim *= 2
+    layers = rng.randint(1, 4)
+    experts = rng.choice([3, 8, 20, 64])
+    return {
+        "hidden_size": step * rng.randint(1, 3 if step > 64 else 5),
+        "num_hidden_layers": layers,
+        "intermediate_size": step * rng.randint(1, 3),
+        "moe_intermediate_size": step * rng.randint(1, 3),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "num_experts": experts,
+        "num_experts_per_tok": rng.randint(1, min(8, experts)),
+        "decoder_sparse_step": rng.choice([1, 1, 2]),
+        "mlp_only_layers": rng.sample(range(layers), rng.randint(0, layers - 1)),
+        "norm_topk_prob": rng.random() < 0.5,
+        "tie_word_embeddings": rng.random() < 0.5,
+        "vocab_size": rng.randint(100, 1500),
+        "rope_theta": rng.choice([1e4, 5e5, 1e6, 1e7]),
+        "rms_norm_eps": rng.choice([1e-5, 1e-6]),
+    }
