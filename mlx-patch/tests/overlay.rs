@@ -52,7 +52,7 @@ fn file_in_a_folder_is_a_backend_and_an_ending_chooses_the_instruction_set() {
     let root = dir.path();
     copy_of_the_build(root);
     write(root, "zmlx/registry.h", REGISTRY);
-    write(root, "tests/show.cpp", SHOW);
+    write(root, "tests/registry.cpp", SHOW);
     for name in ["both", "plain"] {
         let include = "#include \"zmlx/registry.h\"\nnamespace zmlx {\n";
         let op = format!("{include}Definition define_{name}() {{ return {{\"{name}\"}}; }}\n}}\n");
@@ -84,7 +84,7 @@ fn file_in_a_folder_is_a_backend_and_an_ending_chooses_the_instruction_set() {
     let release = "-DCMAKE_BUILD_TYPE=Release";
     cmake(&["-S", &source, "-B", &build, release, &include, "-DZMLX_BACKENDS=cpu;metal"]);
     cmake(&["--build", &build, "--target", "overlay_tests"]);
-    let shown = Command::new(root.join("build/tests/show")).output().expect("show");
+    let shown = Command::new(root.join("build/tests/registry")).output().expect("registry");
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     let text =
         "#include <metal_stdlib>\nconstant int lanes = 32; // [a; \"b\"]\nkernel void k() {}\n";
