@@ -125,7 +125,7 @@ fn unknown_patterns_are_refused_with_the_known_ones() {
 #[test]
 fn unknown_models_are_refused_with_what_was_tried() {
     for name in ["generate", "validate", "inspect"] {
-        refused(&[name, "no/such-model"], &["no/such-model", "no such folder", "offline"]);
+        refused(&[name, "no/such-model"], &["no/such-model", "offline", "local folder"]);
         refused(&[name, "nowhere"], &["nowhere", "no such folder", "owner/name"]);
     }
     let folder = tempfile::tempdir().unwrap();
