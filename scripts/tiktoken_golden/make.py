@@ -2,8 +2,8 @@
 """Encodes texts with tiktoken, as reference for crates/lm/src/tokenizer/tiktoken.rs.
 
     python scripts/tiktoken_golden/make.py             # needs tiktoken; writes tiktoken/golden.json
-    python scripts/tiktoken_golden/make.py RANKS OUT   # the same with a published rank file, to compare by hand:
-    ZMLX_TIKTOKEN_GOLDEN=OUT cargo test --release -p zmlx-lm tiktoken -- --ignored
+    python scripts/tiktoken_golden/make.py RANKS OUT   # the same with a published rank file; to compare by hand,
+                                                       # put OUT in golden.json's place and run the tests
 
 The ranks are trained on the spot, on this repository's documents and the texts below; the pattern and the
 special tokens are those of Kimi's tokenization_kimi.py.

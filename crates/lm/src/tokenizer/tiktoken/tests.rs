@@ -64,13 +64,6 @@ fn tokenizer_equals_tiktoken() {
 }
 
 #[test]
-#[ignore = "needs a published rank file: see scripts/tiktoken_golden/make.py"]
-fn tokenizer_equals_tiktoken_with_published_ranks() {
-    let path = std::env::var("ZMLX_TIKTOKEN_GOLDEN").expect("ZMLX_TIKTOKEN_GOLDEN names the file");
-    check(&serde_json::from_slice(&fs::read(path).expect("file")).expect("golden file parses"));
-}
-
-#[test]
 fn special_tokens_have_their_names_and_ids() {
     let golden = golden();
     let folder = folder(&rank_file(&golden), &config(&golden));
