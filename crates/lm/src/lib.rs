@@ -34,6 +34,7 @@ pub mod tokenizer;
 pub mod validate;
 pub mod weights;
 
+pub use cache::{CacheOptions, KvQuantization};
 pub use chat::{ChatOptions, ChatTemplate};
 pub use decoder::{Decoder, Progress, PromptCache};
 pub use detokenizer::Detokenizer;

@@ -1,5 +1,6 @@
 //! Tests that need a checkpoint: tiny ones, random and seeded, written to a temporary folder.
 
+mod cache;
 mod checkpoint;
 mod decoder;
 mod fixture;
