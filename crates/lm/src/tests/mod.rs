@@ -3,6 +3,7 @@
 mod cache;
 mod checkpoint;
 mod decoder;
+mod engine;
 mod fixture;
 mod generate;
 mod layers;
