@@ -5,5 +5,6 @@ mod errors;
 mod hostile;
 mod indices;
 mod leaks;
+mod step;
 mod threads;
 mod transforms;

@@ -176,15 +176,83 @@ impl<'m> Decoder<'m> {
         result
     }
 
-    fn advance(&mut self) -> Result<Option<Token>> {
-        while !self.sequence.is_ready() {
-            self.sequence.prefill_piece(self.model)?;
+    /// Whether no token follows.
+    pub fn is_done(&self) -> bool {
+        self.finish_reason.is_some()
+    }
+
+    /// Why no token follows; `None` while some may.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish_reason
+    }
+
+    /// The tokens so far.
+    pub fn token_ids(&self) -> &[u32] {
+        self.sequence.generated()
+    }
+
+    /// Whether all of the prompt but its last token has been read, so that steps may begin.
+    pub fn is_ready(&self) -> bool {
+        self.sequence.is_ready()
+    }
+
+    /// Reads one piece of the prompt, if there is one left; returns whether all of it has been read.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn prefill_piece(&mut self) -> Result<bool> {
+        if !self.sequence.is_ready() && !self.is_done() {
+            self.guarded(|decoder| decoder.sequence.prefill_piece(decoder.model))?;
         }
+        Ok(self.sequence.is_ready())
+    }
+
+    /// Takes several sequences of one model one token further in one forward pass, and returns the token of each;
+    /// `None` for one that is done, or has only now begun. A row's tokens are those that it has alone.
+    ///
+    /// The step after the one that is waited for is started before the wait, so that decoders may join and leave
+    /// between any two rounds.
+    ///
+    /// # Errors
+    /// `Mlx`; all of them are then done.
+    pub fn round(decoders: &mut [&mut Self]) -> Result<Vec<Option<Token>>> {
+        let result = Self::try_round(decoders);
+        if result.is_err() {
+            for decoder in decoders {
+                decoder.failed = true;
+                decoder.finish_reason = Some(FinishReason::Cancelled);
+            }
+        }
+        result
+    }
+
+    fn try_round(decoders: &mut [&mut Self]) -> Result<Vec<Option<Token>>> {
+        let mut model = None;
+        for decoder in decoders.iter_mut().filter(|d| !d.is_done()) {
+            while !decoder.sequence.is_ready() {
+                decoder.sequence.prefill_piece(decoder.model)?;
+            }
+            model = Some(decoder.model);
+        }
+        let Some(model) = model else { return Ok(vec![None; decoders.len()]) };
+        let waiting: Vec<bool> = decoders.iter().map(|d| d.sequence.has_unread()).collect();
+        let mut stepping: Vec<&mut Sequence> = decoders
+            .iter_mut()
+            .filter(|d| !d.is_done() && d.sequence.num_started() < d.max_tokens)
+            .map(|d| &mut d.sequence)
+            .collect();
+        if !stepping.is_empty() {
+            sequence::step(model, &mut stepping)?;
+        }
+        let read = |(decoder, waiting): (&mut &mut Self, bool)| match waiting {
+            true if !decoder.is_done() => decoder.read(),
+            _ => Ok(None),
+        };
+        decoders.iter_mut().zip(waiting).map(read).collect()
+    }
+
+    fn read(&mut self) -> Result<Option<Token>> {
         let index = self.sequence.generated().len();
-        // The step whose token is wanted, and the one after it, which is built while that one runs.
-        while self.sequence.num_started() < self.max_tokens.min(index + 2) {
-            sequence::step(self.model, &mut [&mut self.sequence])?;
-        }
         let Some(id) = self.sequence.read()? else { return Ok(None) };
         self.last_at = Instant::now();
         self.first_at.get_or_insert(self.last_at);
@@ -204,9 +272,16 @@ impl Iterator for Decoder<'_> {
     type Item = Result<Token>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.finish_reason.is_some() {
-            return None;
+        while !self.is_done() {
+            match Self::round(&mut [self]) {
+                Ok(tokens) => {
+                    if let Some(token) = tokens.into_iter().flatten().next() {
+                        return Some(Ok(token));
+                    }
+                }
+                Err(error) => return Some(Err(error)),
+            }
         }
-        self.guarded(Self::advance).transpose()
+        None
     }
 }

@@ -156,6 +156,13 @@ pub enum Error {
         reason: String,
     },
 
+    /// An engine cannot serve a request.
+    #[error("engine: {reason}")]
+    Engine {
+        /// What happened.
+        reason: String,
+    },
+
     /// MLX refused or failed.
     #[error(transparent)]
     Mlx(#[from] mlx::Error),
@@ -178,6 +185,10 @@ impl Error {
 
     pub(crate) fn checkpoint(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::Checkpoint { path: path.into(), reason: reason.into() }
+    }
+
+    pub(crate) fn engine(reason: impl Into<String>) -> Self {
+        Self::Engine { reason: reason.into() }
     }
 
     pub(crate) fn argument(

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use crate::cache::CacheOptions;
 use crate::decoder::Decoder;
 use crate::error::Result;
 use crate::models::Model;
@@ -26,6 +27,8 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Prompt tokens per forward pass.
     pub prefill_step: usize,
+    /// Limits of what is remembered.
+    pub cache: CacheOptions,
 }
 
 impl Default for GenerateOptions {
@@ -37,6 +40,7 @@ impl Default for GenerateOptions {
             eos_token_ids: Vec::new(),
             ignore_eos: false,
             prefill_step: PREFILL_STEP,
+            cache: CacheOptions::default(),
         }
     }
 }

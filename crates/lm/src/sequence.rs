@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use mlx::{Array, memory, ops};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, KvQuantization};
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
 use crate::layers::logprobs;
@@ -122,6 +122,7 @@ pub(crate) struct Sequence {
     sampler: Sampler,
     processing: Processing,
     prefill_step: usize,
+    quantized: Option<KvQuantization>,
     /// Tokens chosen and not yet read, oldest first.
     unread: VecDeque<Row>,
     num_started: usize,
@@ -141,9 +142,10 @@ impl Sequence {
         check_prompt(model, prompt)?;
         let sampler = Sampler::new(options.sampling, model.vocab_size())?;
         options.processing.check(model.vocab_size())?;
+        options.cache.check()?;
         let (cache, kept) = match held.and_then(|held| held.keep(prompt)) {
             Some(kept) => kept,
-            None => (model.make_cache(), 0),
+            None => (options.cache.limit(model.make_cache()), 0),
         };
         Ok(Self {
             tokens: prompt.to_vec(),
@@ -154,6 +156,7 @@ impl Sequence {
             sampler,
             processing: options.processing.clone(),
             prefill_step: options.prefill_step.max(1),
+            quantized: options.cache.quantized,
             unread: VecDeque::new(),
             num_started: 0,
         })
@@ -195,9 +198,23 @@ impl Sequence {
         if end <= self.num_held {
             return Ok(());
         }
-        forward_piece(model, &self.tokens[self.num_held..end], &mut self.cache)?;
+        let piece = &self.tokens[self.num_held..end];
+        let tokens = Array::from_slice(piece, &[1, piece.len() as i32])?;
+        model.forward(&Step::new(&tokens), &mut [&mut self.cache])?;
+        self.quantize()?;
+        mlx::eval(self.cache.arrays())?;
+        memory::clear_cache()?;
         self.num_held = end;
         Ok(())
+    }
+
+    fn quantize(&mut self) -> Result<()> {
+        self.quantized.map_or(Ok(()), |quantized| self.cache.quantize(quantized))
+    }
+
+    /// Whether a token has been chosen that was not read yet.
+    pub(crate) fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
     }
 
     /// The oldest token chosen and not read yet; waits for it.
@@ -241,6 +258,7 @@ pub(crate) fn step(model: &dyn Model, sequences: &mut [&mut Sequence]) -> Result
     mlx::async_eval([&array])?;
     let step = Rc::new(Chosen { array, ids: OnceCell::new() });
     for (index, sequence) in sequences.iter_mut().enumerate() {
+        sequence.quantize()?;
         sequence.num_held += 1;
         sequence.num_started += 1;
         sequence.unread.push_back(Row { step: step.clone(), index });
@@ -304,13 +322,5 @@ fn check_prompt(model: &dyn Model, prompt: &[u32]) -> Result<()> {
     if prompt.is_empty() {
         return Err(Error::argument("prompt", "empty", "expected at least one token"));
     }
-    Ok(())
-}
-
-fn forward_piece(model: &dyn Model, piece: &[u32], cache: &mut Cache) -> Result<()> {
-    let tokens = Array::from_slice(piece, &[1, piece.len() as i32])?;
-    model.forward(&Step::new(&tokens), &mut [&mut *cache])?;
-    mlx::eval(cache.arrays())?;
-    memory::clear_cache()?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use mlx::{Array, ops};
 
-use crate::cache::{Cache, LayerCache};
+use crate::cache::{Cache, LayerCache, Position};
 use crate::error::Result;
 
 /// Which positions' logits a forward pass returns.
@@ -59,17 +59,20 @@ impl<'a> Step<'a> {
 pub struct Rows<'a, 'c> {
     caches: &'a mut [&'c mut Cache],
     lengths: Option<&'a [i32]>,
+    /// Positions of the rows at the layer before, which nearly always are those of the next one.
+    positions: Option<(Vec<i32>, Array)>,
 }
 
 impl<'a, 'c> Rows<'a, 'c> {
     /// The caches that `step` continues.
     pub fn new(step: &Step<'a>, caches: &'a mut [&'c mut Cache]) -> Self {
-        Self { caches, lengths: step.lengths }
+        Self { caches, lengths: step.lengths, positions: None }
     }
 
     /// What layer `layer` sees of them.
     pub fn layer(&mut self, layer: usize) -> LayerRows<'_, 'c> {
-        LayerRows { caches: self.caches, lengths: self.lengths, layer }
+        let Self { caches, lengths, positions } = self;
+        LayerRows { caches, lengths: *lengths, positions, layer }
     }
 }
 
@@ -77,51 +80,90 @@ impl<'a, 'c> Rows<'a, 'c> {
 pub struct LayerRows<'a, 'c> {
     caches: &'a mut [&'c mut Cache],
     lengths: Option<&'a [i32]>,
+    positions: &'a mut Option<(Vec<i32>, Array)>,
     layer: usize,
 }
 
 impl LayerRows<'_, '_> {
+    /// Where the rows' first tokens stand: one position for all of them, or one for each.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn positions(&mut self) -> Result<Position> {
+        let at: Vec<_> = self.caches.iter().map(|c| c.layers[self.layer].position()).collect();
+        if let [one] = at.as_slice() {
+            return Ok(one.clone());
+        }
+        let known = |p: &Position| if let Position::Static(at) = p { Some(*at) } else { None };
+        let Some(offsets) = at.iter().map(known).collect::<Option<Vec<i32>>>() else {
+            let as_row = |p: &Position| match p {
+                Position::Static(at) => Array::from_slice(&[*at], &[1]),
+                Position::Dynamic(at) => at.reshape(&[1]),
+            };
+            let rows = at.iter().map(as_row).collect::<mlx::Result<Vec<_>>>()?;
+            return Ok(Position::Dynamic(ops::concatenate(&rows, 0)?));
+        };
+        if offsets.windows(2).all(|pair| pair[0] == pair[1]) {
+            return Ok(Position::Static(offsets[0]));
+        }
+        if let Some((known, array)) = self.positions
+            && *known == offsets
+        {
+            return Ok(Position::Dynamic(array.clone()));
+        }
+        let array = Array::from_slice(&offsets, &[offsets.len() as i32])?;
+        *self.positions = Some((offsets, array.clone()));
+        Ok(Position::Dynamic(array))
+    }
+
     /// Applies `mix` to each sequence with its own cache, so that no row sees another. What is the same for every
     /// token is better done for all rows at once, before and after.
     ///
-    /// - `inputs`: `[B, L, ..]` each; `mix` gets `[1, len, ..]` of one row, or all of them where one cache holds all,
-    ///   and returns as many rows and tokens
-    /// - returns `[B, L, ..]`, zeros in the padding
+    /// - `inputs`: `[B, .., L, ..]` each, tokens along `axis`; `mix` gets `[1, .., len, ..]` of one row, or all of them
+    ///   where one cache holds all, and returns as many rows and tokens
+    /// - returns `[B, .., L, ..]`, zeros in the padding
     ///
     /// # Errors
     /// Those of `mix`; `Mlx`.
     pub fn each<const N: usize>(
         &mut self,
+        axis: i32,
         inputs: [&Array; N],
         mut mix: impl FnMut([Array; N], &mut LayerCache) -> Result<Array>,
     ) -> Result<Array> {
         if let ([cache], None) = (&mut *self.caches, self.lengths) {
             return mix(inputs.map(Array::clone), &mut cache.layers[self.layer]);
         }
-        let padded = inputs[0].dim(1);
-        let mut rows = Vec::with_capacity(self.caches.len());
+        let (b, padded) = (self.caches.len(), inputs[0].dim(axis));
+        let cuts: Vec<i32> = (1..b as i32).collect();
+        let mut split = Vec::with_capacity(N);
+        for input in inputs {
+            let rows = if b > 1 { ops::split(input, &cuts, 0)? } else { vec![input.clone()] };
+            split.push(rows.into_iter());
+        }
+        let mut rows = Vec::with_capacity(b);
         for (b, cache) in self.caches.iter_mut().enumerate() {
             let len = self.lengths.map_or(padded, |lengths| lengths[b]);
             let mut parts = Vec::with_capacity(N);
-            for input in inputs {
-                let row = ops::slice_axis(input, 0, b as i32, b as i32 + 1)?;
-                parts.push(if len < padded { ops::slice_axis(&row, 1, 0, len)? } else { row });
+            for row in split.iter_mut().filter_map(Iterator::next) {
+                let all = len == padded;
+                parts.push(if all { row } else { ops::slice_axis(&row, axis, 0, len)? });
             }
             let Ok(parts) = <[Array; N]>::try_from(parts) else { unreachable!("N parts") };
             let mixed = mix(parts, &mut cache.layers[self.layer])?;
-            rows.push(pad(mixed, padded)?);
+            rows.push(pad(mixed, axis, padded)?);
         }
         Ok(ops::concatenate(&rows, 0)?)
     }
 }
 
-/// `x` `[1, len, ..]` with zeros up to `[1, padded, ..]`.
-fn pad(x: Array, padded: i32) -> Result<Array> {
-    if x.dim(1) == padded {
+/// `x` with zeros along `axis` up to `padded`.
+fn pad(x: Array, axis: i32, padded: i32) -> Result<Array> {
+    if x.dim(axis) == padded {
         return Ok(x);
     }
     let mut shape = x.shape().to_vec();
-    shape[1] = padded - x.dim(1);
+    shape[axis as usize] = padded - x.dim(axis);
     let zeros = ops::zeros(&shape, x.dtype())?;
-    Ok(ops::concatenate(&[x, zeros], 1)?)
+    Ok(ops::concatenate(&[x, zeros], axis)?)
 }

@@ -1,11 +1,12 @@
 use mlx::primitives::{self, Ask};
+use mlx::quantization::QuantizedWeight;
 use mlx::{Array, fast, ops};
 
 use super::site::ask;
 use super::{Fusable, Fusion, Linear, ModuleKind, ModulePath, Path, RmsNorm, Rope, Site};
-use crate::cache::{AttentionMask, LayerCache, Position};
+use crate::cache::{AttentionMask, KeysValues, Position, quantized_attention};
 use crate::config::ModelConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::placement::Split;
 use crate::step::LayerRows;
 use crate::weights::Scope;
@@ -160,7 +161,7 @@ impl Attention {
         let k = self.k_proj.forward(x)?; // [B, L, H_kv * D]
         let v = self.v_proj.forward(x)?;
         let (q, gate) = self.split_gate(q)?;
-        let y = rows.each([&q, &k, &v], |qkv, cache| self.mix(qkv, cache))?; // [B, L, H * D]
+        let y = self.mix([q, k, v], &mut rows)?; // [B, L, H * D]
         let y = match gate {
             Some(gate) => ops::multiply(&y, &ops::sigmoid(&gate)?)?,
             None => y,
@@ -181,18 +182,22 @@ impl Attention {
         Ok((half(0, head_dim)?, Some(half(head_dim, 2 * head_dim)?)))
     }
 
-    /// What joins the tokens of a sequence: `[B, L, ..]` queries, keys and values to `[B, L, H * D]`.
-    fn mix(&self, [q, k, v]: [Array; 3], cache: &mut LayerCache) -> Result<Array> {
+    /// What joins the tokens of each sequence: `[B, L, ..]` queries, keys and values to `[B, L, H * D]`.
+    fn mix(&self, [q, k, v]: [Array; 3], rows: &mut LayerRows<'_, '_>) -> Result<Array> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
         let (b, l) = (q.dim(0), q.dim(1));
-        let position = cache.position();
+        let positions = rows.positions()?;
         let (q_norm, k_norm) = self.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
-        let q = self.norm_rope(q, num_heads, q_norm, &position)?; // [B, H, L, D]
-        let k = self.norm_rope(k, num_kv_heads, k_norm, &position)?; // [B, H_kv, L, D]
+        let q = self.norm_rope(q, num_heads, q_norm, &positions)?; // [B, H, L, D]
+        let k = self.norm_rope(k, num_kv_heads, k_norm, &positions)?; // [B, H_kv, L, D]
         let v = v.reshape(&[b, l, num_kv_heads, head_dim])?.transpose(&[0, 2, 1, 3])?;
-        let mask = cache.mask(l, self.window)?;
-        let (k, v) = cache.update(&k, &v)?; // [B, H_kv, T, D]
-        let y = self.attend(&q, &k, &v, &mask)?; // [B, H, L, D]
+        let y = rows.each(2, [&q, &k, &v], |[q, k, v], cache| {
+            let mask = cache.mask(q.dim(2), self.window)?;
+            match cache.update(&k, &v)? {
+                KeysValues::Dense(k, v) => self.attend(&q, &k, &v, &mask),
+                KeysValues::Quantized(k, v) => self.attend_quantized(&q, &k, &v, &mask),
+            }
+        })?; // [B, H, L, D]
         Ok(y.transpose(&[0, 2, 1, 3])?.reshape(&[b, l, num_heads * head_dim])?)
     }
 
@@ -234,6 +239,20 @@ impl Attention {
         }
         let (scale, sinks) = (self.scale, self.sinks.as_ref());
         Ok(fast::scaled_dot_product_attention(q, k, v, scale, mask.as_mask(), sinks)?)
+    }
+
+    fn attend_quantized(
+        &self,
+        q: &Array,
+        k: &QuantizedWeight,
+        v: &QuantizedWeight,
+        mask: &AttentionMask,
+    ) -> Result<Array> {
+        if self.sinks.is_some() {
+            let reason = "attention with sinks needs one that is not";
+            return Err(Error::argument("layer cache", "quantized", reason));
+        }
+        quantized_attention(q, k, v, self.scale, mask)
     }
 }
 

@@ -8,7 +8,8 @@ use super::fixture::{Fixture, PROMPT, VOCAB, q4};
 use crate::decoder::{Decoder, Progress, PromptCache};
 use crate::error::Error;
 use crate::generate::{FinishReason, GenerateOptions, Generation, generate};
-use crate::models::LoadedModel;
+use crate::models::{LoadedModel, load};
+use crate::patch::{PatchOptions, Patterns, patch};
 use crate::processors::{Penalty, Processing};
 use crate::sampler::Sampling;
 
@@ -247,5 +248,33 @@ fn processing_out_of_range_is_refused() {
             panic!("{name} was taken");
         };
         assert!(matches!(&error, Error::Argument { name: n, .. } if *n == name), "{error}");
+    }
+}
+
+/// Eight sequences of the demo model that begin one after another, in stock and in fused form.
+#[test]
+fn ragged_batch_says_what_its_rows_say_alone() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    let mut loaded = load(&folder).unwrap();
+    let vocab = loaded.model.vocab_size();
+    let prompts: Vec<Vec<u32>> = (0..8_u32)
+        .map(|row| (0..3 + 9 * row).map(|i| (i * 7919 + 13 + 101 * row) % vocab).collect())
+        .collect();
+    for (patterns, tokens) in [(Patterns::Auto, 40), (Patterns::Off, 5)] {
+        patch(&mut loaded, &PatchOptions { patterns, ..PatchOptions::default() }).unwrap();
+        let alone: Vec<_> = prompts.iter().map(|p| whole(&loaded, p, &options(tokens))).collect();
+        let mut decoders: Vec<Decoder<'_>> = Vec::new();
+        let mut said = vec![Vec::new(); prompts.len()];
+        while decoders.len() < prompts.len() || decoders.iter().any(|d| !d.is_done()) {
+            if let Some(prompt) = prompts.get(decoders.len()) {
+                let model = loaded.model.as_ref();
+                decoders.push(Decoder::new(model, prompt, &options(tokens)).unwrap());
+            }
+            let mut rows: Vec<_> = decoders.iter_mut().collect();
+            for (said, token) in said.iter_mut().zip(Decoder::round(&mut rows).unwrap()) {
+                said.extend(token.map(|token| token.id));
+            }
+        }
+        assert_eq!(said, alone);
     }
 }

@@ -52,7 +52,7 @@ fn prefill_equals_stepwise_decode_across_cache_growth() {
         let stepwise: Vec<_> =
             prompt.iter().flat_map(|t| logits(model, &[&[*t]], &mut cache)).collect();
         assert_eq!(cache.len() as usize, prompt.len());
-        let LayerCache::Kv(first) = &cache.layers[0];
+        let LayerCache::Kv(first) = &cache.layers[0] else { panic!("not a growing cache") };
         assert_eq!(first.capacity(), 2 * GROW_STEP);
         assert_close(&stepwise, &at_once, part);
     }

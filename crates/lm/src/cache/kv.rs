@@ -1,0 +1,70 @@
+use mlx::Array;
+
+use super::buffer::{GROW_STEP, first, grow, write};
+use super::quantized::{KvQuantization, QuantizedKvCache};
+use crate::error::Result;
+
+/// One layer's keys and values, `[B, H, T, D]`, in buffers that grow by [`GROW_STEP`] tokens.
+#[derive(Debug, Clone, Default)]
+pub struct KvCache {
+    pub(super) buffers: Option<(Array, Array)>,
+    pub(super) len: i32,
+}
+
+impl KvCache {
+    /// Tokens held.
+    pub fn len(&self) -> i32 {
+        self.len
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Tokens that fit before the buffers grow.
+    pub fn capacity(&self) -> i32 {
+        self.buffers.as_ref().map_or(0, |(keys, _)| keys.dim(2))
+    }
+
+    /// Appends `keys` and `values`, `[B, H, L, D]`, and returns those of all tokens so far.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    /// # Source
+    /// mlx-lm `cache.py` (`KVCache`).
+    pub fn update(&mut self, keys: &Array, values: &Array) -> Result<(Array, Array)> {
+        let end = self.len + keys.dim(2);
+        let (mut k, mut v) = match self.buffers.take() {
+            Some((k, v)) if end <= k.dim(2) => (k, v),
+            held => {
+                let room = (GROW_STEP + keys.dim(2) - 1) / GROW_STEP * GROW_STEP;
+                let (held_k, held_v) = held.unzip();
+                (grow(held_k, self.len, keys, room)?, grow(held_v, self.len, values, room)?)
+            }
+        };
+        k = write(k, keys, self.len)?;
+        v = write(v, values, self.len)?;
+        self.len = end;
+        let all = (first(&k, end)?, first(&v, end)?);
+        self.buffers = Some((k, v));
+        Ok(all)
+    }
+
+    /// Forgets the last `n` tokens, or all where there are fewer; returns how many.
+    pub fn trim(&mut self, n: i32) -> i32 {
+        let n = n.clamp(0, self.len);
+        self.len -= n;
+        n
+    }
+
+    /// The same tokens, packed.
+    ///
+    /// # Errors
+    /// `Mlx`, when the width of a head is not a multiple of the group size.
+    /// # Source
+    /// mlx-lm `cache.py` (`KVCache.to_quantized`).
+    pub fn to_quantized(&self, quantization: KvQuantization) -> Result<QuantizedKvCache> {
+        QuantizedKvCache::of(self.buffers.as_ref(), self.len, quantization)
+    }
+}

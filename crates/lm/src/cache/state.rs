@@ -1,0 +1,53 @@
+use mlx::Array;
+
+/// What a recurrent layer remembers: arrays whose first axis is the rows, instead of keys and values.
+///
+/// # Source
+/// mlx-lm `cache.py` (`ArraysCache`).
+#[derive(Debug, Clone)]
+pub struct StateCache {
+    pub(super) arrays: Vec<Option<Array>>,
+    pub(super) len: i32,
+}
+
+impl StateCache {
+    /// Room for `num_arrays`.
+    pub fn new(num_arrays: usize) -> Self {
+        Self { arrays: vec![None; num_arrays], len: 0 }
+    }
+
+    /// Array `index`, `None` before the first token.
+    ///
+    /// # Panics
+    /// When there is no such array.
+    pub fn get(&self, index: usize) -> Option<&Array> {
+        self.arrays[index].as_ref()
+    }
+
+    /// Replaces array `index`.
+    ///
+    /// # Panics
+    /// When there is no such array.
+    pub fn set(&mut self, index: usize, array: Array) {
+        self.arrays[index] = Some(array);
+    }
+
+    /// Says that the arrays now cover `l` tokens more.
+    pub fn advance(&mut self, l: i32) {
+        self.len += l;
+    }
+
+    /// Tokens seen.
+    pub fn len(&self) -> i32 {
+        self.len
+    }
+
+    /// Whether no token was seen.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.arrays.len());
+    }
+}
