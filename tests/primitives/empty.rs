@@ -113,15 +113,15 @@ fn no_experts_at_all_is_an_error_for_any_index() {
     let w = weight(&[0], [32, 64], q, Dtype::F32, true);
     let x = zeros(&[2, 1, 64], Dtype::F32);
     let indices = zeros(&[2], Dtype::U32);
-    let y = gather_qmm_swiglu(&x, &w, &w, None, Some(&indices), true, false, Precision::Exact);
-    let error = y.unwrap().eval().unwrap_err().to_string();
-    assert!(error.contains("only 0"), "{error}");
+    let refused = |y: mlx::Result<Array>| {
+        let error = y.unwrap_err().to_string();
+        assert!(error.contains("have nothing to choose from"), "{error}");
+    };
+    refused(gather_qmm_swiglu(&x, &w, &w, None, Some(&indices), true, false, Precision::Exact));
     let x = zeros(&[2, 3, 1, 64], Dtype::F32);
     let indices = zeros(&[2, 3], Dtype::U32);
     let scores = zeros(&[2, 3], Dtype::F32);
-    let y = gather_qmm_combine(&x, &w, &indices, &scores, Precision::Exact).unwrap();
-    let error = y.eval().unwrap_err().to_string();
-    assert!(error.contains("only 0"), "{error}");
+    refused(gather_qmm_combine(&x, &w, &indices, &scores, Precision::Exact));
 }
 
 alone! {

@@ -41,7 +41,9 @@ alone! {
                 LayerCache::Fixed(FixedKvCache::from_parts(pair[0].clone(), pair[1].clone(), &clock, 0))
             };
             let mut cache = Cache { layers: inputs[2..].chunks(2).map(layer).collect() };
-            let logits = traced.model.forward(&Step::new(&inputs[0]), &mut [&mut cache]);
+            // SAFETY: the tokens below are the prompt's and the likeliest ones, all in the vocabulary.
+            let tokens = unsafe { inputs[0].clone().assume_within(0..=i64::from(traced.model.vocab_size()) - 1) };
+            let logits = traced.model.forward(&Step::new(&tokens), &mut [&mut cache]);
             let mut outputs = vec![
                 logits.map_err(|error| mlx::Error::InvalidArgument { message: error.to_string() })?,
             ];

@@ -153,13 +153,12 @@ impl Array {
                 if inside(values) {
                     return Ok(());
                 }
-                let message = format!(
-                    "[{op}] {what} must lie from {} to {}, got values from {} to {}",
-                    allowed.start(),
-                    allowed.end(),
-                    values.lo,
-                    values.hi
-                );
+                let Bounds { lo, hi } = values;
+                let expected = match allowed.is_empty() {
+                    true => "have nothing to choose from".to_owned(),
+                    false => format!("must lie from {} to {}", allowed.start(), allowed.end()),
+                };
+                let message = format!("[{op}] {what} {expected}, got values from {lo} to {hi}");
                 Err(Error::InvalidArgument { message })
             }
             None => {
