@@ -28,6 +28,7 @@ alone! {
         const CAPACITY: i32 = 32;
         let loaded = Rc::new(load(Path::new("models/demo")).unwrap());
         let model = loaded.model.as_ref();
+        let vocab_size = model.vocab_size();
         let mut growing = model.make_cache();
         forward(model, &PROMPT[..6], &mut growing);
         let fixed = growing.fixed(CAPACITY).unwrap();
@@ -36,14 +37,17 @@ alone! {
         // inputs: token, position, keys and values of each layer; outputs: logits, then the same
         let traced = loaded.clone();
         let step = move |inputs: &[Array]| {
-            let clock = Clock::new(inputs[1].clone());
+            // SAFETY: the calls below pass tokens of the vocabulary, and positions that leave room for one more.
+            let (token, position) = unsafe {
+                let token = inputs[0].clone().assume_within(0..=i64::from(vocab_size) - 1);
+                (token, inputs[1].clone().assume_within(0..=i64::from(CAPACITY) - 1))
+            };
+            let clock = Clock::new(position);
             let layer = |pair: &[Array]| {
                 LayerCache::Fixed(FixedKvCache::from_parts(pair[0].clone(), pair[1].clone(), &clock, 0))
             };
             let mut cache = Cache { layers: inputs[2..].chunks(2).map(layer).collect() };
-            // SAFETY: the tokens below are the prompt's and the likeliest ones, all in the vocabulary.
-            let tokens = unsafe { inputs[0].clone().assume_within(0..=i64::from(traced.model.vocab_size()) - 1) };
-            let logits = traced.model.forward(&Step::new(&tokens), &mut [&mut cache]);
+            let logits = traced.model.forward(&Step::new(&token), &mut [&mut cache]);
             let mut outputs = vec![
                 logits.map_err(|error| mlx::Error::InvalidArgument { message: error.to_string() })?,
             ];
