@@ -70,13 +70,20 @@ pub struct ModelRow {
     pub preset: Preset,
 }
 
+impl ModelRow {
+    const fn new(
+        model_type: &'static str,
+        load: fn(&ModelConfig, &Weights) -> Result<Box<dyn Model>>,
+        describe: fn(&ModelConfig) -> Result<Description>,
+        preset: Preset,
+    ) -> Self {
+        Self { model_type, load, describe, preset }
+    }
+}
+
 /// Every model there is.
-pub const MODELS: &[ModelRow] = &[ModelRow {
-    model_type: "qwen3_moe",
-    load: qwen3_moe::load,
-    describe: qwen3_moe::describe,
-    preset: Preset::Device,
-}];
+pub const MODELS: &[ModelRow] =
+    &[ModelRow::new("qwen3_moe", qwen3_moe::load, qwen3_moe::describe, Preset::Device)];
 
 /// What a configuration says about a model.
 #[derive(Debug, Clone)]

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::fixture::{EXPERTS, Fixture, q4};
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
-use crate::models::load;
+use crate::models::{MODELS, load};
 
 fn fixture() -> Fixture {
     Fixture::dense(Dtype::Bf16).quantized(q4())
@@ -135,7 +135,9 @@ fn model_type_unknown_lists_known_ones() {
     fixture.config["model_type"] = json!("gpt9");
     let error = error(fixture.write().path());
     assert!(matches!(error, Error::UnknownModel { .. }));
-    assert_eq!(error.to_string(), "model_type `gpt9` is not supported; known: qwen3_moe");
+    let known: Vec<_> = MODELS.iter().map(|row| row.model_type).collect();
+    let known = known.join(", ");
+    assert_eq!(error.to_string(), format!("model_type `gpt9` is not supported; known: {known}"));
 }
 
 #[test]
