@@ -1,6 +1,7 @@
 //! The models, one file each, named after `model_type` in `config.json`.
 
 pub mod causal;
+pub mod qwen3;
 pub mod qwen3_moe;
 
 use std::path::Path as FilePath;
@@ -82,8 +83,10 @@ impl ModelRow {
 }
 
 /// Every model there is.
-pub const MODELS: &[ModelRow] =
-    &[ModelRow::new("qwen3_moe", qwen3_moe::load, qwen3_moe::describe, Preset::Device)];
+pub const MODELS: &[ModelRow] = &[
+    ModelRow::new("qwen3", qwen3::load, qwen3::describe, Preset::Device),
+    ModelRow::new("qwen3_moe", qwen3_moe::load, qwen3_moe::describe, Preset::Device),
+];
 
 /// What a configuration says about a model.
 #[derive(Debug, Clone)]
