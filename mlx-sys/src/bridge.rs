@@ -433,8 +433,9 @@ pub mod ffi {
         ) -> Result<UniquePtr<Array>>;
         fn fused_attention(
             q: &Array,
-            k: &Array,
-            v: &Array,
+            keys: &ArrayVec,
+            values: &ArrayVec,
+            lengths: &UniquePtr<Array>,
             scale: f32,
             causal: bool,
             fast: bool,

@@ -61,18 +61,30 @@ pub struct Rows<'a, 'c> {
     lengths: Option<&'a [i32]>,
     /// Positions of the rows at the layer before, which nearly always are those of the next one.
     positions: Option<(Vec<i32>, Array)>,
+    /// Their lengths after the layer before, likewise.
+    grown: Option<(Vec<i32>, Array)>,
+}
+
+/// Keys and values of rows that each have a growing cache.
+pub struct GrownRows {
+    /// Each row's buffer, `[1, H, capacity, D]`.
+    pub keys: Vec<Array>,
+    /// Likewise.
+    pub values: Vec<Array>,
+    /// Tokens that each of them holds, `[B]` i32.
+    pub lengths: Array,
 }
 
 impl<'a, 'c> Rows<'a, 'c> {
     /// The caches that `step` continues.
     pub fn new(step: &Step<'a>, caches: &'a mut [&'c mut Cache]) -> Self {
-        Self { caches, lengths: step.lengths, positions: None }
+        Self { caches, lengths: step.lengths, positions: None, grown: None }
     }
 
     /// What layer `layer` sees of them.
     pub fn layer(&mut self, layer: usize) -> LayerRows<'_, 'c> {
-        let Self { caches, lengths, positions } = self;
-        LayerRows { caches, lengths: *lengths, positions, layer }
+        let Self { caches, lengths, positions, grown } = self;
+        LayerRows { caches, lengths: *lengths, positions, grown, layer }
     }
 }
 
@@ -81,6 +93,7 @@ pub struct LayerRows<'a, 'c> {
     caches: &'a mut [&'c mut Cache],
     lengths: Option<&'a [i32]>,
     positions: &'a mut Option<(Vec<i32>, Array)>,
+    grown: &'a mut Option<(Vec<i32>, Array)>,
     layer: usize,
 }
 
@@ -114,6 +127,40 @@ impl LayerRows<'_, '_> {
         let array = Array::from_slice(&offsets, &[offsets.len() as i32])?;
         *self.positions = Some((offsets, array.clone()));
         Ok(Position::Dynamic(array))
+    }
+
+    /// Adds `keys` and `values` `[B, H, L, D]` to the rows' caches where each row has a growing cache of its own and none
+    /// is padded. Otherwise `None`, and nothing is added.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn update_growing(&mut self, keys: &Array, values: &Array) -> Result<Option<GrownRows>> {
+        let b = self.caches.len();
+        let grows = |cache: &&mut Cache| matches!(cache.layers[self.layer], LayerCache::Kv(_));
+        if b < 2 || self.lengths.is_some() || !self.caches.iter().all(grows) {
+            return Ok(None);
+        }
+        let cuts: Vec<i32> = (1..b as i32).collect();
+        let (keys, values) = (ops::split(keys, &cuts, 0)?, ops::split(values, &cuts, 0)?);
+        let mut lengths = Vec::with_capacity(b);
+        let (mut all_keys, mut all_values) = (Vec::with_capacity(b), Vec::with_capacity(b));
+        for ((cache, k), v) in self.caches.iter_mut().zip(keys).zip(values) {
+            if let LayerCache::Kv(kv) = &mut cache.layers[self.layer] {
+                let (k, v) = kv.append(&k, &v)?;
+                all_keys.push(k.clone());
+                all_values.push(v.clone());
+                lengths.push(kv.len());
+            }
+        }
+        let lengths = match self.grown {
+            Some((known, array)) if *known == lengths => array.clone(),
+            _ => {
+                let array = Array::from_slice(&lengths, &[b as i32])?;
+                *self.grown = Some((lengths, array.clone()));
+                array
+            }
+        };
+        Ok(Some(GrownRows { keys: all_keys, values: all_values, lengths }))
     }
 
     /// Applies `mix` to each sequence with its own cache, so that no row sees another. What is the same for every

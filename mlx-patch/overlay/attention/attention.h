@@ -1,4 +1,5 @@
-// Attention: softmax(q @ k^T * scale) @ v with grouped key and value heads and an optional causal mask, one launch.
+// Attention: softmax(q @ k^T * scale) @ v with grouped key and value heads and an optional causal mask, one launch, also
+// over keys and values of which every batch row has its own.
 
 #pragma once
 
@@ -11,7 +12,15 @@ namespace zmlx {
 
 class Attention : public Transformable<Attention> {
  public:
-  enum Input { kQ, kK, kV };
+  // q, then the keys of every cache, then the values of every cache: one for all batch rows, or one for each. Last, if
+  // given, how many keys of each cache count.
+  enum Input { kQ, kK };
+  static int num_caches(const std::vector<array>& inputs) {
+    return static_cast<int>(inputs.size() - 1) / 2;
+  }
+  static const array* lengths(const std::vector<array>& inputs) {
+    return inputs.size() % 2 == 0 ? &inputs.back() : nullptr;
+  }
 
   Attention(mlx::core::Stream stream, float scale, bool causal, Precision precision)
       : Transformable(stream), scale_(scale), causal_(causal), precision_(precision) {}

@@ -5,7 +5,7 @@
 //          axis. That order is stock's, so exact costs no speed. Exact keeps whole rows of scores, because stock rounds
 //          them before the softmax and sums the exponentials in order; fast runs over blocks of keys with a running
 //          maximum (arXiv:2205.14135) and rounds nothing before the result.
-// Layout:  q, k, v by rows with any strides over batch, heads and length: cache slices are read in place. The result
+// Layout:  one cache for all batch rows, or one of its own length for each. q, k, v by rows with any strides over batch, heads and length: cache slices are read in place. The result
 //          is [B, H, Lq, D] over memory [B, Lq, H, D], so that merging the heads copies nothing.
 // Tasks:   (batch row, key head, block of query rows), the longest causal rows first.
 // Bound:   decode: the bytes of k and v; prefill: 2 * H * Lq * Lk * (D + Dv) FLOPs, half of it when causal.
@@ -72,36 +72,57 @@ int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact
   return std::min(m, rows);
 }
 
-void run(const array& q_, const array& k_, const array& v_, array& out, float scale, bool causal, Precision precision) {
+void run(const std::vector<array>& in, array& out, float scale, bool causal, Precision precision) {
   namespace c = zmlx::cpu;
   auto& kernels = c::step_kernels();
   bool exact = precision == Precision::Exact;
   auto kernel = exact ? kernels.attention_exact : kernels.attention_fast;
   auto dtype = c::dtype_of(out.dtype());
   int64_t item = c::size_of(dtype);
+  auto& q_ = in[Attention::kQ];
+  int caches = Attention::num_caches(in);
   Heads q(q_);
-  Heads k(k_);
-  Heads v(v_);
+  auto lengths = Attention::lengths(in);
+  std::vector<Heads> keys;
+  std::vector<Heads> values;
+  std::vector<int64_t> num_keys;
+  int64_t longest = 0;
+  int64_t all_keys = 0;
+  for (int i = 0; i < caches; i++) {
+    auto& k = in[Attention::kK + i];
+    keys.emplace_back(k);
+    values.emplace_back(in[Attention::kK + caches + i]);
+    int64_t held = k.shape(2);
+    num_keys.push_back(lengths ? std::clamp<int64_t>(lengths->data<int32_t>()[i * lengths->strides(0)], 1, held) : held);
+    longest = std::max(longest, num_keys.back());
+    all_keys += k.shape(0) * num_keys.back();
+  }
+  auto& k_ = in[Attention::kK];
   int64_t H = q_.shape(1);
   int64_t Lq = q_.shape(2);
   int64_t D = q_.shape(3);
   int64_t Hkv = k_.shape(1);
-  int64_t Lk = k_.shape(2);
-  int64_t Dv = v_.shape(3);
+  int64_t Dv = out.shape(3);
   int64_t repeats = H / Hkv;
   int64_t groups = q_.shape(0) * Hkv;
   int64_t rows = Lq * repeats;
-  int64_t m = rows_per_task(groups, rows, Lk, exact);
+  int64_t m = rows_per_task(groups, rows, longest, exact);
   int64_t blocks = (rows + m - 1) / m;
-  int64_t scratch = c::attention_scratch(m, Lk, D, Dv, exact);
+  int64_t scratch = c::attention_scratch(m, longest, D, Dv, exact);
   auto y = out.data<uint8_t>();
 
   // A vector takes 16 multiply-adds, and a causal mask halves them.
-  int64_t work = groups * rows * Lk * (D + Dv) / (causal && Lq > 1 ? 16 : 8);
+  int64_t work = all_keys * Hkv * rows * (D + Dv) / (causal && Lq > 1 ? 16 : 8);
   c::parallel_for(groups * blocks, work, [&](int64_t index) {
     int64_t b = index % groups / Hkv;
     int64_t h = index % groups % Hkv;
     int64_t first = (blocks - 1 - index / groups) * m;
+    // a cache of this row's own, or its part of the one that all share
+    int64_t cache = caches > 1 ? b : 0;
+    int64_t part = caches > 1 ? 0 : b;
+    auto& k = keys[cache];
+    auto& v = values[cache];
+    int64_t Lk = num_keys[cache];
     const uint8_t* queries[c::kMaxQueries];
     uint8_t* results[c::kMaxQueries];
     int64_t visible[c::kMaxQueries];
@@ -122,8 +143,8 @@ void run(const array& q_, const array& k_, const array& v_, array& out, float sc
     t.q = queries;
     t.out = results;
     t.visible = visible;
-    t.k = k.at(b, h);
-    t.v = v.at(b, h);
+    t.k = k.at(part, h);
+    t.v = v.at(part, h);
     t.k_row_bytes = k.row_bytes();
     t.v_row_bytes = v.row_bytes();
     t.num_keys = Lk;
@@ -162,18 +183,18 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
     });
     return;
   }
+  std::vector<array> in;
   for (auto& a : inputs) {
     encoder.set_input_array(a);
+    in.push_back(array::unsafe_weak_copy(a));
   }
   cpu::dispatch(
       encoder,
-      [q = array::unsafe_weak_copy(inputs[kQ]),
-       k = array::unsafe_weak_copy(inputs[kK]),
-       v = array::unsafe_weak_copy(inputs[kV]),
+      [in = std::move(in),
        out = array::unsafe_weak_copy(out),
        scale = scale_,
        causal = causal_,
-       precision = precision_]() mutable { run(q, k, v, out, scale, causal, precision); });
+       precision = precision_]() mutable { run(in, out, scale, causal, precision); });
 }
 
 } // namespace zmlx

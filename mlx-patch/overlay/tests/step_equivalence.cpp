@@ -139,7 +139,7 @@ void check_attention(
       "attention ", dtype, " B", B, " H", H, "/", Hkv, " L", Lq, "/", Lk, " D", D, "/", Dv, causal ? " causal" : "", " layout ", layout, " v", int(v));
   auto expected = mx::fast::scaled_dot_product_attention(q, k, w, scale, causal ? "causal" : "");
   if (dtype != mx::float32) {
-    same(what, zmlx::attention(q, k, w, scale, causal, Precision::Exact), expected);
+    same(what, zmlx::attention(q, {k}, {w}, {}, scale, causal, Precision::Exact), expected);
   }
   if (v == Values::Sprinkled) {
     return;
@@ -159,7 +159,7 @@ void check_attention(
     mx::eval(e);
     return e.item<double>();
   };
-  double fast = error(zmlx::attention(q, k, w, scale, causal, Precision::Fast));
+  double fast = error(zmlx::attention(q, {k}, {w}, {}, scale, causal, Precision::Fast));
   double stock = error(expected);
   cases++;
   // Scores of thousands lose digits before the exponential, in any order.
@@ -246,7 +246,7 @@ void check_all_transforms() {
     }
     check_transforms(
         text("attention ", dtype),
-        [](auto& in) { return std::vector<array>{zmlx::attention(in[0], in[1], in[2], 0.3f, true, Precision::Exact)}; },
+        [](auto& in) { return std::vector<array>{zmlx::attention(in[0], {in[1]}, {in[2]}, {}, 0.3f, true, Precision::Exact)}; },
         [](auto& in) {
           return std::vector<array>{mx::fast::scaled_dot_product_attention(in[0], in[1], in[2], 0.3f, "causal")};
         },

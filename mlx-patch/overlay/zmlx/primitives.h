@@ -108,11 +108,14 @@ array qk_norm_rope(
 
 // mlx::core::fast::scaled_dot_product_attention without a mask or with a causal one.
 //   q [B, H, Lq, D]; k [B, Hkv, Lk, D]; v [B, Hkv, Lk, Dv] -> [B, H, Lq, Dv], whose memory is [B, Lq, H, Dv]
+// One k and v for all batch rows; or for each row its own, [1, Hkv, Lk, D] and [1, Hkv, Lk, Dv], of any length. With
+// lengths, integers from 1 to Lk for each k, only so many of its first keys count.
 // Exact for float16 and bfloat16 only.
 array attention(
     const array& q,
-    const array& k,
-    const array& v,
+    const std::vector<array>& keys,
+    const std::vector<array>& values,
+    const std::optional<array>& lengths,
     float scale,
     bool causal,
     Precision precision,

@@ -168,14 +168,16 @@ ArrayPtr fused_qk_norm_rope(
 
 ArrayPtr fused_attention(
     const Array& q,
-    const Array& k,
-    const Array& v,
+    const ArrayVec& keys,
+    const ArrayVec& values,
+    const ArrayPtr& lengths,
     float scale,
     bool causal,
     bool fast) {
   ZMLX_OP(
       "attention",
-      box(zmlx::attention(q.a, k.a, v.a, scale, causal, precision(fast), current())));
+      box(zmlx::attention(
+          q.a, keys.v, values.v, opt(lengths), scale, causal, precision(fast), current())));
 }
 
 ArrayPtr fused_greedy_token(const Array& logits) {

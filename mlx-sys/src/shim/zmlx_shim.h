@@ -308,8 +308,9 @@ ArrayPtr fused_qk_norm_rope(
     const Array& offset);
 ArrayPtr fused_attention(
     const Array& q,
-    const Array& k,
-    const Array& v,
+    const ArrayVec& keys,
+    const ArrayVec& values,
+    const ArrayPtr& lengths,
     float scale,
     bool causal,
     bool fast);

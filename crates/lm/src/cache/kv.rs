@@ -35,6 +35,17 @@ impl KvCache {
     /// mlx-lm `cache.py` (`KVCache`).
     pub fn update(&mut self, keys: &Array, values: &Array) -> Result<(Array, Array)> {
         let end = self.len + keys.dim(2);
+        let (k, v) = self.append(keys, values)?;
+        Ok((first(k, end)?, first(v, end)?))
+    }
+
+    /// Appends `keys` and `values`, `[B, H, L, D]`, and returns the buffers, of which the first [`len`](Self::len) tokens
+    /// count.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn append(&mut self, keys: &Array, values: &Array) -> Result<&(Array, Array)> {
+        let end = self.len + keys.dim(2);
         let (mut k, mut v) = match self.buffers.take() {
             Some((k, v)) if end <= k.dim(2) => (k, v),
             held => {
@@ -46,9 +57,7 @@ impl KvCache {
         k = write(k, keys, self.len)?;
         v = write(v, values, self.len)?;
         self.len = end;
-        let all = (first(&k, end)?, first(&v, end)?);
-        self.buffers = Some((k, v));
-        Ok(all)
+        Ok(self.buffers.insert((k, v)))
     }
 
     /// Forgets the last `n` tokens, or all where there are fewer; returns how many.

@@ -191,13 +191,16 @@ impl Attention {
         let q = self.norm_rope(q, num_heads, q_norm, &positions)?; // [B, H, L, D]
         let k = self.norm_rope(k, num_kv_heads, k_norm, &positions)?; // [B, H_kv, L, D]
         let v = v.reshape(&[b, l, num_kv_heads, head_dim])?.transpose(&[0, 2, 1, 3])?;
-        let y = rows.each(2, [&q, &k, &v], |[q, k, v], cache| {
-            let mask = cache.mask(q.dim(2), self.window)?;
-            match cache.update(&k, &v)? {
-                KeysValues::Dense(k, v) => self.attend(&q, &k, &v, &mask),
-                KeysValues::Quantized(k, v) => self.attend_quantized(&q, &k, &v, &mask),
-            }
-        })?; // [B, H, L, D]
+        let y = match self.attend_together(&q, &k, &v, rows)? {
+            Some(y) => y,
+            None => rows.each(2, [&q, &k, &v], |[q, k, v], cache| {
+                let mask = cache.mask(q.dim(2), self.window)?;
+                match cache.update(&k, &v)? {
+                    KeysValues::Dense(k, v) => self.attend(&q, &k, &v, &mask),
+                    KeysValues::Quantized(k, v) => self.attend_quantized(&q, &k, &v, &mask),
+                }
+            })?,
+        }; // [B, H, L, D]
         Ok(y.transpose(&[0, 2, 1, 3])?.reshape(&[b, l, num_heads * head_dim])?)
     }
 
@@ -230,6 +233,30 @@ impl Attention {
             Some(rope) => rope.forward(&x, at),
             None => Ok(x),
         }
+    }
+
+    /// All rows over their own caches in one launch, where the primitive can.
+    fn attend_together(
+        &self,
+        q: &Array,
+        k: &Array,
+        v: &Array,
+        rows: &mut LayerRows<'_, '_>,
+    ) -> Result<Option<Array>> {
+        let (Path::Fused(Fusion { precision, .. }), None) = (self.path, self.window) else {
+            return Ok(None);
+        };
+        let Some(rows) = rows.update_growing(k, v)? else { return Ok(None) };
+        let (lengths, causal) = (Some(&rows.lengths), q.dim(2) > 1);
+        Ok(Some(primitives::attention_rows(
+            q,
+            &rows.keys,
+            &rows.values,
+            lengths,
+            self.scale,
+            causal,
+            precision,
+        )?))
     }
 
     fn attend(&self, q: &Array, k: &Array, v: &Array, mask: &AttentionMask) -> Result<Array> {

@@ -3,6 +3,7 @@
 use zmlx_sys::ffi;
 
 use super::{Ask, Parameters, Precision};
+use crate::array::{array_vec, opt};
 use crate::{Array, Result};
 
 /// What [`attention`] is asked.
@@ -81,6 +82,38 @@ pub fn attention(
     causal: bool,
     precision: Precision,
 ) -> Result<Array> {
+    attention_rows(q, [k], [v], None, scale, causal, precision)
+}
+
+/// [`attention`] in which each batch row has keys and values of its own, of any length, in one
+/// launch: each row has the bits that it has alone.
+///
+/// - `q`: `[B, H, Lq, D]`; `keys`: B of `[1, Hkv, Lk, D]`; `values`: B of `[1, Hkv, Lk, Dv]`; every
+///   row's `Lk` from 1
+/// - `lengths`: `[B]` integers, how many of each row's first keys count, from 1 to `Lk` (a number
+///   outside is taken for the nearest of them); all by default
+/// - returns `[B, H, Lq, Dv]`
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_rows<'a>(
+    q: &Array,
+    keys: impl IntoIterator<Item = &'a Array>,
+    values: impl IntoIterator<Item = &'a Array>,
+    lengths: Option<&Array>,
+    scale: f32,
+    causal: bool,
+    precision: Precision,
+) -> Result<Array> {
+    let (keys, values) = (array_vec(keys), array_vec(values));
     let fast = precision == Precision::Fast;
-    Ok(Array::wrap(ffi::fused_attention(q.raw(), k.raw(), v.raw(), scale, causal, fast)?))
+    Ok(Array::wrap(ffi::fused_attention(
+        q.raw(),
+        &keys,
+        &values,
+        &opt(lengths),
+        scale,
+        causal,
+        fast,
+    )?))
 }
