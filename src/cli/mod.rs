@@ -8,6 +8,7 @@ mod inspect;
 mod lines;
 mod options;
 mod patching;
+mod patterns;
 mod place;
 mod prompts;
 mod reference;
@@ -76,6 +77,7 @@ const COMMANDS: &[CommandRow] = &[
     CommandRow::new::<chat::Chat>("chat"),
     CommandRow::new::<validate::Validate>("validate"),
     CommandRow::new::<inspect::Inspect>("inspect"),
+    CommandRow::new::<patterns::Patterns>("patterns"),
     CommandRow::new::<doctor::Doctor>("doctor"),
     CommandRow::new::<synth::Synth>("synth"),
     CommandRow::new::<shell_completions::Completions>("completions"),

@@ -3,6 +3,7 @@
 mod answers;
 mod chat;
 mod help;
+mod patterns;
 mod refusals;
 
 use std::path::Path;
