@@ -55,6 +55,8 @@ def wide_cases(count, seed):
         model_type = list(FAMILIES)[i % len(FAMILIES)]
         config = FAMILIES[model_type].wide(rng, max(group_size, 32))
         dtype = rng.choice(list(DTYPES))
+        if bits is None and "num_experts" in config:
+            dtype = "f32"  # stock multiplies dense stacks of experts in no other type on a CPU
         label = "dense" if bits is None else f"{mode}-{bits}bit-gs{group_size}"
         case = Case(
             name=f"wide{i:03}-{model_type}-{dtype}-{label}",
