@@ -19,8 +19,21 @@ impl Mlp {
     /// # Errors
     /// As [`Linear::load`].
     pub fn load(scope: &Scope<'_>, hidden_size: i32, intermediate_size: i32) -> Result<Self> {
+        Self::load_with(scope, hidden_size, intermediate_size, false)
+    }
+
+    /// Takes the three projections, each with a bias if `bias`.
+    ///
+    /// # Errors
+    /// As [`Linear::load`].
+    pub fn load_with(
+        scope: &Scope<'_>,
+        hidden_size: i32,
+        intermediate_size: i32,
+        bias: bool,
+    ) -> Result<Self> {
         let load = |name: &str, split, in_dims, out_dims| {
-            Linear::load(&scope.pp(name).split(split), in_dims, out_dims)
+            Linear::load_with(&scope.pp(name).split(split), in_dims, out_dims, bias)
         };
         Ok(Self {
             gate_proj: load("gate_proj", Split::Outputs, hidden_size, intermediate_size)?,
