@@ -1,5 +1,6 @@
 //! Layers: the ops that mlx-lm's modules run, in its order. Whether a weight is quantised is the layer's business.
 
+mod activation;
 mod attention;
 mod decoder_layer;
 mod embedding;
@@ -14,6 +15,7 @@ mod site;
 mod switch;
 mod weight;
 
+pub use activation::{Activation, GluOptions};
 pub use attention::{Attention, AttentionOptions, Heads, QkNorm};
 pub use decoder_layer::{DecoderLayer, FeedForward, LayerNames, LayerOptions, Mixer};
 pub use embedding::Embedding;

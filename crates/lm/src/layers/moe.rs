@@ -1,8 +1,9 @@
-use mlx::primitives::{self, GatherQmmCombine};
-use mlx::{Array, ops};
+use mlx::{Array, ops, primitives};
 
-use super::site::{ask, packed};
-use super::{Fusable, Linear, Mlp, ModuleKind, ModulePath, Path, Routing, Site, SwitchGlu, Weight};
+use super::{
+    Fusable, GluOptions, Linear, Mlp, ModuleKind, ModulePath, Path, Routing, Site, SwitchGlu,
+    Weight,
+};
 use crate::error::Result;
 use crate::weights::{Role, Scope};
 
@@ -40,6 +41,8 @@ pub struct MoeOptions {
     pub num_experts: i32,
     /// Inner width of one.
     pub intermediate_size: i32,
+    /// What else the experts are made of.
+    pub glu: GluOptions,
     /// From router logits to experts and weights.
     pub routing: Routing,
     /// Experts that every token goes through, where there are any.
@@ -95,11 +98,11 @@ impl MoeBlock {
     /// # Errors
     /// As [`Linear::load`], [`SwitchGlu::load`] and [`Mlp::load`].
     pub fn load(scope: &Scope<'_>, options: MoeOptions) -> Result<Self> {
-        let MoeOptions { hidden_size, num_experts, names, .. } = options;
+        let MoeOptions { hidden_size, num_experts, glu, names, .. } = options;
         let gate = scope.pp(names.gate).role(Role::Router);
         let gate = Linear::load(&gate, hidden_size, num_experts)?;
         let (experts, width) = (scope.pp(names.experts), options.intermediate_size);
-        let experts = SwitchGlu::load(&experts, num_experts, hidden_size, width)?;
+        let experts = SwitchGlu::load_with(&experts, num_experts, hidden_size, width, glu)?;
         let block = Self::new(gate, options.routing, experts).with_names(names);
         let Some(SharedOptions { intermediate_size, gated }) = options.shared else {
             return Ok(block);
@@ -183,9 +186,7 @@ impl Fusable for MoeBlock {
         let top_k = routing.top_k;
         push("moe_router", routing.questions(switch_mlp.num_experts()), router_path);
         push("moe_mlp", switch_mlp.questions(top_k), mlp_path);
-        let questions = packed("down_proj", &switch_mlp.down_proj.weight)
-            .and_then(|down| ask(GatherQmmCombine::of(down, top_k)));
-        push("moe_combine", questions, combine_path);
+        push("moe_combine", switch_mlp.combine_questions(top_k), combine_path);
         if let Some(SharedExperts { mlp, gate }) = shared {
             mlp.sites(&at.pp(names.shared), sites);
             if let Some(gate) = gate {

@@ -12,8 +12,8 @@ use super::family::{Experts, Family, Shape};
 use crate::config::{Count, Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
-    Attention, AttentionOptions, DecoderLayer, FeedForward, Heads, Mlp, MoeBlock, MoeNames,
-    MoeOptions, QkNorm, Rope, Routing,
+    Attention, AttentionOptions, DecoderLayer, FeedForward, GluOptions, Heads, Mlp, MoeBlock,
+    MoeNames, MoeOptions, QkNorm, Rope, Routing,
 };
 use crate::rewrite::Rules;
 use crate::weights::{Scope, Weights};
@@ -76,6 +76,7 @@ impl Config {
             hidden_size,
             num_experts: *self.num_experts,
             intermediate_size: *self.moe_intermediate_size,
+            glu: GluOptions::default(),
             routing,
             shared: None,
             names: MoeNames::default(),
