@@ -2,6 +2,13 @@
 
 pub mod causal;
 pub mod family;
+pub mod llama;
+pub mod ministral3;
+pub mod mistral3;
+pub mod mixtral;
+pub mod olmoe;
+pub mod qwen2;
+pub mod qwen2_moe;
 pub mod qwen3;
 pub mod qwen3_moe;
 
@@ -77,12 +84,33 @@ impl ModelRow {
     const fn new<F: Family>(model_type: &'static str, preset: Preset) -> Self {
         Self { model_type, load: family::load::<F>, describe: family::describe::<F>, preset }
     }
+
+    /// A model whose configuration is one of several families'.
+    const fn of(
+        model_type: &'static str,
+        load: fn(&ModelConfig, &Weights) -> Result<Box<dyn Model>>,
+        describe: fn(&ModelConfig) -> Result<Description>,
+        preset: Preset,
+    ) -> Self {
+        Self { model_type, load, describe, preset }
+    }
 }
 
-/// Every model there is.
+/// Every model there is, and other names for them.
 pub const MODELS: &[ModelRow] = &[
+    ModelRow::new::<llama::Config>("iquestcoder", Preset::Device),
+    ModelRow::new::<llama::Config>("llama", Preset::Device),
+    ModelRow::of("llava", mistral3::load, mistral3::describe, Preset::Device),
+    ModelRow::new::<ministral3::Config>("ministral3", Preset::Device),
+    ModelRow::new::<llama::Config>("mistral", Preset::Device),
+    ModelRow::of("mistral3", mistral3::load, mistral3::describe, Preset::Device),
+    ModelRow::new::<mixtral::Config>("mixtral", Preset::Device),
+    ModelRow::new::<olmoe::Config>("olmoe", Preset::Device),
+    ModelRow::new::<qwen2::Config>("qwen2", Preset::Device),
+    ModelRow::new::<qwen2_moe::Config>("qwen2_moe", Preset::Device),
     ModelRow::new::<qwen3::Config>("qwen3", Preset::Device),
     ModelRow::new::<qwen3_moe::Config>("qwen3_moe", Preset::Device),
+    ModelRow::new::<llama::Config>("xverse", Preset::Device),
 ];
 
 /// What a configuration says about a model.

@@ -61,11 +61,12 @@ impl Family for Config {
             hidden_size: *self.hidden_size,
             num_layers: *self.num_hidden_layers,
             intermediate_size: Some(*self.intermediate_size),
-            heads: Heads {
-                num_heads: *self.num_attention_heads,
-                num_kv_heads: *self.num_key_value_heads,
-                head_dim: *self.head_dim,
-            },
+            heads: Heads::new(
+                self.hidden_size,
+                self.num_attention_heads,
+                Some(self.num_key_value_heads),
+                Some(self.head_dim),
+            ),
             experts: None,
             vocab_size: *self.vocab_size,
             max_position_embeddings: Some(*self.max_position_embeddings),
