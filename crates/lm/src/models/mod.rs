@@ -2,6 +2,7 @@
 
 pub mod causal;
 pub mod family;
+pub mod gpt_oss;
 pub mod llama;
 pub mod ministral3;
 pub mod mistral3;
@@ -98,6 +99,7 @@ impl ModelRow {
 
 /// Every model there is, and other names for them.
 pub const MODELS: &[ModelRow] = &[
+    ModelRow::new::<gpt_oss::Config>("gpt_oss", Preset::Device),
     ModelRow::new::<llama::Config>("iquestcoder", Preset::Device),
     ModelRow::new::<llama::Config>("llama", Preset::Device),
     ModelRow::of("llava", mistral3::load, mistral3::describe, Preset::Device),
