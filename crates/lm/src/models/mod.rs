@@ -2,6 +2,7 @@
 
 pub mod causal;
 pub mod family;
+pub mod gemma4;
 pub mod gpt_oss;
 pub mod llama;
 pub mod ministral3;
@@ -99,6 +100,9 @@ impl ModelRow {
 
 /// Every model there is, and other names for them.
 pub const MODELS: &[ModelRow] = &[
+    ModelRow::new::<gemma4::Config>("gemma4", Preset::Device),
+    ModelRow::new::<gemma4::Config>("gemma4_text", Preset::Device),
+    ModelRow::new::<gemma4::Config>("gemma4_unified", Preset::Device),
     ModelRow::new::<gpt_oss::Config>("gpt_oss", Preset::Device),
     ModelRow::new::<llama::Config>("iquestcoder", Preset::Device),
     ModelRow::new::<llama::Config>("llama", Preset::Device),
