@@ -96,13 +96,10 @@ impl ModelRow {
     }
 }
 
-/// Every model there is, and other names for them.
+/// Every model there is.
 pub const MODELS: &[ModelRow] = &[
-    ModelRow::new::<llama::Config>("iquestcoder", Preset::Device),
     ModelRow::new::<llama::Config>("llama", Preset::Device),
-    ModelRow::of("llava", mistral3::load, mistral3::describe, Preset::Device),
     ModelRow::new::<ministral3::Config>("ministral3", Preset::Device),
-    ModelRow::new::<llama::Config>("mistral", Preset::Device),
     ModelRow::of("mistral3", mistral3::load, mistral3::describe, Preset::Device),
     ModelRow::new::<mixtral::Config>("mixtral", Preset::Device),
     ModelRow::new::<olmoe::Config>("olmoe", Preset::Device),
@@ -110,8 +107,14 @@ pub const MODELS: &[ModelRow] = &[
     ModelRow::new::<qwen2_moe::Config>("qwen2_moe", Preset::Device),
     ModelRow::new::<qwen3::Config>("qwen3", Preset::Device),
     ModelRow::new::<qwen3_moe::Config>("qwen3_moe", Preset::Device),
-    ModelRow::new::<llama::Config>("xverse", Preset::Device),
 ];
+
+/// Other names that configurations give to models of [`MODELS`].
+///
+/// # Source
+/// mlx-lm `utils.py` (`MODEL_REMAPPING`).
+pub const ALIASES: &[(&str, &str)] =
+    &[("iquestcoder", "llama"), ("llava", "mistral3"), ("mistral", "llama"), ("xverse", "llama")];
 
 /// What a configuration says about a model.
 #[derive(Debug, Clone)]
@@ -136,14 +139,18 @@ pub struct LoadedModel {
     pub notes: Vec<String>,
 }
 
-/// The table's row for a `model_type`.
+/// The table's row for a `model_type`, or for what it is another name of.
 ///
 /// # Errors
 /// `UnknownModel`.
 pub fn find(model_type: &str) -> Result<&'static ModelRow> {
-    MODELS.iter().find(|row| row.model_type == model_type).ok_or_else(|| Error::UnknownModel {
-        model_type: model_type.to_owned(),
-        known: MODELS.iter().map(|row| row.model_type).collect(),
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == model_type);
+    let name = alias.map_or(model_type, |(_, name)| *name);
+    MODELS.iter().find(|row| row.model_type == name).ok_or_else(|| {
+        let names = MODELS.iter().map(|row| row.model_type);
+        let mut known: Vec<_> = names.chain(ALIASES.iter().map(|(alias, _)| *alias)).collect();
+        known.sort_unstable();
+        Error::UnknownModel { model_type: model_type.to_owned(), known }
     })
 }
 
