@@ -2,8 +2,7 @@
 
 use std::{
     collections::HashMap,
-    env,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
@@ -11,7 +10,7 @@ use std::{
 
 use zmlx_patch::ObjectId;
 
-use crate::{Error, Result, Translation};
+use crate::{Error, Result};
 
 /// The folder with the standard library, the machine and the program around them.
 const METAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/metal");
@@ -38,12 +37,11 @@ const STANDARD_HEADERS: [&str; 14] = [
 
 /// What every unit is compiled with: each access of memory that threads could share is reported,
 /// each index into an array of known size is checked, variables begin as garbage.
-const FLAGS: [&str; 12] = [
+const FLAGS: [&str; 11] = [
     "-std=c++20",
     "-O1",
     "-g1",
     "-w",
-    "-fPIC",
     "-fno-exceptions",
     "-fno-rtti",
     "-fno-strict-aliasing",
@@ -134,28 +132,28 @@ impl Compiler {
         return cfg!(target_arch = "aarch64");
     }
 
-    /// Reads a `.metal` file; quoted includes are looked for beside it and in `include`.
+    /// The text of a `.metal` file with its includes and macros in place; quoted includes are looked for
+    /// in `include`.
     ///
     /// # Errors
-    /// `Compiler` where the preprocessor stops, and those of [`Translation::of`].
-    pub fn translate(&self, source: &Path, include: &[PathBuf]) -> Result<Translation> {
-        Translation::of(&self.preprocess(source, include)?)
+    /// `Compiler` where the preprocessor stops.
+    pub fn read(&self, source: &Path, include: &[PathBuf]) -> Result<String> {
+        self.preprocess(source, include)
     }
 
-    /// As [`Compiler::translate`], of a file that exists only as text.
+    /// As [`Compiler::read`], of a file that exists only as text.
     ///
     /// # Errors
-    /// Those of [`Compiler::translate`].
-    pub fn translate_text(&self, text: &str, include: &[PathBuf]) -> Result<Translation> {
+    /// Those of [`Compiler::read`].
+    pub fn read_text(&self, text: &str, include: &[PathBuf]) -> Result<String> {
         let name = ObjectId::of("metal", text.as_bytes()).to_string();
         let path = self.folder.join(name).with_extension("metal");
         let lock = lock_of(&path);
         let _alone = hold(&lock);
         fs::write(&path, text).map_err(Error::io("write", &path))?;
-        self.translate(&path, include)
+        self.preprocess(&path, include)
     }
 
-    /// The text of `source` with its includes and macros in place.
     fn preprocess(&self, source: &Path, include: &[PathBuf]) -> Result<String> {
         let mut command = Command::new(&self.program);
         command.args(["-std=c++20", "-E", "-w", "-x", "c++"]);
@@ -249,7 +247,15 @@ impl Compiler {
                 command.env("CCACHE_DIR", folder);
             }
         }
-        command.current_dir(&self.folder).args(flags).arg("-I").arg(METAL).arg("-c").arg(source).arg("-o").arg(&new);
+        command
+            .current_dir(&self.folder)
+            .args(flags)
+            .arg("-I")
+            .arg(METAL)
+            .arg("-c")
+            .arg(source)
+            .arg("-o")
+            .arg(&new);
         self.run(&mut command, &source.display().to_string())?;
         fs::rename(&new, &object).map_err(Error::io("rename", &new))?;
         Ok(object)

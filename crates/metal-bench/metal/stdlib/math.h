@@ -8,6 +8,14 @@
 
 #include "vector.h"
 
+#define M_E_F 2.71828182845904523536f
+#define M_LN2_F 0.693147180559945309417f
+#define M_LN10_F 2.30258509299404568402f
+#define M_LOG2E_F 1.44269504088896340736f
+#define M_PI_F 3.14159265358979323846f
+#define M_SQRT1_2_F 0.707106781186547524401f
+#define M_SQRT2_F 1.41421356237309504880f
+
 // the variants, as MLX's bfloat functions hand them on
 constexpr int __METAL_MAYBE_FAST_MATH__ = 0;
 constexpr int __METAL_PRECISE_MATH__ = 0;

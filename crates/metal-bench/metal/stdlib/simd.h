@@ -24,28 +24,28 @@ struct Lanes {
   }
 };
 
+// Functions that are not checked hand their results back through a pointer: see bench::call.
 template <typename T>
-BENCH_UNCHECKED Lanes<T> meet(const char* what, const T& mine, const char* file, int line) {
+BENCH_UNCHECKED void meet(Lanes<T>* all, const char* what, const T* mine, const char* file, int line) {
   static_assert(sizeof(T) <= kSlotBytes && std::is_trivially_copyable_v<T>);
   Slot slot;
-  __builtin_memcpy(slot.bytes, &mine, sizeof(T));
+  __builtin_memcpy(slot.bytes, mine, sizeof(T));
   const Slot* slots = exchange(what, slot, {file, line});
-  Lanes<T> all;
-  all.present = present_lanes();
-  all.own = lane_index();
+  all->present = present_lanes();
+  all->own = lane_index();
   for (uint32_t i = 0; i < kSimdSize; i++) {
-    __builtin_memcpy(&all.value[i], slots[i].bytes, sizeof(T));
+    __builtin_memcpy(&all->value[i], slots[i].bytes, sizeof(T));
   }
-  return all;
 }
 
-// The order in which a GPU combines lanes is not documented. Kernels that are compared run in several.
+// The order in which a GPU combines lanes is not documented. Kernels that are compared run in several. The result is the
+// value of lane 0.
 template <typename T, typename Op>
-BENCH_UNCHECKED T reduce(Lanes<T> all, Op op) {
+BENCH_UNCHECKED void reduce(Lanes<T>* all, Op op) {
   auto combine = [&](uint32_t to, uint32_t from) BENCH_UNCHECKED {
-    if (all.has(from)) {
-      all.value[to] = all.has(to) ? T(op(all.value[to], all.value[from])) : all.value[from];
-      all.present |= 1u << to;
+    if (all->has(from)) {
+      all->value[to] = all->has(to) ? T(op(all->value[to], all->value[from])) : all->value[from];
+      all->present |= 1u << to;
     }
   };
   switch (reduction_order()) {
@@ -69,16 +69,16 @@ BENCH_UNCHECKED T reduce(Lanes<T> all, Op op) {
       }
       break;
   }
-  return all.value[0];
 }
 
+// The result is the value of the lane itself.
 template <typename T, typename Op>
-BENCH_UNCHECKED T prefix(const Lanes<T>& all, T start, bool inclusive, Op op) {
+BENCH_UNCHECKED void prefix(Lanes<T>* all, T start, bool inclusive, Op op) {
   T sum = start;
-  for (uint32_t i = 0; i < all.own + (inclusive ? 1 : 0); i++) {
-    sum = T(op(sum, all.value[i]));
+  for (uint32_t i = 0; i < all->own + (inclusive ? 1 : 0); i++) {
+    sum = T(op(sum, all->value[i]));
   }
-  return sum;
+  all->value[all->own] = sum;
 }
 
 // MLX's headers instantiate it for bfloat, which no kernel calls.
@@ -91,12 +91,11 @@ T exclusive_or(T a, T b) {
   }
 }
 
-template <typename T>
-BENCH_UNCHECKED T of_lane(const char* what, const Lanes<T>& all, uint32_t lane) {
-  if (!all.has(lane)) {
+inline uint32_t checked_lane(const char* what, uint32_t present, uint32_t lane) {
+  if (lane >= kSimdSize || !((present >> lane) & 1)) {
     fault("lane", "%s reads lane %u, which is not there", what, lane);
   }
-  return all.value[lane];
+  return lane;
 }
 
 } // namespace bench
@@ -104,7 +103,10 @@ BENCH_UNCHECKED T of_lane(const char* what, const Lanes<T>& all, uint32_t lane) 
 #define BENCH_REDUCTION(name, op)                                                          \
   template <typename T>                                                                    \
   T __metal_##name(T x, BENCH_HERE) {                                                      \
-    return bench::reduce(bench::meet(#name, x, file, line), [](T a, T b) { return op; });  \
+    bench::Lanes<T> all;                                                                   \
+    bench::meet(&all, #name, &x, file, line);                                              \
+    bench::reduce(&all, [](T a, T b) BENCH_UNCHECKED { return op; });                      \
+    return all.value[0];                                                                   \
   }                                                                                        \
   namespace metal {                                                                        \
   template <typename T>                                                                    \
@@ -124,8 +126,10 @@ BENCH_REDUCTION(simd_xor, bench::exclusive_or(a, b))
 #define BENCH_PREFIX(name, start, inclusive, op)                                           \
   template <typename T>                                                                    \
   T __metal_##name(T x, BENCH_HERE) {                                                      \
-    return bench::prefix(                                                                  \
-        bench::meet(#name, x, file, line), T(start), inclusive, [](T a, T b) { return op; }); \
+    bench::Lanes<T> all;                                                                   \
+    bench::meet(&all, #name, &x, file, line);                                              \
+    bench::prefix(&all, T(start), inclusive, [](T a, T b) BENCH_UNCHECKED { return op; }); \
+    return all.value[all.own];                                                             \
   }                                                                                        \
   namespace metal {                                                                        \
   template <typename T>                                                                    \
@@ -143,9 +147,10 @@ BENCH_PREFIX(simd_prefix_exclusive_product, 1, false, a* b)
 #define BENCH_SHUFFLE(name, source)                                 \
   template <typename T>                                             \
   T __metal_##name(T x, uint16_t n, BENCH_HERE) {                   \
-    auto all = bench::meet(#name, x, file, line);                   \
+    bench::Lanes<T> all;                                            \
+    bench::meet(&all, #name, &x, file, line);                       \
     [[maybe_unused]] uint32_t own = all.own;                        \
-    return bench::of_lane(#name, all, source);                      \
+    return all.value[bench::checked_lane(#name, all.present, source)]; \
   }                                                                 \
   namespace metal {                                                 \
   template <typename T>                                             \
@@ -171,20 +176,26 @@ inline uint16_t __metal_get_simdgroup_size(uint16_t) {
 
 template <typename T>
 T __metal_simd_shuffle_and_fill_up(T x, T fill, uint16_t n, uint16_t modulo = 32, BENCH_HERE) {
-  auto all = bench::meet("simd_shuffle_and_fill_up", x, file, line);
-  auto filling = bench::meet("simd_shuffle_and_fill_up", fill, file, line);
+  const char* what = "simd_shuffle_and_fill_up";
+  bench::Lanes<T> all, filling;
+  bench::meet(&all, what, &x, file, line);
+  bench::meet(&filling, what, &fill, file, line);
   uint32_t own = all.own % modulo, first = all.own - own;
-  return own >= n ? bench::of_lane("simd_shuffle_and_fill_up", all, first + own - n)
-                  : bench::of_lane("simd_shuffle_and_fill_up", filling, first + own + modulo - n);
+  bool inside = own >= n;
+  uint32_t lane = bench::checked_lane(what, all.present, first + own - n + (inside ? 0 : modulo));
+  return inside ? all.value[lane] : filling.value[lane];
 }
 
 template <typename T>
 T __metal_simd_shuffle_and_fill_down(T x, T fill, uint16_t n, uint16_t modulo = 32, BENCH_HERE) {
-  auto all = bench::meet("simd_shuffle_and_fill_down", x, file, line);
-  auto filling = bench::meet("simd_shuffle_and_fill_down", fill, file, line);
+  const char* what = "simd_shuffle_and_fill_down";
+  bench::Lanes<T> all, filling;
+  bench::meet(&all, what, &x, file, line);
+  bench::meet(&filling, what, &fill, file, line);
   uint32_t own = all.own % modulo, first = all.own - own;
-  return own + n < modulo ? bench::of_lane("simd_shuffle_and_fill_down", all, first + own + n)
-                          : bench::of_lane("simd_shuffle_and_fill_down", filling, first + own + n - modulo);
+  bool inside = own + n < modulo;
+  uint32_t lane = bench::checked_lane(what, all.present, first + own + n - (inside ? 0 : modulo));
+  return inside ? all.value[lane] : filling.value[lane];
 }
 
 namespace metal {
@@ -200,7 +211,8 @@ T simd_shuffle_and_fill_down(T x, T fill, uint16_t n, BENCH_HERE) {
 
 template <typename T>
 T simd_broadcast_first(T x, BENCH_HERE) {
-  auto all = bench::meet("simd_broadcast_first", x, file, line);
+  bench::Lanes<T> all;
+  bench::meet(&all, "simd_broadcast_first", &x, file, line);
   return all.value[__builtin_ctz(all.present)];
 }
 
@@ -213,7 +225,8 @@ struct simd_vote {
 };
 
 inline simd_vote simd_ballot(bool x, BENCH_HERE) {
-  auto all = bench::meet("simd_ballot", x, file, line);
+  bench::Lanes<bool> all;
+  bench::meet(&all, "simd_ballot", &x, file, line);
   uint64_t votes = 0;
   for (uint32_t i = 0; i < bench::kSimdSize; i++) {
     votes |= uint64_t(all.has(i) && all.value[i]) << i;
@@ -229,7 +242,8 @@ inline bool simd_all(bool x, BENCH_HERE) {
 
 template <typename T>
 T quad_sum(T x, BENCH_HERE) {
-  auto all = bench::meet("quad_sum", x, file, line);
+  bench::Lanes<T> all;
+  bench::meet(&all, "quad_sum", &x, file, line);
   uint32_t first = all.own & ~3u;
   return T(T(all.value[first] + all.value[first + 1]) + T(all.value[first + 2] + all.value[first + 3]));
 }

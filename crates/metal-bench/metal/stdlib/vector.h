@@ -115,6 +115,18 @@ constexpr T dot(vec<T, N> a, vec<T, N> b) {
   return sum;
 }
 
+template <typename T, size_t N>
+struct array {
+  T elements[N];
+
+  constexpr T& operator[](size_t i) {
+    return elements[i];
+  }
+  constexpr const T& operator[](size_t i) const {
+    return elements[i];
+  }
+};
+
 #define BENCH_NAMES(T, name)  \
   using name##2 = vec<T, 2>;  \
   using name##3 = vec<T, 3>;  \

@@ -83,12 +83,11 @@ fn word_length(bytes: &[u8]) -> usize {
 }
 
 fn number_length(bytes: &[u8]) -> usize {
+    let exponent =
+        if bytes.get(..2).is_some_and(|b| b.eq_ignore_ascii_case(b"0x")) { b'p' } else { b'e' };
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
-        let sign = (*byte == b'+' || *byte == b'-')
-            && bytes[at - 1].is_ascii_alphabetic()
-            && matches!(bytes[at - 1].to_ascii_lowercase(), b'e' | b'p')
-            && !(bytes[..2].eq_ignore_ascii_case(b"0x") && !bytes[..at].contains(&b'p'));
+        let sign = matches!(byte, b'+' | b'-') && bytes[at - 1].eq_ignore_ascii_case(&exponent);
         if !(byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'\'') || sign) {
             break;
         }
@@ -120,7 +119,10 @@ mod tests {
 
     #[test]
     fn numbers_keep_their_exponents_and_suffixes() {
-        assert_eq!(split("1e-3f+0x1p-2 0xe+1 .5 1.h"), ["1e-3f", "+", "0x1p-2", "0xe", "+", "1", ".5", "1.h"]);
+        assert_eq!(
+            split("1e-3f+0x1p-2 0xe+1 .5 1.h"),
+            ["1e-3f", "+", "0x1p-2", "0xe", "+", "1", ".5", "1.h"]
+        );
     }
 
     #[test]

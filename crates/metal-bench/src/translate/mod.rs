@@ -7,7 +7,11 @@
 
 mod lexer;
 
-use std::{collections::{BTreeMap, HashSet}, fmt::Write as _, ops::Range};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Write as _,
+    ops::Range,
+};
 
 use lexer::{Kind, Token, tokens};
 
@@ -103,7 +107,8 @@ impl Translation {
             }
             let _ = writeln!(
                 out,
-                "void run_{number}() {{ bench::call({instance}, arguments_{function}); }}\n\
+                "__attribute__((flatten)) void run_{number}() {{\n  \
+                 bench::call<{instance}>(arguments_{function});\n}}\n\
                  bench::Kernel kernel_{number}(\"{name}\", run_{number});"
             );
         }
@@ -122,7 +127,8 @@ struct Translator<'a> {
 
 impl Translator<'_> {
     fn run(&mut self) -> Result<()> {
-        self.drop_overloads()?;
+        self.drop_overloads(0..self.tokens.len())?;
+        self.member_specializations();
         let mut i = 0;
         while i < self.tokens.len() {
             match self.tokens[i].kind {
@@ -189,26 +195,15 @@ impl Translator<'_> {
         self.fail(open, "a bracket that nothing closes")
     }
 
-    fn opening(&self, close: usize) -> Result<usize> {
-        let mut depth = 0;
-        for i in (0..=close).rev() {
-            match self.word(i) {
-                ")" | "]" | "}" | "]]" => depth += 1,
-                "(" | "[" | "{" | "[[" => depth -= 1,
-                _ => {}
-            }
-            if depth == 0 {
-                return Ok(i);
-            }
-        }
-        self.fail(close, "a bracket that nothing opens")
-    }
-
     fn literal(&mut self, i: usize) {
         let word = self.word(i);
         let lower = word.to_ascii_lowercase();
         let hex = lower.starts_with("0x");
-        let floating = if hex { lower.contains('p') } else { lower.contains(['.', 'e']) || lower.ends_with('h') };
+        let floating = if hex {
+            lower.contains('p')
+        } else {
+            lower.contains(['.', 'e']) || lower.ends_with('h')
+        };
         if !floating {
             return;
         }
@@ -226,13 +221,6 @@ impl Translator<'_> {
 
     fn address_space(&mut self, i: usize) -> Result<()> {
         let space = self.word(i).to_owned();
-        let qualifies = {
-            let previous = if self.before(i) == "const" { self.before(i - 1) } else { self.before(i) };
-            previous == ")" && matches!(self.word(i + 1), "{" | ":" | ";" | "const" | "noexcept" | "=")
-        };
-        if qualifies && space != "thread" {
-            return self.drop_member(i);
-        }
         if space == "threadgroup" && matches!(self.before(i), ";" | "{" | "}") {
             return self.threadgroup_variables(i);
         }
@@ -240,63 +228,88 @@ impl Translator<'_> {
         Ok(())
     }
 
-    /// Members for objects that lie in other address spaces than a thread's own would be declared
-    /// twice: only those of `thread` stay.
-    fn drop_member(&mut self, qualifier: usize) -> Result<()> {
-        let mut close = qualifier - 1;
-        if self.word(close) == "const" {
-            close -= 1;
-        }
-        let mut begin = self.opening(close)?;
-        while begin > 0 {
-            let previous = self.before(begin);
-            let label = previous == ":" && ["public", "private"].contains(&self.before(begin - 1));
-            if matches!(previous, ";" | "{" | "}") || label {
-                break;
-            }
-            begin -= 1;
-        }
-        let mut end = qualifier + 1;
-        while self.word(end) != ";" && !(self.word(end) == "{" && matches!(self.before(end), ")" | "}" | "const" | "device" | "threadgroup" | "constant")) {
-            end += 1;
-            if end >= self.tokens.len() {
-                return self.fail(qualifier, "a member function without an end");
-            }
-        }
-        if self.word(end) == "{" {
-            end = self.closing(end)?;
-        }
-        self.replace(begin..end + 1, "");
-        Ok(())
-    }
-
     /// What is defined once for each address space would be defined several times: the first stays.
-    fn drop_overloads(&mut self) -> Result<()> {
+    /// `range` is a file, or what is between the braces of a namespace or a class.
+    fn drop_overloads(&mut self, range: Range<usize>) -> Result<()> {
         let mut seen = HashSet::new();
-        let mut begin = 0;
-        let mut i = 0;
-        while i < self.tokens.len() {
+        let (mut begin, mut i) = (range.start, range.start);
+        while i < range.end {
+            let open = i;
             match self.word(i) {
-                "{" if self.opens_namespace(i) => begin = i + 1,
-                "}" | ";" => begin = i + 1,
                 "{" => {
-                    let close = self.closing(i)?;
-                    let head = (begin..i).filter(|k| self.tokens[*k].kind != Kind::Directive);
-                    let (spaces, words): (Vec<_>, Vec<_>) =
-                        head.map(|k| self.word(k)).partition(|w| ADDRESS_SPACES.contains(w));
-                    let known = !seen.insert(words.join(" "));
-                    if known && !spaces.is_empty() {
-                        self.replace(begin..close + 1, "");
+                    i = self.closing(i)?;
+                    let container = self.opens_namespace(open) || self.opens_class(open);
+                    let body = container
+                        || ADDRESS_SPACES.contains(&self.before(open))
+                        || matches!(self.before(open), ")" | "}" | "const" | "noexcept");
+                    if body && self.is_known(begin..open, &mut seen) {
+                        self.replace(begin..i + 1, "");
+                    } else if container {
+                        self.drop_overloads(open + 1..i)?;
                     }
-                    i = close;
-                    begin = i + 1;
+                    // otherwise it is an initializer
+                    begin = if body { i + 1 } else { begin };
                 }
                 "(" | "[" | "[[" => i = self.closing(i)?,
+                ";" => begin = i + 1,
                 _ => {}
             }
             i += 1;
         }
         Ok(())
+    }
+
+    /// Whether a definition with address spaces in its head has been seen with others; the initializers
+    /// of a constructor are no part of a head.
+    fn is_known(&self, head: Range<usize>, seen: &mut HashSet<String>) -> bool {
+        let initializers = head.clone().find(|k| {
+            let before = self.before(*k);
+            self.word(*k) == ":" && (before == ")" || ADDRESS_SPACES.contains(&before))
+        });
+        let head = head.start..initializers.unwrap_or(head.end);
+        let head = head.filter(|k| self.tokens[*k].kind != Kind::Directive);
+        let (spaces, words): (Vec<_>, Vec<_>) =
+            head.map(|k| self.word(k)).partition(|w| ADDRESS_SPACES.contains(w));
+        !seen.insert(words.join(" ")) && !spaces.is_empty()
+    }
+
+    /// `template <>` in a class: an overload without it is preferred just the same, and gcc knows no
+    /// such specializations.
+    fn member_specializations(&mut self) {
+        let mut classes = Vec::new();
+        for i in 0..self.tokens.len() {
+            match self.word(i) {
+                "{" => classes.push(self.opens_class(i)),
+                "}" => drop(classes.pop()),
+                "template" if classes.last() == Some(&true) && self.is_empty_template(i) => {
+                    self.replace(i..i + 3, "");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn is_empty_template(&self, i: usize) -> bool {
+        self.word(i + 1) == "<" && self.word(i + 2) == ">"
+    }
+
+    fn opens_class(&self, brace: usize) -> bool {
+        let ends = |k: &usize| {
+            matches!(self.word(*k), ";" | "{" | "}" | "(" | ")")
+                || self.tokens[*k].kind == Kind::Directive
+        };
+        let head = (0..brace).rev().take_while(|k| !ends(k));
+        let mut words = head.map(|k| self.word(k));
+        // a parameter `class T` is in angle brackets
+        let mut depth = 0;
+        words.any(|word| {
+            match word {
+                ">" => depth += 1,
+                "<" => depth -= 1,
+                _ => {}
+            }
+            depth == 0 && matches!(word, "struct" | "class" | "union")
+        })
     }
 
     fn opens_namespace(&self, brace: usize) -> bool {
@@ -338,12 +351,15 @@ impl Translator<'_> {
                 continue;
             }
             let dimensions = self.texts(name + 1..k);
-            let _ = write!(new, "auto& {} = bench::shared<{kind}{dimensions}>([] {{}});", self.word(name));
+            let _ = write!(
+                new,
+                "auto& {} = bench::shared<{kind}{dimensions}>([] {{}});",
+                self.word(name)
+            );
             name = k + 1;
             k += 2;
         }
         self.replace(i..end + 1, &new);
-        // what is inside has been copied: address spaces and literals in dimensions are constants
         Ok(())
     }
 
@@ -355,7 +371,8 @@ impl Translator<'_> {
             return self.instance(i - 1);
         }
         if words.first() == Some(&"function_constant") {
-            let (name, index) = (self.before(i).to_owned(), words.get(2).copied().unwrap_or_default().to_owned());
+            let (name, index) =
+                (self.before(i).to_owned(), words.get(2).copied().unwrap_or_default().to_owned());
             let stop = (end..self.tokens.len()).find(|k| self.word(*k) == ";").unwrap_or(end);
             self.replace(
                 i..stop + 1,
@@ -427,7 +444,10 @@ impl Translator<'_> {
         }
         // no template: a host asks for it by its own name
         let mut head = after;
-        while head > 0 && !matches!(self.before(head), ";" | "}" | ">") && self.tokens[head - 1].kind != Kind::Directive {
+        while head > 0
+            && !matches!(self.before(head), ";" | "}" | ">")
+            && self.tokens[head - 1].kind != Kind::Directive
+        {
             head -= 1;
         }
         if self.before(head) != ">" {
@@ -490,5 +510,76 @@ impl Parameter {
             Parameter::Buffer(index) => *index,
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn translated(text: &str) -> String {
+        let translation = Translation::of(text).unwrap();
+        translation.text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn address_spaces_and_attributes_go() {
+        let text =
+            "inline float f(const device float* x [[buffer(0)]], thread int& n) { return x[n]; }";
+        assert_eq!(translated(text), "inline float f(const float* x , int& n) { return x[n]; }");
+    }
+
+    #[test]
+    fn literals_are_float() {
+        assert_eq!(
+            translated("x = 1.5 + 2e3 + 1.0f + 3 + 0x1f + 2.0h;"),
+            "x = 1.5f + 2e3f + 1.0f + 3 + 0x1f + half(2.0f);"
+        );
+    }
+
+    #[test]
+    fn arrays_of_a_threadgroup_are_shared_and_pointers_are_not() {
+        let text = "void f(threadgroup float* p) { threadgroup float a[32], b; threadgroup float* q = a; }";
+        let expected = "void f( float* p) { auto& a = bench::shared<float[32]>([] {});\
+                        auto& b = bench::shared<float>([] {}); float* q = a; }";
+        assert_eq!(translated(text), expected);
+    }
+
+    #[test]
+    fn one_overload_of_several_address_spaces_stays() {
+        let text = "struct A { A(int x) thread : n{x} {} A(int x) device : n{x} {} int n{0}; }; \
+                    void f(thread A& a) { a; } void f(device A& a) { a; } void f(int a) { a; }";
+        let expected =
+            "struct A { A(int x) : n{x} {} int n{0}; }; void f( A& a) { a; } void f(int a) { a; }";
+        assert_eq!(translated(text), expected);
+    }
+
+    #[test]
+    fn arguments_are_numbered_around_those_with_a_number() {
+        let text = "kernel void f(device int* a, device int* b [[buffer(1)]], constant int& c, \
+                    uint i [[thread_position_in_grid]]) {}";
+        let cpp = Translation::of(text).unwrap().cpp(&["f".to_owned()]).unwrap();
+        let rows = "{bench::Source::kBuffer, 0}, {bench::Source::kBuffer, 1}, \
+                    {bench::Source::kBuffer, 2}, {bench::Source::kThreadPositionInGrid, 0}";
+        assert!(cpp.contains(rows), "{cpp}");
+    }
+
+    #[test]
+    fn instances_are_found_by_the_name_for_hosts() {
+        let text = "template <typename T> [[kernel]] void f(device T* x) {}\n\
+                    template [[host_name(\"f\" \"_int\")]] [[kernel]] decltype(f<int>) f<int>;";
+        let translation = Translation::of(text).unwrap();
+        assert_eq!(translation.kernels().collect::<Vec<_>>(), ["f_int"]);
+        assert!(translation.cpp(&["f_int".to_owned()]).unwrap().contains("bench::call<f<int>>"));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error() {
+        let unknown = "kernel void f(uint i [[amplification_id]]) {}";
+        assert!(Translation::of(unknown).unwrap_err().to_string().contains("amplification_id"));
+        let without = "kernel void f(uint i) {}";
+        assert!(Translation::of(without).is_err());
+        let missing = Translation::of("").unwrap().cpp(&["f".to_owned()]);
+        assert!(matches!(missing, Err(Error::NoKernel { .. })));
     }
 }

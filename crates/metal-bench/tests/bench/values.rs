@@ -98,9 +98,8 @@ impl Random {
     }
 
     pub(crate) fn floats(&mut self, n: usize, scale: f32, range: Range) -> Vec<f32> {
-        const EXTREME: [f32; 12] = [
-            0.0, -0.0, 1e-7, -6e-5, 1e-40, -1e-38, 6e4, -65504.0, 3e38, -3e38, f32::INFINITY, 1.0,
-        ];
+        const EXTREME: [f32; 12] =
+            [0.0, -0.0, 1e-7, -6e-5, 1e-40, -1e-38, 6e4, -65504.0, 3e38, -3e38, f32::INFINITY, 1.0];
         (0..n)
             .map(|_| {
                 // about one in a hundred: more, and everything is NaN
@@ -122,7 +121,8 @@ pub(crate) fn first_difference(kind: Float, a: &[u8], b: &[u8]) -> Option<String
     let (x, y) = (kind.read(a), kind.read(b));
     let size = kind.size();
     let differs = |i: &usize| {
-        a[i * size..(i + 1) * size] != b[i * size..(i + 1) * size] && !(x[*i].is_nan() && y[*i].is_nan())
+        a[i * size..(i + 1) * size] != b[i * size..(i + 1) * size]
+            && !(x[*i].is_nan() && y[*i].is_nan())
     };
     let all: Vec<usize> = (0..x.len()).filter(differs).collect();
     let i = *all.first()?;

@@ -16,7 +16,9 @@ fn gather_qmv_is_close_to_the_product_of_dequantized_matrices() {
     for kind in Float::ALL {
         for q in Quantization::all() {
             let k = q.fast_alignment();
-            for [n, k] in [[8, k], [16, 2 * k], [5, k], [12, k + q.group_size], [8, q.group_size * 3]] {
+            for [n, k] in
+                [[8, k], [16, 2 * k], [5, k], [12, k + q.group_size], [8, q.group_size * 3]]
+            {
                 let w = Matrices::random(&mut random, q, kind, [3, n, k], Range::Ordinary);
                 let x = Routed::random(&mut random, kind, [2, 1, 2, k], 3, Range::Ordinary);
                 let expected = reference(&x, &w);
@@ -28,7 +30,10 @@ fn gather_qmv_is_close_to_the_product_of_dequantized_matrices() {
                         let error = (f64::from(*got) - expected).abs();
                         // sums of x are taken in the type of x, so a few of its roundings remain
                         let allowed = f64::from(kind.epsilon()) * size * 4.0 + 1e-5;
-                        assert!(error <= allowed, "{q:?} {kind:?} n={n} k={k} {i}: {got} {expected}");
+                        assert!(
+                            error <= allowed,
+                            "{q:?} {kind:?} n={n} k={k} {i}: {got} {expected}"
+                        );
                     }
                     cases += 1;
                 }

@@ -1,8 +1,8 @@
 //! What the machine itself must notice, on kernels of a few lines; and what it must not.
 
-use metal_bench::{Contract, Error, Launch, Machine, Order, Outcome, Program, Result};
+use metal_bench::{Contract, Error, Launch, Machine, Order, Outcome, Result};
 
-use crate::compiler;
+use crate::{compiler, kernels};
 
 const KERNELS: &str = r"
 #include <metal_stdlib>
@@ -96,13 +96,39 @@ kernel void fault(
     case 19: for (uint i = 0; i <= simd; i++) { threadgroup_barrier(mem_flags::mem_none); } break;
   }
 }
+
+// Values of classes, handed to functions and back: every read and write of a buffer has to be seen.
+half4 twice(half4 x, int times) {
+  for (int i = 0; i < times; i++) {
+    x = x + x;
+  }
+  return x;
+}
+half once(half x, half y, int times) {
+  for (int i = 0; i < times; i++) {
+    x = x * y;
+  }
+  return x;
+}
+kernel void by_value(
+    const device half* a,
+    device half* b,
+    const device half4* c,
+    device half4* d,
+    constant int& times,
+    uint i [[thread_position_in_grid]]) {
+  b[i] = once(a[i], a[i], times);
+  b[i + 32] = once(a[i + 32], a[i], times + 1);
+  b[i + 64] = simd_sum(a[i]);
+  d[i] = twice(c[i], times);
+  d[i + 32] = twice(c[i + 32], times + 1);
+}
 ";
 
 fn machine() -> Machine {
     let text = KERNELS.replace('\'', "\"");
-    let kernels = compiler().translate_text(&text, &[]).unwrap();
-    let names = kernels.kernels().map(str::to_owned).collect();
-    Program::build(compiler(), Contract::Off, &[(&kernels, names)]).unwrap().start()
+    let text = compiler().read_text(&text, &[]).unwrap();
+    kernels::build(Contract::Off, &[text], |_| true).start()
 }
 
 #[test]
@@ -117,6 +143,30 @@ fn threads_of_a_ragged_grid_each_run_once() {
     assert_eq!(outcome.num_accesses, 3 * 77);
     let sums: Vec<f32> = a.iter().map(|a| a + a).collect();
     assert_eq!(outcome.only(), metal_bench::Bytes::bytes(&sums));
+}
+
+#[test]
+fn values_of_classes_are_watched_on_their_way_through_functions() {
+    let (a, c) = ([half::f16::ONE; 64], [half::f16::ONE; 256]);
+    let launch = Launch::of("by_value")
+        .input(0, a)
+        .output(1, 2 * 96)
+        .input(2, c)
+        .output(3, 8 * 64)
+        .input(4, 1i32)
+        .threadgroups([1, 1, 1], [32, 1, 1]);
+    let outcome = machine().launch(&launch).unwrap();
+    assert_eq!(outcome.outputs[0].unwritten.len(), 0);
+    assert_eq!(outcome.outputs[1].unwritten.len(), 0);
+    for missing in [0, 2] {
+        let mut few = launch.clone();
+        few = if missing == 0 {
+            few.input(0, [half::f16::ONE; 63])
+        } else {
+            few.input(2, [half::f16::ONE; 255])
+        };
+        assert_eq!(kind_of(&machine().launch(&few)), "bounds", "buffer {missing}");
+    }
 }
 
 fn sum_row(kernel: &str, order: Order) -> Result<Outcome> {

@@ -2,11 +2,10 @@
 
 use std::sync::LazyLock;
 
-use half::{bf16, f16};
-use metal_bench::{Compiler, Contract, Launch, Machine, Order, Program, mlx};
+use metal_bench::{Contract, Launch, Machine, Order, Program, mlx};
 
 use crate::{
-    compiler,
+    compiler, kernels,
     values::{Float, Random, Range},
 };
 
@@ -171,11 +170,11 @@ impl Routed {
 
 /// All that stock's `gather_qmv` may choose from.
 pub(crate) fn stock() -> Machine {
-    static PROGRAM: LazyLock<Program> = LazyLock::new(|| build(compiler(), Contract::Off));
+    static PROGRAM: LazyLock<Program> = LazyLock::new(|| build(Contract::Off, |_| true));
     PROGRAM.start()
 }
 
-pub(crate) fn build(compiler: &Compiler, contract: Contract) -> Program {
+pub(crate) fn build(contract: Contract, wanted: fn(Quantization) -> bool) -> Program {
     let headers = |name: &str| {
         ["utils.h", "steel/gemm/gemm.h", "quantized_utils.h", name]
             .map(|header| format!("#include \"mlx/backend/metal/kernels/{header}\"\n"))
@@ -183,25 +182,20 @@ pub(crate) fn build(compiler: &Compiler, contract: Contract) -> Program {
     };
     let (mut affine, mut fp) = (headers("quantized.h"), headers("fp_quantized.h"));
     for kind in Float::ALL {
-        for q in Quantization::all() {
-            let Quantization { group_size, bits, mode } = q;
+        for q in Quantization::all().into_iter().filter(|q| wanted(*q)) {
+            let Quantization { group_size, bits, .. } = q;
+            let (text, family) = if q.affine() { (&mut affine, "affine") } else { (&mut fp, "fp") };
             for variant in ["gather_qmv_fast", "gather_qmv"] {
-                let (text, family) = if q.affine() { (&mut affine, "affine") } else { (&mut fp, "fp") };
                 let name = stock_name(q, kind, variant);
+                let t = kind.metal();
                 *text += &format!(
-                    "instantiate_kernel(\"{name}\", {family}_{variant}, {}, {group_size}, {bits})\n",
-                    kind.metal()
+                    "instantiate_kernel(\"{name}\", {family}_{variant}, {t}, {group_size}, {bits})\n"
                 );
-                let _ = mode;
             }
         }
     }
-    let translated = [affine, fp].map(|t| compiler.translate_text(&t, &[mlx::include()]).unwrap());
-    let all: Vec<_> = translated
-        .iter()
-        .map(|t| (t, t.kernels().map(str::to_owned).collect::<Vec<_>>()))
-        .collect();
-    Program::build(compiler, contract, &all).unwrap_or_else(|error| panic!("{error}"))
+    let texts = [affine, fp].map(|t| compiler().read_text(&t, &[mlx::include()]).unwrap());
+    kernels::build(contract, &texts, |_| true)
 }
 
 fn stock_name(q: Quantization, kind: Float, variant: &str) -> String {
@@ -274,5 +268,4 @@ fn codes_have_the_values_of_their_formats() {
     assert_eq!((e2m1(7), e2m1(9)), (6.0, -0.5));
     assert_eq!((e4m3(0x7e), e4m3(0x01), e4m3(0x80 | 0x38)), (448.0, 1.0 / 512.0, -1.0));
     assert_eq!((e8m0(127), e8m0(130)), (1.0, 8.0));
-    let _ = (f16::ONE, bf16::ONE);
 }

@@ -6,6 +6,9 @@ use std::{path::Path, sync::LazyLock};
 
 use metal_bench::Compiler;
 
+mod elementwise;
+mod gather_qmm_swiglu;
+mod kernels;
 mod machine;
 mod quantized;
 mod stock;
@@ -18,4 +21,16 @@ fn compiler() -> &'static Compiler {
         Compiler::find(&folder).unwrap_or_else(|error| panic!("{error}"))
     });
     &COMPILER
+}
+
+/// Says it also where the output of tests is captured.
+fn say(what: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{what}");
+}
+
+/// How much was compared.
+fn report(what: &str, cases: usize) {
+    assert!(cases > 0, "{what}: nothing was compared");
+    say(&format!("{what}: {cases} cases have the bits of stock"));
 }
