@@ -26,6 +26,7 @@ pub mod quantization;
 pub mod rewrite;
 pub mod sampler;
 mod sequence;
+mod shards;
 pub mod step;
 pub mod stop;
 pub mod synth;
