@@ -9,6 +9,7 @@ pub mod cache;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 pub mod decoder;
 pub mod detokenizer;
 pub mod engine;
