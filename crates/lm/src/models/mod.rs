@@ -14,7 +14,7 @@ pub mod qwen3_moe;
 
 use std::path::Path as FilePath;
 
-use family::Family;
+use family::{Conversion, Family};
 use mlx::Array;
 use serde_json::{Map, Value};
 
@@ -78,21 +78,25 @@ pub struct ModelRow {
     pub describe: fn(&ModelConfig) -> Result<Description>,
     /// What `auto` fuses.
     pub preset: Preset,
+    /// What a conversion has to know of it.
+    pub conversion: Conversion,
 }
 
 impl ModelRow {
     const fn new<F: Family>(model_type: &'static str, preset: Preset) -> Self {
-        Self { model_type, load: family::load::<F>, describe: family::describe::<F>, preset }
+        let conversion = F::CONVERSION;
+        let (load, describe) = (family::load::<F>, family::describe::<F>);
+        Self { model_type, load, describe, preset, conversion }
     }
 
-    /// A model whose configuration is one of several families'.
+    /// A model whose configuration is one of several families', that are converted as LLaMA's.
     const fn of(
         model_type: &'static str,
         load: fn(&ModelConfig, &Weights) -> Result<Box<dyn Model>>,
         describe: fn(&ModelConfig) -> Result<Description>,
         preset: Preset,
     ) -> Self {
-        Self { model_type, load, describe, preset }
+        Self { model_type, load, describe, preset, conversion: Conversion::DEFAULT }
     }
 }
 
