@@ -24,6 +24,21 @@ LLAMA3 = {
     "rope_type": "llama3",
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "intermediate_size": 96,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 12,
+    "rope_scaling": LLAMA3,
+    "vocab_size": 96,
+}
+
 CASES = [
     Case(
         name="llama-tied-bf16-4bit-llama3",

@@ -32,6 +32,16 @@ def rope(length, beta, theta=1000000.0, factor=16.0):
     }
 
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 96,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 12,
+    "rope_parameters": rope(7, 0.5),
+    "vocab_size": 96,
+}
+
 CASES = [
     Case(
         name="ministral3-bf16-4bit",

@@ -21,6 +21,8 @@ def without(config, *keys):
 LLAMA = {**without(llama.BASE_CONFIG, "architectures"), "text_type": "mistral"}
 MINISTRAL = {**without(ministral3.BASE_CONFIG, "architectures"), "text_type": "ministral3"}
 
+GOLDEN = {**LLAMA, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 96}
+
 CASES = [
     Case(
         name="mistral3-untied-bf16-mixed-bits",

@@ -18,6 +18,16 @@ BASE_CONFIG = {
     "max_position_embeddings": 4096,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_local_experts": 6,
+    "vocab_size": 96,
+}
+
 CASES = [
     Case(name="mixtral-bf16-4bit", group_size=32, seed=111),
     Case(

@@ -19,6 +19,20 @@ BASE_CONFIG = {
     "max_position_embeddings": 4096,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "norm_topk_prob": True,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "vocab_size": 96,
+}
+
 CASES = [
     Case(name="olmoe-bf16-4bit", seed=101),
     Case(

@@ -21,6 +21,17 @@ BASE_CONFIG = {
     "norm_topk_prob": False,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_experts": 6,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 96,
+    "vocab_size": 96,
+}
+
 CASES = [
     Case(
         name="qwen2_moe-bf16-4bit",

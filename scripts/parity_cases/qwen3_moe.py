@@ -23,6 +23,16 @@ BASE_CONFIG = {
     "norm_topk_prob": True,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "intermediate_size": 96,
+    "num_experts": 6,
+    "moe_intermediate_size": 64,
+    "mlp_only_layers": [1],
+    "vocab_size": 96,
+}
+
 CASES = [
     Case(
         name="tied-bf16-4bit",
@@ -83,6 +93,17 @@ CASES = [
         seed=33,
     ),
 ]
+
+
+def hugging_face(weights, config):
+    """The names of the published checkpoints: experts one by one."""
+    out = {}
+    for name, value in weights.items():
+        if "switch_mlp" in name:
+            out |= {name.replace("switch_mlp", f"experts.{e}"): one for e, one in enumerate(value)}
+        else:
+            out[name] = value
+    return out
 
 
 def wide(rng, step):

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::Model;
 use super::causal::CausalLm;
-use super::family::{Experts, Family, Shape};
+use super::family::{Conversion, Experts, Family, Shape};
 use crate::config::{Fields, ModelConfig, Positive, Size, size, whole};
 use crate::error::Result;
 use crate::layers::{
@@ -85,6 +85,14 @@ impl Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = Conversion {
+        order: &[(
+            "layers",
+            &["self_attn", "block_sparse_moe", "input_layernorm", "post_attention_layernorm"],
+        )],
+        ..Conversion::DEFAULT
+    };
+
     fn shape(&self) -> Shape {
         Shape {
             hidden_size: *self.hidden_size,

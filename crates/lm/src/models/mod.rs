@@ -16,7 +16,7 @@ pub mod qwen3_moe;
 
 use std::path::Path as FilePath;
 
-use family::Family;
+use family::{Conversion, Family};
 use mlx::Array;
 use serde_json::{Map, Value};
 
@@ -80,35 +80,34 @@ pub struct ModelRow {
     pub describe: fn(&ModelConfig) -> Result<Description>,
     /// What `auto` fuses.
     pub preset: Preset,
+    /// What a conversion has to know of it.
+    pub conversion: Conversion,
 }
 
 impl ModelRow {
     const fn new<F: Family>(model_type: &'static str, preset: Preset) -> Self {
-        Self { model_type, load: family::load::<F>, describe: family::describe::<F>, preset }
+        let conversion = F::CONVERSION;
+        let (load, describe) = (family::load::<F>, family::describe::<F>);
+        Self { model_type, load, describe, preset, conversion }
     }
 
-    /// A model whose configuration is one of several families'.
+    /// A model whose configuration is one of several families', that are converted as LLaMA's.
     const fn of(
         model_type: &'static str,
         load: fn(&ModelConfig, &Weights) -> Result<Box<dyn Model>>,
         describe: fn(&ModelConfig) -> Result<Description>,
         preset: Preset,
     ) -> Self {
-        Self { model_type, load, describe, preset }
+        Self { model_type, load, describe, preset, conversion: Conversion::DEFAULT }
     }
 }
 
-/// Every model there is, and other names for them.
+/// Every model there is.
 pub const MODELS: &[ModelRow] = &[
     ModelRow::new::<gemma4::Config>("gemma4", Preset::Device),
-    ModelRow::new::<gemma4::Config>("gemma4_text", Preset::Device),
-    ModelRow::new::<gemma4::Config>("gemma4_unified", Preset::Device),
     ModelRow::new::<gpt_oss::Config>("gpt_oss", Preset::Device),
-    ModelRow::new::<llama::Config>("iquestcoder", Preset::Device),
     ModelRow::new::<llama::Config>("llama", Preset::Device),
-    ModelRow::of("llava", mistral3::load, mistral3::describe, Preset::Device),
     ModelRow::new::<ministral3::Config>("ministral3", Preset::Device),
-    ModelRow::new::<llama::Config>("mistral", Preset::Device),
     ModelRow::of("mistral3", mistral3::load, mistral3::describe, Preset::Device),
     ModelRow::new::<mixtral::Config>("mixtral", Preset::Device),
     ModelRow::new::<olmoe::Config>("olmoe", Preset::Device),
@@ -116,7 +115,19 @@ pub const MODELS: &[ModelRow] = &[
     ModelRow::new::<qwen2_moe::Config>("qwen2_moe", Preset::Device),
     ModelRow::new::<qwen3::Config>("qwen3", Preset::Device),
     ModelRow::new::<qwen3_moe::Config>("qwen3_moe", Preset::Device),
-    ModelRow::new::<llama::Config>("xverse", Preset::Device),
+];
+
+/// Other names that configurations give to models of [`MODELS`].
+///
+/// # Source
+/// mlx-lm `utils.py` (`MODEL_REMAPPING`).
+pub const ALIASES: &[(&str, &str)] = &[
+    ("gemma4_text", "gemma4"),
+    ("gemma4_unified", "gemma4"),
+    ("iquestcoder", "llama"),
+    ("llava", "mistral3"),
+    ("mistral", "llama"),
+    ("xverse", "llama"),
 ];
 
 /// What a configuration says about a model.
@@ -142,14 +153,18 @@ pub struct LoadedModel {
     pub notes: Vec<String>,
 }
 
-/// The table's row for a `model_type`.
+/// The table's row for a `model_type`, or for what it is another name of.
 ///
 /// # Errors
 /// `UnknownModel`.
 pub fn find(model_type: &str) -> Result<&'static ModelRow> {
-    MODELS.iter().find(|row| row.model_type == model_type).ok_or_else(|| Error::UnknownModel {
-        model_type: model_type.to_owned(),
-        known: MODELS.iter().map(|row| row.model_type).collect(),
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == model_type);
+    let name = alias.map_or(model_type, |(_, name)| *name);
+    MODELS.iter().find(|row| row.model_type == name).ok_or_else(|| {
+        let names = MODELS.iter().map(|row| row.model_type);
+        let mut known: Vec<_> = names.chain(ALIASES.iter().map(|(alias, _)| *alias)).collect();
+        known.sort_unstable();
+        Error::UnknownModel { model_type: model_type.to_owned(), known }
     })
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Model;
 use super::causal::CausalLm;
-use super::family::{Experts, Family, Shape};
+use super::family::{Conversion, Experts, Family, Shape};
 use crate::config::{Fields, ModelConfig, Positive, Size, whole};
 use crate::error::Result;
 use crate::layers::{
@@ -68,6 +68,14 @@ impl Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = Conversion {
+        order: &[
+            ("layers", &["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"]),
+            ("shared_expert", &["gate_proj", "down_proj", "up_proj"]),
+        ],
+        ..Conversion::DEFAULT
+    };
+
     fn shape(&self) -> Shape {
         Shape {
             hidden_size: *self.hidden_size,

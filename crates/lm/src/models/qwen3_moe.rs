@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::Model;
 use super::causal::CausalLm;
-use super::family::{Experts, Family, Shape};
+use super::family::{Conversion, Experts, Family, Shape};
 use crate::config::{Count, Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
@@ -75,6 +75,15 @@ impl Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = Conversion {
+        precise: &["mlp.gate"],
+        order: &[
+            ("layers", &["self_attn", "input_layernorm", "post_attention_layernorm", "mlp"]),
+            ("mlp", &["gate_proj", "down_proj", "up_proj"]),
+        ],
+        ..Conversion::DEFAULT
+    };
+
     fn shape(&self) -> Shape {
         Shape {
             hidden_size: *self.hidden_size,
