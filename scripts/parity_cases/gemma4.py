@@ -47,6 +47,26 @@ EXPERTS = {
     "moe_intermediate_size": 64,
 }
 
+GOLDEN = {
+    **EXPERTS,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "num_experts": 5,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 32,
+    "num_kv_shared_layers": 1,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 32,
+    "vocab_size": 96,
+    "vocab_size_per_layer_input": 96,
+}
+
 CASES = [
     Case(
         name="gemma4-moe-bf16-4bit",  # as 26B-A4B

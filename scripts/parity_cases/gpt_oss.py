@@ -32,6 +32,18 @@ BASE_CONFIG = {
     "max_position_embeddings": 4096,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "vocab_size": 96,
+}
+
 # As shipped: experts in mxfp4, the rest in bf16.
 SHIPPED = {"self_attn.q_proj": False, "self_attn.k_proj": False, "self_attn.v_proj": False}
 SHIPPED |= {"self_attn.o_proj": False, "router": False, "embed_tokens": False, "lm_head": False}

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use self::layer::{DecoderLayer, PerLayerInputs};
 use super::Model;
-use super::family::{Experts, Family, LayerType, Shape, Windows};
+use super::family::{Conversion, Experts, Family, LayerType, Shape, Windows};
 use crate::cache::{Cache, KvCache, LayerCache, WindowCache};
 use crate::config::{Count, Fields, ModelConfig, Positive, Size, count, size, whole, yes};
 use crate::error::{Error, Result};
@@ -354,6 +354,34 @@ impl Model for Gemma4 {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = Conversion {
+        precise: &["router.proj"],
+        order: &[
+            ("model", &["embed_tokens", "layers", "norm", "embed_tokens_per_layer"]),
+            (
+                "layers",
+                &[
+                    "self_attn",
+                    "mlp",
+                    "input_layernorm",
+                    "post_attention_layernorm",
+                    "pre_feedforward_layernorm",
+                    "post_feedforward_layernorm",
+                    "router",
+                    "experts",
+                    "post_feedforward_layernorm_1",
+                    "post_feedforward_layernorm_2",
+                    "pre_feedforward_layernorm_2",
+                    "per_layer_input_gate",
+                    "per_layer_projection",
+                    "post_per_layer_input_norm",
+                ],
+            ),
+            ("mlp", &["gate_proj", "down_proj", "up_proj"]),
+        ],
+        ..Conversion::DEFAULT
+    };
+
     fn shape(&self) -> Shape {
         Shape {
             hidden_size: *self.hidden_size,

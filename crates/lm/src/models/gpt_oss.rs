@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Model;
 use super::causal::CausalLm;
-use super::family::{Experts, Family, LayerType, Shape, Windows};
+use super::family::{Conversion, Experts, Family, LayerType, Shape, Windows};
 use crate::config::{Fields, ModelConfig, Positive, Size, size, whole};
 use crate::error::Result;
 use crate::layers::{
@@ -129,6 +129,16 @@ impl Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = Conversion {
+        precise: &["router"],
+        order: &[
+            ("model", &["embed_tokens", "norm", "layers"]),
+            ("layers", &["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"]),
+            ("mlp", &["experts", "router"]),
+        ],
+        ..Conversion::DEFAULT
+    };
+
     fn shape(&self) -> Shape {
         Shape {
             hidden_size: *self.hidden_size,
