@@ -166,6 +166,7 @@ fn gemma4_26b_a4b() -> Map<String, Value> {
 
 /// The public configuration of openai/gpt-oss-20b.
 fn gpt_oss_20b() -> Map<String, Value> {
+    let layer_types = ["sliding_attention", "full_attention"].repeat(12);
     object(json!({
         "architectures": ["GptOssForCausalLM"],
         "attention_bias": true,
@@ -178,7 +179,7 @@ fn gpt_oss_20b() -> Map<String, Value> {
         "initial_context_length": 4096,
         "initializer_range": 0.02,
         "intermediate_size": 2880,
-        "layer_types": vec!["sliding_attention", "full_attention"].repeat(12),
+        "layer_types": layer_types,
         "max_position_embeddings": 131_072,
         "model_type": "gpt_oss",
         "num_attention_heads": 64,
