@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 pub use crate::quantization::QuantizationConfig;
-pub use numbers::{Count, Finite, Positive, Size, size, whole, yes};
+pub use numbers::{Count, Finite, Positive, Size, count, size, whole, yes};
 
 /// Where a configuration that wraps a text model keeps that model's fields.
 const TEXT_CONFIG: &str = "text_config";
@@ -101,6 +101,9 @@ const COMMON_KEYS: &[&str] = &[
 pub trait Fields: DeserializeOwned {
     /// Fields that count at the top level, even where a `text_config` has them too.
     const TOP_LEVEL: &'static [&'static str] = &[];
+
+    /// Fields whose `null` says something else than their absence.
+    const NULLS: &'static [&'static str] = &[];
 
     /// Fields that the reference implementation reads past, whatever they say.
     const UNUSED: &'static [&'static str] = &[];
@@ -252,7 +255,7 @@ impl ModelConfig {
                 }
             }
         }
-        section.retain(|_, value| !value.is_null());
+        section.retain(|field, value| !value.is_null() || T::NULLS.contains(&field.as_str()));
         for (field, value) in defaults {
             section.entry(*field).or_insert_with(|| value.clone());
         }

@@ -14,13 +14,18 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
+    /// With a weight of `[dims]` that something else has made.
+    pub fn new(weight: Array, eps: f32) -> Self {
+        Self { weight, eps, path: Path::Stock }
+    }
+
     /// Takes a weight of `[dims]`.
     ///
     /// # Errors
     /// `MissingWeight`, `WeightShape`, `WeightDtype`.
     pub fn load(scope: &Scope<'_>, dims: i32, eps: f32) -> Result<Self> {
         let weight = scope.role(Role::Norm).take_float("weight", &[dims])?;
-        Ok(Self { weight, eps, path: Path::Stock })
+        Ok(Self::new(weight, eps))
     }
 
     /// - `x`: `[.., dims]`; returns the same shape.

@@ -2,6 +2,8 @@
 
 pub mod causal;
 pub mod family;
+pub mod gemma4;
+pub mod gpt_oss;
 pub mod llama;
 pub mod ministral3;
 pub mod mistral3;
@@ -102,6 +104,8 @@ impl ModelRow {
 
 /// Every model there is.
 pub const MODELS: &[ModelRow] = &[
+    ModelRow::new::<gemma4::Config>("gemma4", Preset::Device),
+    ModelRow::new::<gpt_oss::Config>("gpt_oss", Preset::Device),
     ModelRow::new::<llama::Config>("llama", Preset::Device),
     ModelRow::new::<ministral3::Config>("ministral3", Preset::Device),
     ModelRow::of("mistral3", mistral3::load, mistral3::describe, Preset::Device),
@@ -117,8 +121,14 @@ pub const MODELS: &[ModelRow] = &[
 ///
 /// # Source
 /// mlx-lm `utils.py` (`MODEL_REMAPPING`).
-pub const ALIASES: &[(&str, &str)] =
-    &[("iquestcoder", "llama"), ("llava", "mistral3"), ("mistral", "llama"), ("xverse", "llama")];
+pub const ALIASES: &[(&str, &str)] = &[
+    ("gemma4_text", "gemma4"),
+    ("gemma4_unified", "gemma4"),
+    ("iquestcoder", "llama"),
+    ("llava", "mistral3"),
+    ("mistral", "llama"),
+    ("xverse", "llama"),
+];
 
 /// What a configuration says about a model.
 #[derive(Debug, Clone)]

@@ -88,7 +88,7 @@ pub fn synthesize(
         let reason = format!("expected 1 to {MAX_LAYERS}");
         return Err(Error::argument("layers", num_layers, reason));
     }
-    config.insert("num_hidden_layers".to_owned(), json!(num_layers));
+    set_layers(&mut config, num_layers);
     let mut tensors = Vec::new();
     let mut overrides = Map::new();
     let mut num_parameters = 0;
@@ -123,6 +123,19 @@ fn find(name: &str) -> Result<&'static Family> {
         let known: Vec<&str> = names().collect();
         Error::argument("like", format!("`{name}`"), format!("known: {}", known.join(", ")))
     })
+}
+
+/// Says how many layers there are, and cuts the list of their types to as many.
+fn set_layers(config: &mut Map<String, Value>, num_layers: usize) {
+    let fields = match config.get("text_config") {
+        Some(Value::Object(_)) => config.get_mut("text_config").and_then(Value::as_object_mut),
+        _ => Some(config),
+    };
+    let Some(fields) = fields else { return };
+    fields.insert("num_hidden_layers".to_owned(), json!(num_layers));
+    if let Some(Value::Array(types)) = fields.get_mut("layer_types") {
+        *types = types.iter().cycle().take(num_layers).cloned().collect();
+    }
 }
 
 /// The weights that a model of this configuration takes, and the number of its layers.

@@ -37,9 +37,13 @@ fn refusal(options: &SynthOptions) -> String {
 fn every_name_has_a_config_that_a_model_loads() {
     for family in FAMILIES {
         let mut config = (family.config)();
-        config.insert("num_hidden_layers".to_owned(), json!(2));
+        set_layers(&mut config, 2);
         let vocab = config["vocab_size"].as_u64().expect("vocab") as i32;
-        let hidden = config["hidden_size"].as_u64().expect("hidden") as i32;
+        let hidden = match config.get("text_config") {
+            Some(text) => &text["hidden_size"],
+            None => &config["hidden_size"],
+        };
+        let hidden = hidden.as_u64().expect("hidden") as i32;
         let (weights, num_layers) = record(&Value::Object(config), Dtype::Bf16).expect("loads");
         assert_eq!(num_layers, 2);
         assert_eq!(weights[0].shape, [vocab, hidden], "{}", family.name);
@@ -53,7 +57,7 @@ fn every_name_has_a_config_that_a_model_loads() {
 fn published_configs_raise_no_notes() {
     for family in FAMILIES {
         let mut config = (family.config)();
-        config.insert("num_hidden_layers".to_owned(), json!(1));
+        set_layers(&mut config, 2);
         let config = ModelConfig::from_fields("config.json", config, None).expect("reads");
         let load = models::find(&config.model_type).expect("known").load;
         load(&config, &Weights::recorder(Dtype::Bf16)).expect("loads");
@@ -120,7 +124,7 @@ fn layers_are_cut_on_request() {
 fn impossible_options_are_refused_before_anything_is_written() {
     let good = options(Some(Quantization::affine(64, 4)), 0);
     let unknown = SynthOptions { like: "llama".to_owned(), ..good.clone() };
-    assert!(refusal(&unknown).contains("known: qwen3-30b-a3b"));
+    assert!(refusal(&unknown).contains("known: gemma4-26b-a4b"));
     for layers in [0, MAX_LAYERS + 1] {
         let error = refusal(&SynthOptions { layers: Some(layers), ..good.clone() });
         assert!(error.contains("layers is"), "{error}");

@@ -7,6 +7,7 @@ mod engine;
 mod families;
 mod fixture;
 mod generate;
+mod gpt_oss;
 mod layers;
 mod model;
 mod names;
