@@ -89,6 +89,8 @@ pub struct WeightRecord {
     pub shape: Vec<i32>,
     /// What it does.
     pub role: Role,
+    /// Whether it is a matrix, or a stack of them, that may be packed.
+    pub is_matrix: bool,
     /// Numbers it stands for.
     pub parameters: u64,
     /// Bytes it takes.
@@ -381,7 +383,7 @@ impl<'a> Scope<'a> {
         let axis = (self.split == Split::Outputs).then_some(-1);
         let array = self.take_share(name, shape, axis, "a floating type", Dtype::is_float)?;
         let role = self.role.filter(|_| name == "weight").unwrap_or(Role::Other);
-        self.record(name, array.shape(), role, array.nbytes(), array.dtype().to_string());
+        self.record(name, array.shape(), role, false, array.nbytes(), array.dtype().to_string());
         Ok(array)
     }
 
@@ -393,7 +395,7 @@ impl<'a> Scope<'a> {
         let array =
             self.take_share("weight", shape, self.axis(), "a floating type", Dtype::is_float)?;
         let role = self.role.unwrap_or(Role::Matrix);
-        self.record("weight", array.shape(), role, array.nbytes(), array.dtype().to_string());
+        self.record("weight", array.shape(), role, true, array.nbytes(), array.dtype().to_string());
         Ok(array)
     }
 
@@ -438,7 +440,7 @@ impl<'a> Scope<'a> {
         }
         let bytes = w.nbytes() + scales.nbytes() + biases.as_ref().map_or(0, Array::nbytes);
         let role = self.role.unwrap_or(Role::Matrix);
-        self.record("weight", &held, role, bytes, quantization.to_string());
+        self.record("weight", &held, role, true, bytes, quantization.to_string());
         Ok(QuantizedWeight { w, scales, biases, quantization })
     }
 
@@ -451,7 +453,15 @@ impl<'a> Scope<'a> {
         }
     }
 
-    fn record(&self, name: &str, shape: &[i32], role: Role, bytes: usize, format: String) {
+    fn record(
+        &self,
+        name: &str,
+        shape: &[i32],
+        role: Role,
+        is_matrix: bool,
+        bytes: usize,
+        format: String,
+    ) {
         if !self.is_held {
             return;
         }
@@ -460,6 +470,7 @@ impl<'a> Scope<'a> {
             name: name.to_owned(),
             shape: shape.to_vec(),
             role,
+            is_matrix,
             parameters: shape.iter().map(|n| *n as u64).product(),
             bytes: bytes as u64,
             format,

@@ -82,13 +82,12 @@ pub fn synthesize(
     if let Some(quantization) = &options.quantization {
         check_quantization(quantization)?;
     }
-    let mut config = (family.config)();
-    let num_layers = options.layers.unwrap_or(family.num_layers);
+    let num_layers = options.layers.unwrap_or_else(|| family.num_layers());
     if !(1..=MAX_LAYERS).contains(&num_layers) {
         let reason = format!("expected 1 to {MAX_LAYERS}");
         return Err(Error::argument("layers", num_layers, reason));
     }
-    config.insert("num_hidden_layers".to_owned(), json!(num_layers));
+    let mut config = family.config(Some(num_layers));
     let mut tensors = Vec::new();
     let mut overrides = Map::new();
     let mut num_parameters = 0;
@@ -148,7 +147,7 @@ fn format_of(
     wanted: Option<Quantization>,
     overrides: &mut Map<String, Value>,
 ) -> Option<Quantization> {
-    let wanted = wanted.filter(|_| !matches!(weight.role, Role::Norm | Role::Other))?;
+    let wanted = wanted.filter(|_| weight.is_matrix)?;
     let columns = weight.shape.last().copied().unwrap_or(0);
     // mlx-lm leaves a matrix dense when its rows are no whole number of groups.
     if columns % wanted.group_size != 0 {
