@@ -363,8 +363,12 @@ impl<'a> Scope<'a> {
         }
         let mut array = tensor.array(&|name| weights.array_in_file(name))?;
         if let Some(axis) = axis.filter(|_| weights.placement.size > 1) {
-            let share =
-                self.per_rank(if axis == -1 { "columns" } else { "rows" }, array.dim(axis))?;
+            let what = match axis {
+                -1 => "columns",
+                -2 => "rows",
+                _ => "matrices",
+            };
+            let share = self.per_rank(what, array.dim(axis))?;
             let start = share * weights.placement.rank as i32;
             array = ops::contiguous(&ops::slice_axis(&array, axis, start, start + share)?)?;
         }
@@ -450,6 +454,7 @@ impl<'a> Scope<'a> {
             Split::Whole => None,
             Split::Outputs => Some(-2),
             Split::Inputs => Some(-1),
+            Split::Stack => Some(-3),
         }
     }
 
