@@ -18,6 +18,14 @@ pub trait Family: Fields {
         self.shape().experts.is_some()
     }
 
+    /// Whether the heads fit together; by default as grouped-query attention that turns whole heads has them.
+    ///
+    /// # Errors
+    /// `Config`.
+    fn check_heads(&self, config: &ModelConfig) -> Result<()> {
+        self.shape().heads.check(config)
+    }
+
     /// What else to show to people, behind what [`shape`](Self::shape) says.
     fn facts(&self) -> Vec<(&'static str, Value)> {
         Vec::new()
@@ -125,6 +133,6 @@ pub(super) fn describe<F: Family>(config: &ModelConfig) -> Result<Description> {
 
 fn parse<F: Family>(config: &ModelConfig) -> Result<F> {
     let family: F = config.parse()?;
-    family.shape().heads.check(config)?;
+    family.check_heads(config)?;
     Ok(family)
 }

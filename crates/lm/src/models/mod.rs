@@ -2,6 +2,8 @@
 
 pub mod causal;
 pub mod family;
+pub mod glm4_moe_lite;
+pub mod latent;
 pub mod qwen3;
 pub mod qwen3_moe;
 
@@ -81,6 +83,7 @@ impl ModelRow {
 
 /// Every model there is.
 pub const MODELS: &[ModelRow] = &[
+    ModelRow::new::<glm4_moe_lite::Config>("glm4_moe_lite", Preset::Device),
     ModelRow::new::<qwen3::Config>("qwen3", Preset::Device),
     ModelRow::new::<qwen3_moe::Config>("qwen3_moe", Preset::Device),
 ];
