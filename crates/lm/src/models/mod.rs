@@ -1,6 +1,7 @@
 //! The models, one file each, named after `model_type` in `config.json`.
 
 pub mod causal;
+pub mod deepseek_v3;
 pub mod family;
 pub mod glm4_moe_lite;
 pub mod latent;
@@ -83,6 +84,7 @@ impl ModelRow {
 
 /// Every model there is.
 pub const MODELS: &[ModelRow] = &[
+    ModelRow::new::<deepseek_v3::Config>("deepseek_v3", Preset::Device),
     ModelRow::new::<glm4_moe_lite::Config>("glm4_moe_lite", Preset::Device),
     ModelRow::new::<qwen3::Config>("qwen3", Preset::Device),
     ModelRow::new::<qwen3_moe::Config>("qwen3_moe", Preset::Device),
