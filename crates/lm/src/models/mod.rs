@@ -2,6 +2,7 @@
 
 pub mod causal;
 pub mod deepseek_v3;
+pub mod deepseek_v32;
 pub mod family;
 pub mod glm4_moe_lite;
 pub mod latent;
@@ -85,6 +86,7 @@ impl ModelRow {
 /// Every model there is.
 pub const MODELS: &[ModelRow] = &[
     ModelRow::new::<deepseek_v3::Config>("deepseek_v3", Preset::Device),
+    ModelRow::new::<deepseek_v32::Config>("deepseek_v32", Preset::Device),
     ModelRow::new::<glm4_moe_lite::Config>("glm4_moe_lite", Preset::Device),
     ModelRow::new::<qwen3::Config>("qwen3", Preset::Device),
     ModelRow::new::<qwen3_moe::Config>("qwen3_moe", Preset::Device),

@@ -19,6 +19,7 @@ macro_rules! family {
 
 /// Every model there is.
 pub(super) const FAMILIES: &[Family] = &[
+    family!("deepseek-v3.2"),
     family!("glm-4.7-flash"),
     family!("qwen3-30b-a3b"),
     family!("qwen3-moe-tiny"), // half a megabyte, for tests

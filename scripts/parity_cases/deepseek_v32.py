@@ -1,0 +1,38 @@
+"""Cases of deepseek_v32: prompts below, at and above what the indexer chooses."""
+
+from parity_case import Case
+from parity_cases import deepseek_v3
+from parity_latent import published, wide_latent
+
+BASE_CONFIG = {
+    **deepseek_v3.BASE_CONFIG,
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "index_n_heads": 3,
+    "index_head_dim": 32,
+    "index_topk": 10,
+    "vocab_size": 500,
+}
+
+CASES = [
+    Case(
+        name="deepseek-v32-bf16-4bit",
+        group_size=32,
+        published=published,
+        prompts=[1, 2, 9, 11, 12, 60],
+        max_tokens=40,
+        seed=70,
+    ),
+]
+
+
+def wide(rng, step):
+    """A configuration that the fixed cases do not reach; widths are multiples of `step`."""
+    config = wide_latent(rng, step)
+    return {
+        **config,
+        "q_lora_rank": config["q_lora_rank"] or step,
+        "index_n_heads": rng.choice([1, 2, 5]),
+        "index_head_dim": max(step, config["qk_rope_head_dim"]),
+        "index_topk": rng.choice([1, 3, 16, 40]),
+        "indexer_rope_interleave": rng.random() < 0.5,
+    }
