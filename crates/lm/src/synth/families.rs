@@ -21,6 +21,7 @@ macro_rules! family {
 pub(super) const FAMILIES: &[Family] = &[
     family!("deepseek-v3.2"),
     family!("glm-4.7-flash"),
+    family!("kimi-k2.5"),
     family!("qwen3-30b-a3b"),
     family!("qwen3-moe-tiny"), // half a megabyte, for tests
 ];

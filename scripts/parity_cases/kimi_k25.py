@@ -1,0 +1,42 @@
+"""Cases of kimi_k25: the text model of deepseek_v3 inside another."""
+
+from parity_case import Case
+from parity_cases import deepseek_v3
+from parity_latent import published, published_int4, wide_latent
+
+BASE_CONFIG = {**deepseek_v3.BASE_CONFIG, "n_group": 1, "topk_group": 1, "rope_theta": 50000.0}
+
+
+def wrap(config):
+    text = {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
+    return {
+        "architectures": ["KimiK25ForConditionalGeneration"],
+        "model_type": "kimi_k25",
+        "text_config": {**text, "model_type": "kimi_k2"},
+        "vision_config": {"vt_num_hidden_layers": 2},
+    }
+
+
+CASES = [
+    Case(
+        name="kimi-k25-bf16-4bit-mixed",
+        group_size=32,
+        overrides={
+            "layers.1.mlp.switch_mlp.down_proj": {"group_size": 64, "bits": 3},
+            "o_proj": False,
+        },
+        published=published,
+        max_tokens=40,
+        seed=80,
+    ),
+    Case(
+        name="kimi-k25-int4-around-zero",
+        bits=None,
+        published=published_int4,
+        prompts=[1, 30],
+        max_tokens=24,
+        seed=81,
+    ),
+]
+
+wide = wide_latent
