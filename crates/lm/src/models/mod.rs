@@ -4,6 +4,7 @@ pub mod causal;
 pub mod deepseek_v3;
 pub mod deepseek_v32;
 pub mod family;
+pub mod glm4_moe;
 pub mod glm4_moe_lite;
 pub mod kimi_k25;
 pub mod latent;
@@ -88,6 +89,7 @@ impl ModelRow {
 pub const MODELS: &[ModelRow] = &[
     ModelRow::new::<deepseek_v3::Config>("deepseek_v3", Preset::Device),
     ModelRow::new::<deepseek_v32::Config>("deepseek_v32", Preset::Device),
+    ModelRow::new::<glm4_moe::Config>("glm4_moe", Preset::Device),
     ModelRow::new::<glm4_moe_lite::Config>("glm4_moe_lite", Preset::Device),
     ModelRow::new::<kimi_k25::Config>("kimi_k25", Preset::Device),
     ModelRow::new::<qwen3::Config>("qwen3", Preset::Device),
