@@ -4,6 +4,7 @@ mod cache;
 mod checkpoint;
 mod decoder;
 mod engine;
+mod families;
 mod fixture;
 mod generate;
 mod layers;
