@@ -48,7 +48,7 @@ def wide_latent(rng, step):
     }
 
 
-def published(weights, config):
+def hugging_face(weights, config):
     """mlx-lm's weights under their published names: `kv_b_proj` in one, experts one by one, a layer
     that predicts tokens further ahead and, around a text model, what is there for images."""
     root = "language_model." if "text_config" in config else ""
@@ -73,10 +73,10 @@ def published(weights, config):
     return out
 
 
-def published_fp8(weights, config):
+def hugging_face_fp8(weights, config):
     """The same with matrices in 8 bits and a scale for each 128 by 128, as DeepSeek has them."""
     out = {}
-    for name, value in published(weights, config).items():
+    for name, value in hugging_face(weights, config).items():
         out[name] = value
         if value.ndim == 2 and name.endswith("_proj.weight"):
             rows, columns = value.shape
@@ -94,10 +94,10 @@ def published_fp8(weights, config):
 BLOCK = 128
 
 
-def published_int4(weights, config):
+def hugging_face_int4(weights, config):
     """The same with experts in 4 bits around zero, as Kimi has them."""
     out = {}
-    for name, value in published(weights, config).items():
+    for name, value in hugging_face(weights, config).items():
         module, is_expert, _ = name.partition(".weight")
         if not (is_expert and ".experts." in name and value.ndim == 2):
             out[name] = value

@@ -1,7 +1,7 @@
 """Cases of deepseek_v3: groups of experts, stretched rotations, layers without experts."""
 
 from parity_case import Case
-from parity_latent import YARN, published, published_fp8, wide_latent
+from parity_latent import YARN, hugging_face, hugging_face_fp8, wide_latent
 
 BASE_CONFIG = {
     "architectures": ["DeepseekV3ForCausalLM"],
@@ -43,7 +43,7 @@ CASES = [
         dtype="f16",
         bits=6,
         group_size=32,
-        published=published,
+        published=hugging_face,
         seed=60,
     ),
     Case(
@@ -62,7 +62,7 @@ CASES = [
         name="deepseek-v3-fp8-blocks",
         bits=None,
         config={"n_routed_experts": None, "hidden_size": 160},
-        published=published_fp8,
+        published=hugging_face_fp8,
         max_tokens=24,
         seed=62,
     ),

@@ -2,7 +2,7 @@
 
 from parity_case import Case
 from parity_cases import deepseek_v3
-from parity_latent import published, wide_latent
+from parity_latent import hugging_face, wide_latent
 
 BASE_CONFIG = {
     **deepseek_v3.BASE_CONFIG,
@@ -17,7 +17,7 @@ CASES = [
     Case(
         name="deepseek-v32-bf16-4bit",
         group_size=32,
-        published=published,
+        published=hugging_face,
         prompts=[1, 2, 9, 11, 12, 60],
         max_tokens=40,
         seed=70,

@@ -1,7 +1,7 @@
 """Cases of glm4_moe: part of a head turned, norms and biases of queries and keys."""
 
 from parity_case import Case, wide_dense
-from parity_latent import published, wide_latent
+from parity_latent import hugging_face, wide_latent
 
 BASE_CONFIG = {
     "architectures": ["Glm4MoeForCausalLM"],
@@ -36,7 +36,7 @@ CASES = [
     Case(
         name="glm4-moe-bf16-4bit-published",
         group_size=32,
-        published=published,
+        published=hugging_face,
         max_tokens=40,
         seed=90,
     ),

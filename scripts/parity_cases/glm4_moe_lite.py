@@ -1,7 +1,7 @@
 """Cases of glm4_moe_lite: queries with and without latents, groups, dense layers, yarn."""
 
 from parity_case import Case
-from parity_latent import YARN, published, wide_latent
+from parity_latent import YARN, hugging_face, wide_latent
 
 BASE_CONFIG = {
     "architectures": ["Glm4MoeLiteForCausalLM"],
@@ -37,7 +37,7 @@ BASE_CONFIG = {
 }
 
 CASES = [
-    Case(name="glm4-lite-bf16-4bit-published", published=published, seed=50),
+    Case(name="glm4-lite-bf16-4bit-published", published=hugging_face, seed=50),
     Case(
         name="glm4-lite-f32-odd-sizes",
         dtype="f32",

@@ -2,7 +2,7 @@
 
 from parity_case import Case
 from parity_cases import deepseek_v3
-from parity_latent import published, published_int4, wide_latent
+from parity_latent import hugging_face, hugging_face_int4, wide_latent
 
 BASE_CONFIG = {**deepseek_v3.BASE_CONFIG, "n_group": 1, "topk_group": 1, "rope_theta": 50000.0}
 
@@ -25,14 +25,14 @@ CASES = [
             "layers.1.mlp.switch_mlp.down_proj": {"group_size": 64, "bits": 3},
             "o_proj": False,
         },
-        published=published,
+        published=hugging_face,
         max_tokens=40,
         seed=80,
     ),
     Case(
         name="kimi-k25-int4-around-zero",
         bits=None,
-        published=published_int4,
+        published=hugging_face_int4,
         prompts=[1, 30],
         max_tokens=24,
         seed=81,

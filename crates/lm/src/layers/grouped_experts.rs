@@ -70,6 +70,7 @@ impl GroupedExperts {
         let Self { num_experts, top_k, intermediate_size, num_shared, groups, .. } = *self;
         let names = MoeNames { shared: "shared_experts", ..MoeNames::default() };
         let gate = scope.pp(names.gate).role(Role::Router);
+        let projection = Linear::load_dense(&gate, hidden_size, num_experts)?;
         let routing = Routing {
             score: Score::Sigmoid,
             choice: Choice::FirstOfDescending,
@@ -83,7 +84,7 @@ impl GroupedExperts {
         };
         let experts = scope.pp(names.experts);
         let block = MoeBlock::new(
-            Linear::load_dense(&gate, hidden_size, num_experts)?,
+            projection,
             routing,
             SwitchGlu::load(&experts, num_experts, hidden_size, intermediate_size)?,
         )

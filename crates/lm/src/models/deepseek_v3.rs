@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Model;
-use super::family::{Family, Shape};
+use super::family::{Conversion, Family, Shape};
 use super::latent::{self, Epsilons};
 use crate::config::{Fields, ModelConfig};
 use crate::error::Result;
@@ -64,6 +64,8 @@ impl Fields for Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = latent::CONVERSION;
+
     fn shape(&self) -> Shape {
         self.0.shape()
     }

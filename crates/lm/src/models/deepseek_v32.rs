@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Model;
 use super::deepseek_v3::{EPSILONS, FP8_BLOCK};
-use super::family::{Family, Shape};
+use super::family::{Conversion, Family, Shape};
 use super::latent;
 use crate::config::{Fields, ModelConfig};
 use crate::error::Result;
@@ -77,6 +77,8 @@ impl Fields for Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = latent::CONVERSION;
+
     fn shape(&self) -> Shape {
         self.0.shape()
     }

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::Model;
 use super::causal::CausalLm;
-use super::family::{Experts, Family, Shape};
-use super::latent::{check_topk_method, with_stacked_experts};
+use super::family::{Conversion, Experts, Family, Shape};
+use super::latent::{self, check_topk_method, with_stacked_experts};
 use crate::config::{Count, Fields, Finite, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
@@ -98,6 +98,8 @@ impl Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = latent::CONVERSION;
+
     fn shape(&self) -> Shape {
         Shape {
             hidden_size: *self.hidden_size,

@@ -5,8 +5,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::family::{Family, Shape};
-use super::{Model, deepseek_v3};
+use super::family::{Conversion, Family, Shape};
+use super::{Model, deepseek_v3, latent};
 use crate::config::{Fields, ModelConfig};
 use crate::error::Result;
 use crate::weights::Weights;
@@ -31,6 +31,8 @@ impl Fields for Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = latent::CONVERSION;
+
     fn shape(&self) -> Shape {
         self.0.shape()
     }

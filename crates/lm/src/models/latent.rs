@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::Model;
 use super::causal::CausalLm;
-use super::family::{Experts, Shape};
+use super::family::{Conversion, Experts, Shape};
 use crate::config::{Count, Finite, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
@@ -56,6 +56,16 @@ pub struct Config {
     pub index_topk: Option<Size>,
     pub indexer_rope_interleave: Option<bool>,
 }
+
+/// What a conversion has to know of such a family.
+pub const CONVERSION: Conversion = Conversion {
+    own_dtype: &["e_score_correction_bias"],
+    order: &[
+        ("layers", &["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"]),
+        ("mlp", &["switch_mlp", "gate", "shared_experts"]),
+    ],
+    ..Conversion::DEFAULT
+};
 
 /// The fields of the indexer.
 pub const INDEXER: &[&str] =
