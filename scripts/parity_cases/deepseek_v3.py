@@ -37,6 +37,19 @@ BASE_CONFIG = {
     "vocab_size": 600,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "vocab_size": 96,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 32,
+    "n_shared_experts": 2,
+}
+
 CASES = [
     Case(
         name="deepseek-v3-f16-6bit-published",

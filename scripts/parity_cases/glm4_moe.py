@@ -32,6 +32,18 @@ BASE_CONFIG = {
     "vocab_size": 512,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "vocab_size": 96,
+    "num_key_value_heads": 1,
+    "n_group": 2,
+}
+
 CASES = [
     Case(
         name="glm4-moe-bf16-4bit-published",

@@ -36,6 +36,20 @@ BASE_CONFIG = {
     "vocab_size": 512,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "vocab_size": 96,
+    "q_lora_rank": None,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+}
+
 CASES = [
     Case(name="glm4-lite-bf16-4bit-published", published=hugging_face, seed=50),
     Case(

@@ -16,6 +16,18 @@ def wrap(config):
         "vision_config": {"vt_num_hidden_layers": 2},
     }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "vocab_size": 96,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 32,
+    "attention_bias": True,
+}
 
 CASES = [
     Case(

@@ -33,6 +33,10 @@ pub const PATTERNS: &[Pattern] = &[
     },
     Pattern { name: "qk_norm_rope", about: "norm and rotation of queries and keys" },
     Pattern { name: "attention", about: "scores, softmax and weighted sum of attention" },
+    Pattern {
+        name: "cache_append",
+        about: "new keys and values of a batch into the caches of its rows",
+    },
     Pattern { name: "rms_norm", about: "norms of the residual stream" },
     Pattern { name: "greedy_token", about: "from logits to the likeliest token" },
 ];
@@ -45,6 +49,7 @@ const CPU: &[&str] = &[
     "quantized_linear",
     "qk_norm_rope",
     "attention",
+    "cache_append",
     "rms_norm",
     "greedy_token",
 ];

@@ -54,7 +54,7 @@ impl Draft {
         Ok(Self { config, weights, matrices })
     }
 
-    /// Packs every matrix, and says so in the configuration.
+    /// Packs every matrix whose rows are a whole number of groups, and says so in the configuration.
     ///
     /// # Errors
     /// `Mlx`.
@@ -65,7 +65,7 @@ impl Draft {
         for module in self.matrices.clone() {
             // one that was taken out, or packed already, is left alone
             let dense = self.weights.get(&format!("{module}.weight"));
-            if dense.is_some_and(|dense| dense.dtype().is_float()) {
+            if dense.is_some_and(|a| a.dtype().is_float() && a.dim(-1) % group_size == 0) {
                 self.quantize(&module, quantization)?;
             }
         }

@@ -1,329 +1,241 @@
-//! What holds for every family: a small model of each, which no cut of its tokens and no patch may change.
+//! What holds for every row of the table of models, on the tiny checkpoints of `models/golden`: the numbers are those
+//! of mlx-lm, and do not depend on how the work is cut up or fused.
 
-use std::ops::ControlFlow;
+use std::fs;
+use std::path::PathBuf;
 
 use mlx::quantization::{Mode, Quantization};
-use mlx::{Array, Dtype, ops};
-use serde_json::{Value, json};
+use mlx::{Array, Dtype};
+use serde::Deserialize;
+use serde_json::Value;
 
-use crate::cache::{Cache, CacheOptions, KvQuantization};
-use crate::error::Error;
-use crate::generate::{GenerateOptions, generate};
-use crate::layers::Path;
-use crate::models::{LoadedModel, Model, find, load};
+use crate::cache::Cache;
+use crate::models::{ALIASES, LoadedModel, MODELS, Model, find, load};
 use crate::patch::{PatchOptions, Patterns, patch, sites_of};
 use crate::patterns;
 use crate::step::Step;
 use crate::synth::Draft;
 
-const VOCAB: u32 = 96;
-
-/// A `model_type` and a configuration; widths are multiples of 32, so that every mode can pack them.
-type Tiny = (&'static str, fn() -> Value);
-
-const FAMILIES: &[Tiny] = &[
-    ("deepseek_v3", || latent(json!({"n_group": 4, "topk_group": 2, "n_shared_experts": 2}))),
-    ("deepseek_v32", || latent(json!({"index_n_heads": 3, "index_head_dim": 32, "index_topk": 6}))),
-    ("glm4_moe", || {
-        json!({
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
-            "partial_rotary_factor": 0.5, "use_qk_norm": true, "attention_bias": true,
-            "intermediate_size": 96, "moe_intermediate_size": 32, "n_routed_experts": 8,
-            "n_shared_experts": 1, "num_experts_per_tok": 3, "first_k_dense_replace": 1,
-            "n_group": 2, "topk_group": 1, "norm_topk_prob": true, "routed_scaling_factor": 2.5,
-            "rope_theta": 10000.0, "rms_norm_eps": 1e-5,
-        })
-    }),
-    ("glm4_moe_lite", || latent(json!({"q_lora_rank": null, "n_group": 1, "topk_group": 1}))),
-    ("kimi_k25", || json!({"text_config": latent(json!({"attention_bias": true}))})),
-];
-
-fn latent(changes: Value) -> Value {
-    let yarn = json!({
-        "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128,
-        "mscale": 0.8, "mscale_all_dim": 1.2,
-    });
-    let config = json!({
-        "num_attention_heads": 3, "q_lora_rank": 64, "kv_lora_rank": 32, "qk_nope_head_dim": 32,
-        "qk_rope_head_dim": 16, "v_head_dim": 64, "intermediate_size": 96,
-        "moe_intermediate_size": 32, "n_routed_experts": 8, "n_shared_experts": 1,
-        "num_experts_per_tok": 3, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
-        "routed_scaling_factor": 1.7, "rope_scaling": yarn,
-    });
-    with(config, &changes)
+/// A file of `models/golden`.
+#[derive(Deserialize)]
+struct Golden {
+    seed: u64,
+    config: Value,
+    prompts: Vec<Said>,
 }
 
-fn with(mut config: Value, changes: &Value) -> Value {
-    for (key, value) in changes.as_object().unwrap() {
-        config[key] = value.clone();
+/// What mlx-lm says after a prompt.
+#[derive(Deserialize)]
+struct Said {
+    tokens: Vec<u32>,
+    logits: Vec<f32>,
+    greedy: Vec<u32>,
+}
+
+impl Golden {
+    fn of(model_type: &str) -> Self {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/models/golden");
+        let path = folder.join(format!("{model_type}.json"));
+        let text = fs::read_to_string(&path).unwrap_or_else(|_| {
+            panic!(
+                "models/golden has no {model_type}.json; scripts/family_golden/make.py writes it"
+            )
+        });
+        serde_json::from_str(&text).unwrap()
     }
-    config
-}
 
-fn draft(model_type: &str, dtype: Dtype) -> Draft {
-    let (_, config) = FAMILIES.iter().find(|(name, _)| *name == model_type).unwrap();
-    let sizes = json!({
-        "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": VOCAB,
-        "max_position_embeddings": 512,
-    });
-    let mut config = config();
-    match config.get("text_config").cloned() {
-        Some(text) => config["text_config"] = with(text, &sizes),
-        None => config = with(config, &sizes),
+    fn load(&self, dtype: Dtype, quantization: Option<Quantization>) -> LoadedModel {
+        let mut draft = Draft::new(self.config.clone(), dtype, self.seed).unwrap();
+        if let Some(quantization) = quantization {
+            draft = draft.quantized(quantization).unwrap();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        draft.write(dir.path()).unwrap();
+        load(dir.path()).unwrap()
     }
-    config["model_type"] = json!(model_type);
-    Draft::new(config, dtype, 7).unwrap()
 }
 
-fn loaded(draft: &Draft) -> LoadedModel {
-    let dir = tempfile::tempdir().unwrap();
-    draft.write(dir.path()).unwrap();
-    load(dir.path()).unwrap()
+/// Runs `check` on every family.
+fn each(check: impl Fn(&str, &Golden)) {
+    for row in MODELS {
+        check(row.model_type, &Golden::of(row.model_type));
+    }
 }
 
-fn q4() -> Quantization {
-    Quantization::affine(32, 4)
+fn q4() -> Option<Quantization> {
+    Some(Quantization { group_size: 32, bits: 4, mode: Mode::Affine })
 }
 
-fn tokens(n: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| (i * 37 + 5) % VOCAB).collect()
+fn tokens(model: &dyn Model, n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| (i * 37 + 5) % model.vocab_size()).collect()
 }
 
-/// The logits of every token.
+/// Logits after every token of one sequence.
 fn logits(model: &dyn Model, tokens: &[u32], cache: &mut Cache) -> Vec<Vec<f32>> {
     let tokens = Array::from_slice(tokens, &[1, tokens.len() as i32]).unwrap();
     let out = model.forward(&Step::new(&tokens).all_logits(), &mut [cache]).unwrap();
     let flat = out.astype(Dtype::F32).unwrap().to_vec::<f32>().unwrap();
     assert!(flat.iter().all(|x| x.is_finite()));
-    flat.chunks(VOCAB as usize).map(<[f32]>::to_vec).collect()
+    flat.chunks(out.dim(-1) as usize).map(<[f32]>::to_vec).collect()
 }
 
-fn fresh(model: &dyn Model, tokens: &[u32]) -> Vec<Vec<f32>> {
-    logits(model, tokens, &mut model.make_cache())
-}
-
-#[track_caller]
-fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
-    assert_eq!(got.len(), expected.len(), "{what}");
+/// Largest difference by the largest value.
+fn distance(got: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
+    assert_eq!(got.len(), expected.len());
     let pairs = || got.iter().flatten().zip(expected.iter().flatten());
     let worst = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    let largest = pairs().map(|(_, b)| b.abs()).fold(0.0, f32::max);
-    assert!(worst <= 2e-5 * largest, "{what}: {worst} of {largest}");
+    worst / pairs().map(|(_, b)| b.abs()).fold(0.0, f32::max)
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|x| *x == best).unwrap() as u32
 }
 
 #[test]
-fn prefill_in_pieces_and_step_by_step_equals_prefill_at_once() {
-    let prompt = tokens(30);
-    for (name, _) in FAMILIES {
-        let loaded = loaded(&draft(name, Dtype::F32).quantized(q4()).unwrap());
+fn table_has_no_name_twice() {
+    let aliases = ALIASES.iter().map(|(alias, _)| *alias);
+    let mut names: Vec<_> = MODELS.iter().map(|row| row.model_type).chain(aliases).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), MODELS.len() + ALIASES.len());
+    for (alias, name) in ALIASES {
+        assert_eq!(find(alias).unwrap().model_type, *name);
+    }
+}
+
+#[test]
+fn every_family_has_the_logits_and_tokens_of_mlx_lm() {
+    each(|family, golden| {
+        let loaded = golden.load(Dtype::F32, None);
+        assert!(loaded.notes.is_empty(), "{family}: {:?}", loaded.notes);
         let model = loaded.model.as_ref();
-        let at_once = fresh(model, &prompt);
-        for size in [1, 7] {
+        for said in &golden.prompts {
             let mut cache = model.make_cache();
-            let pieces = prompt.chunks(size).flat_map(|piece| logits(model, piece, &mut cache));
-            assert_close(&pieces.collect::<Vec<_>>(), &at_once, &format!("{name} by {size}"));
+            let (last, before) = said.tokens.split_last().unwrap();
+            if !before.is_empty() {
+                logits(model, before, &mut cache);
+            }
+            let mut now = logits(model, &[*last], &mut cache);
+            let off = distance(&now, std::slice::from_ref(&said.logits));
+            assert!(off <= 1e-4, "{family}, {} tokens: {off}", said.tokens.len());
+            let mut greedy = Vec::new();
+            while greedy.len() < said.greedy.len() {
+                greedy.push(argmax(&now[0]));
+                now = logits(model, &greedy[greedy.len() - 1..], &mut cache);
+            }
+            assert_eq!(greedy, said.greedy, "{family}, {} tokens", said.tokens.len());
         }
-    }
+    });
 }
 
 #[test]
-fn token_depends_on_every_one_before_it_and_none_after() {
-    for (name, _) in FAMILIES {
-        let loaded = loaded(&draft(name, Dtype::F32));
+fn every_family_is_patched_bit_for_bit() {
+    let affine = |group_size, bits| Quantization { group_size, bits, mode: Mode::Affine };
+    let other = Quantization::default_of;
+    let affine = [2, 3, 5, 6, 8].map(|bits| (Dtype::Bf16, Some(affine(32, bits))));
+    let modes =
+        [Mode::Mxfp4, Mode::Mxfp8, Mode::Nvfp4].map(|mode| (Dtype::Bf16, Some(other(mode))));
+    let types = [(Dtype::Bf16, q4()), (Dtype::F16, q4()), (Dtype::F32, q4()), (Dtype::F32, None)];
+    each(|family, golden| {
+        for (dtype, quantization) in affine.into_iter().chain(modes).chain(types) {
+            let mut loaded = golden.load(dtype, quantization);
+            let prompt = tokens(loaded.model.as_ref(), 40);
+            let run = |loaded: &LoadedModel| {
+                let mut cache = loaded.model.make_cache();
+                let mut out = logits(loaded.model.as_ref(), &prompt, &mut cache);
+                for token in &prompt[..6] {
+                    out.extend(logits(loaded.model.as_ref(), &[*token], &mut cache));
+                }
+                out
+            };
+            let stock = run(&loaded);
+            let names = patterns::names().iter().map(|name| (*name).to_owned()).collect();
+            for patterns in [Patterns::Auto, Patterns::Names(names)] {
+                patch(&mut loaded, &PatchOptions { patterns, ..PatchOptions::default() }).unwrap();
+                assert!(run(&loaded) == stock, "{family} {dtype} {quantization:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn every_family_reads_a_prompt_in_pieces_as_at_once() {
+    each(|family, golden| {
+        let loaded = golden.load(Dtype::F32, q4());
         let model = loaded.model.as_ref();
-        // fewer than an indexer may choose
-        let (mut first, mut last) = (tokens(6), tokens(6));
-        first[0] += 1;
-        last[5] += 1;
-        let (plain, first, last) =
-            (fresh(model, &tokens(6)), fresh(model, &first), fresh(model, &last));
-        assert_eq!(plain[..5], last[..5], "{name}");
-        assert!(plain.iter().zip(&first).all(|(a, b)| a != b), "{name}");
-    }
+        let prompt = tokens(model, 50);
+        let at_once = logits(model, &prompt, &mut model.make_cache());
+        for size in [1, 7, 32] {
+            let mut cache = model.make_cache();
+            let pieces: Vec<_> =
+                prompt.chunks(size).flat_map(|piece| logits(model, piece, &mut cache)).collect();
+            assert_eq!(cache.len() as usize, prompt.len());
+            // products of one row and of many take other routes
+            let off = distance(&pieces, &at_once);
+            assert!(off <= 2e-5, "{family}, pieces of {size}: {off}");
+        }
+    });
 }
 
 /// Rows of different length that start at different positions, each with a cache of its own.
 #[test]
-fn ragged_rows_have_the_bits_that_they_have_alone() {
-    let held = [tokens(3), tokens(40), tokens(1), tokens(9)];
-    let added: [&[u32]; 4] = [&[5, 6, 7], &[8], &[9, 10], &[11, 12, 13]];
-    for (name, _) in FAMILIES {
+fn every_family_gives_ragged_rows_the_bits_that_they_have_alone() {
+    each(|family, golden| {
         for patterns in [Patterns::Off, Patterns::Auto] {
-            let mut loaded = loaded(&draft(name, Dtype::Bf16).quantized(q4()).unwrap());
+            let mut loaded = golden.load(Dtype::Bf16, q4());
             patch(&mut loaded, &PatchOptions { patterns, ..PatchOptions::default() }).unwrap();
             let model = loaded.model.as_ref();
-            let start = |held: &Vec<u32>| {
-                let mut cache = model.make_cache();
-                logits(model, held, &mut cache);
-                cache
-            };
-            let mut caches: Vec<Cache> = held.iter().map(start).collect();
-            for added in [&added[..], &[&[1], &[2], &[3], &[4]]] {
-                let alone: Vec<_> = added
-                    .iter()
-                    .zip(&caches)
-                    .map(|(row, cache)| logits(model, row, &mut cache.clone()).pop().unwrap())
-                    .collect();
-                let longest = added.iter().map(|row| row.len()).max().unwrap();
-                let mut padded = Vec::new();
-                for row in added {
-                    padded.extend(row.iter().copied().chain([0; 3]).take(longest));
-                }
-                let lengths: Vec<i32> = added.iter().map(|row| row.len() as i32).collect();
-                let input = Array::from_slice(&padded, &[4, longest as i32]).unwrap();
-                let step = Step { lengths: Some(&lengths), ..Step::new(&input) };
-                let mut rows: Vec<&mut Cache> = caches.iter_mut().collect();
-                let last = model.forward(&step, &mut rows).unwrap().astype(Dtype::F32).unwrap();
-                assert_eq!(last.to_vec::<f32>().unwrap(), alone.concat(), "{name}");
+            let added: [&[u32]; 4] = [&[5, 6, 7], &[8], &[9, 10], &[11, 12, 13]];
+            let mut caches: Vec<Cache> = [3, 70, 1, 19]
+                .map(|held| {
+                    let mut cache = model.make_cache();
+                    logits(model, &tokens(model, held), &mut cache);
+                    cache
+                })
+                .into();
+            let alone: Vec<_> = added
+                .iter()
+                .zip(&caches)
+                .map(|(row, cache)| logits(model, row, &mut cache.clone()).pop().unwrap())
+                .collect();
+            let pad = |row: &&[u32]| row.iter().copied().chain([0; 3]).take(3).collect::<Vec<_>>();
+            let padded = added.iter().flat_map(pad).collect::<Vec<_>>();
+            let lengths = added.map(|row| row.len() as i32);
+            let input = Array::from_slice(&padded, &[4, 3]).unwrap();
+            let step = Step { lengths: Some(&lengths), ..Step::new(&input) };
+            assert_eq!(together(model, &step, &mut caches), alone.concat(), "{family}");
+
+            // and the next step, where all rows add one token
+            let next = Array::from_slice(&[21_u32, 22, 23, 24], &[4, 1]).unwrap();
+            let alone: Vec<_> = (21..25)
+                .zip(&caches)
+                .flat_map(|(token, cache)| logits(model, &[token], &mut cache.clone()))
+                .collect();
+            let both = together(model, &Step::new(&next), &mut caches);
+            assert_eq!(both, alone.concat(), "{family}, next step");
+        }
+    });
+}
+
+fn together(model: &dyn Model, step: &Step<'_>, caches: &mut [Cache]) -> Vec<f32> {
+    let mut rows: Vec<&mut Cache> = caches.iter_mut().collect();
+    let out = model.forward(step, &mut rows).unwrap();
+    out.astype(Dtype::F32).unwrap().to_vec().unwrap()
+}
+
+/// A user reads and writes these paths: in reports, in `--exclude`, in a checkpoint's own settings.
+#[test]
+fn every_site_of_a_packed_matrix_is_spelled_as_its_weight_is() {
+    each(|family, golden| {
+        let draft = Draft::new(golden.config.clone(), Dtype::F32, 1).unwrap();
+        let draft = draft.quantized(q4().unwrap()).unwrap();
+        let mut loaded = golden.load(Dtype::F32, q4());
+        for site in sites_of(loaded.model.as_mut()) {
+            if ["quantized_linear", "rms_norm"].contains(&site.pattern) {
+                let name = format!("{}.weight", site.module.as_str());
+                assert!(draft.weights.contains_key(&name), "{family}: {name}");
             }
         }
-    }
-}
-
-#[test]
-fn patched_logits_equal_unpatched_ones_bit_for_bit() {
-    let formats = [
-        (Dtype::Bf16, q4()),
-        (Dtype::F16, Quantization::affine(32, 3)),
-        (Dtype::F32, Quantization::affine(32, 6)),
-        (Dtype::Bf16, Quantization::default_of(Mode::Mxfp4)),
-        (Dtype::Bf16, Quantization::default_of(Mode::Mxfp8)),
-        (Dtype::F16, Quantization::default_of(Mode::Nvfp4)),
-    ];
-    for (name, _) in FAMILIES {
-        for (dtype, quantization) in formats {
-            let mut loaded = loaded(&draft(name, dtype).quantized(quantization).unwrap());
-            let run = |loaded: &LoadedModel| {
-                let model = loaded.model.as_ref();
-                let mut cache = model.make_cache();
-                let mut all = logits(model, &tokens(25), &mut cache);
-                all.extend((0..4).flat_map(|i| logits(model, &[i * 9], &mut cache)));
-                all
-            };
-            let stock = run(&loaded);
-            let patterns = Patterns::Names(patterns::names().into_iter().map(Into::into).collect());
-            patch(&mut loaded, &PatchOptions { patterns, ..PatchOptions::default() }).unwrap();
-            let fused = sites_of(loaded.model.as_mut()).iter().any(|s| *s.path != Path::Stock);
-            assert_eq!(fused, !mlx::build_info().primitives.is_empty(), "{name}");
-            assert!(run(&loaded) == stock, "{name}, {dtype}, {quantization}");
-        }
-    }
-}
-
-#[test]
-fn rows_of_one_cache_equal_single_rows() {
-    for (name, _) in FAMILIES {
-        let loaded = loaded(&draft(name, Dtype::F32).quantized(q4()).unwrap());
-        let model = loaded.model.as_ref();
-        let rows = [tokens(12), tokens(24)[12..].to_vec()];
-        let mut cache = model.make_cache();
-        let mut both = |tokens: &[u32]| {
-            let tokens = Array::from_slice(tokens, &[2, tokens.len() as i32 / 2]).unwrap();
-            let last = model.forward(&Step::new(&tokens), &mut [&mut cache]).unwrap();
-            let flat = last.to_vec::<f32>().unwrap();
-            flat.chunks(VOCAB as usize).map(<[f32]>::to_vec).collect::<Vec<_>>()
-        };
-        let (first, second) = (both(&rows.concat()), both(&[1, 2]));
-        for (i, row) in rows.iter().enumerate() {
-            let mut alone = model.make_cache();
-            let expected = logits(model, row, &mut alone).pop().unwrap();
-            assert_close(&first[i..=i], &[expected], name);
-            let expected = logits(model, &[i as u32 + 1], &mut alone);
-            assert_close(&second[i..=i], &expected, name);
-        }
-    }
-}
-
-/// `kv_b_proj` in one, experts one by one, a layer more than there are, and what is there for images.
-#[test]
-fn published_names_become_the_models() {
-    for (name, config) in FAMILIES {
-        let plain = draft(name, Dtype::F32);
-        let mut published = plain.clone();
-        let config = config();
-        let root = if config.get("text_config").is_some() { "language_model." } else { "" };
-        let text = config.get("text_config").unwrap_or(&config);
-        for (tensor, array) in &plain.weights {
-            if let Some((prefix, rest)) = tensor.split_once("switch_mlp.") {
-                published.weights.remove(tensor);
-                for e in 0..array.dim(0) {
-                    let one = ops::slice_axis(array, 0, e, e + 1).unwrap();
-                    let one = ops::squeeze(&one, &[0]).unwrap();
-                    published.weights.insert(format!("{prefix}experts.{e}.{rest}"), one);
-                }
-            } else if let Some((prefix, _)) = tensor.split_once("embed_q.") {
-                let values = format!("{prefix}unembed_out.weight");
-                let keys = ops::swapaxes(&published.weights.remove(tensor).unwrap(), 1, 2).unwrap();
-                let values = published.weights.remove(&values).unwrap();
-                let both = ops::concatenate([&keys, &values], 1).unwrap();
-                let both = ops::contiguous(&ops::flatten(&both, 0, 1).unwrap()).unwrap();
-                assert_eq!(both.dim(1), text["kv_lora_rank"].as_i64().unwrap() as i32);
-                published.weights.insert(format!("{prefix}kv_b_proj.weight"), both);
-            }
-        }
-        let extra = Array::from_slice(&[1.0_f32; 4], &[2, 2]).unwrap();
-        for more in ["model.layers.3.eh_proj.weight", "model.layers.3.mlp.experts.0.up_proj.weight"]
-        {
-            published.weights.insert(format!("{root}{more}"), extra.clone());
-        }
-        if !root.is_empty() {
-            published.weights.insert("vision_tower.proj.weight".to_owned(), extra);
-        }
-        assert!(published.weights.len() > plain.weights.len());
-        let run = |draft: &Draft| fresh(loaded(draft).model.as_ref(), &tokens(9));
-        assert_eq!(run(&published), run(&plain), "{name}");
-    }
-}
-
-#[test]
-fn latents_are_not_packed() {
-    let packing = |start| KvQuantization { bits: 8, group_size: 32, start };
-    let mut seen = 0;
-    for (name, _) in FAMILIES {
-        let loaded = loaded(&draft(name, Dtype::F32));
-        let model = loaded.model.as_ref();
-        let mut cache = model.make_cache();
-        if cache.can_quantize() {
-            continue;
-        }
-        seen += 1;
-        logits(model, &tokens(3), &mut cache);
-        let before: Vec<_> = cache.arrays().map(Array::dtype).collect();
-        cache.quantize(packing(0)).unwrap();
-        assert_eq!(cache.arrays().map(Array::dtype).collect::<Vec<_>>(), before, "{name}");
-        cache.clear();
-        assert!(!cache.can_quantize(), "{name}");
-        let limits = CacheOptions { quantized: Some(packing(5000)), max_kv_size: None };
-        let options = GenerateOptions { cache: limits, ..GenerateOptions::default() };
-        let mut go_on = |_| ControlFlow::Continue(());
-        let error = generate(model, &[1, 2], &options, &mut go_on).unwrap_err();
-        assert!(matches!(&error, Error::Argument { name: "kv_bits", .. }), "{error}");
-    }
-    assert!(seen > 0);
-}
-
-/// mlx-lm keeps a window of latents too.
-#[test]
-fn every_family_goes_on_in_a_cache_of_limited_size() {
-    for (name, _) in FAMILIES {
-        let loaded = loaded(&draft(name, Dtype::Bf16).quantized(q4()).unwrap());
-        let limits = CacheOptions { max_kv_size: Some(12), quantized: None };
-        let options =
-            GenerateOptions { max_tokens: 12, cache: limits, ..GenerateOptions::default() };
-        let mut go_on = |_| ControlFlow::Continue(());
-        let limited = generate(loaded.model.as_ref(), &tokens(20), &options, &mut go_on).unwrap();
-        assert_eq!(limited.token_ids.len(), 12, "{name}");
-    }
-}
-
-#[test]
-fn what_the_checkpoint_holds_is_what_the_model_describes() {
-    for (name, _) in FAMILIES {
-        let loaded = loaded(&draft(name, Dtype::Bf16));
-        assert_eq!(loaded.notes, [""; 0], "{name}");
-        let facts = (find(name).unwrap().describe)(&loaded.config).unwrap().facts;
-        assert_eq!((&facts["num_layers"], &facts["vocab_size"]), (&json!(3), &json!(VOCAB)));
-        assert_eq!(loaded.model.make_cache().layers.len(), 3);
-        assert_eq!(loaded.model.activation_dtype().unwrap(), Dtype::Bf16);
-    }
+    });
 }

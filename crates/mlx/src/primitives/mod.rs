@@ -10,6 +10,7 @@
 
 mod ask;
 mod attention;
+mod cache_append;
 mod gather_qmm_combine;
 mod gather_qmm_swiglu;
 mod greedy_token;
@@ -26,6 +27,7 @@ use crate::quantization::{Mode, Quantization, QuantizedWeight};
 
 pub use ask::{Activation, Ask, Parameters, Setting, Value, supports};
 pub use attention::{Attention, attention, attention_rows};
+pub use cache_append::{CacheAppend, cache_append};
 pub use gather_qmm_combine::{GatherQmmCombine, gather_qmm_combine};
 pub use gather_qmm_swiglu::{GatherQmmSwiglu, gather_qmm_swiglu};
 pub use greedy_token::{GreedyToken, greedy_token};
@@ -43,6 +45,7 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &RmsNorm::TYPICAL,
     &QkNormRope::TYPICAL,
     &Attention::TYPICAL,
+    &CacheAppend,
     &GreedyToken::TYPICAL,
 ];
 
