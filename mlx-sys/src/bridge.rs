@@ -212,6 +212,7 @@ pub mod ffi {
         fn unflatten(a: &Array, axis: i32, shape: &[i32]) -> Result<UniquePtr<Array>>;
         fn broadcast_to(a: &Array, shape: &[i32]) -> Result<UniquePtr<Array>>;
         fn contiguous(a: &Array) -> Result<UniquePtr<Array>>;
+        fn depends(a: &Array, on: &ArrayVec) -> Result<UniquePtr<Array>>;
         fn concatenate(v: &ArrayVec, axis: i32) -> Result<UniquePtr<Array>>;
         fn stack(v: &ArrayVec, axis: i32) -> Result<UniquePtr<Array>>;
         fn split(a: &Array, indices: &[i32], axis: i32) -> Result<UniquePtr<ArrayVec>>;

@@ -177,6 +177,7 @@ ArrayPtr flatten(const Array& a, int32_t start_axis, int32_t end_axis);
 ArrayPtr unflatten(const Array& a, int32_t axis, Ints shape);
 ArrayPtr broadcast_to(const Array& a, Ints shape);
 ArrayPtr contiguous(const Array& a);
+ArrayPtr depends(const Array& a, const ArrayVec& on);
 ArrayPtr concatenate(const ArrayVec& v, int32_t axis);
 ArrayPtr stack(const ArrayVec& v, int32_t axis);
 ArrayVecPtr split(const Array& a, Ints indices, int32_t axis);

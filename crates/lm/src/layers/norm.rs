@@ -55,3 +55,30 @@ impl Fusable for RmsNorm {
         });
     }
 }
+
+/// Normalisation over the last axis to mean 0 and variance 1, with weight and bias (arXiv:1607.06450).
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    weight: Array,
+    bias: Array,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Takes a weight and a bias of `[dims]`.
+    ///
+    /// # Errors
+    /// `MissingWeight`, `WeightShape`, `WeightDtype`.
+    pub fn load(scope: &Scope<'_>, dims: i32, eps: f32) -> Result<Self> {
+        let weight = scope.role(Role::Norm).take_float("weight", &[dims])?;
+        Ok(Self { weight, bias: scope.take_float("bias", &[dims])?, eps })
+    }
+
+    /// - `x`: `[.., dims]`; returns the same shape.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn forward(&self, x: &Array) -> Result<Array> {
+        Ok(fast::layer_norm(x, Some(&self.weight), Some(&self.bias), self.eps)?)
+    }
+}

@@ -82,13 +82,12 @@ pub fn synthesize(
     if let Some(quantization) = &options.quantization {
         check_quantization(quantization)?;
     }
-    let mut config = (family.config)();
-    let num_layers = options.layers.unwrap_or(family.num_layers);
+    let num_layers = options.layers.unwrap_or_else(|| family.num_layers());
     if !(1..=MAX_LAYERS).contains(&num_layers) {
         let reason = format!("expected 1 to {MAX_LAYERS}");
         return Err(Error::argument("layers", num_layers, reason));
     }
-    set_layers(&mut config, num_layers);
+    let mut config = family.config(Some(num_layers));
     let mut tensors = Vec::new();
     let mut overrides = Map::new();
     let mut num_parameters = 0;
@@ -125,19 +124,6 @@ fn find(name: &str) -> Result<&'static Family> {
     })
 }
 
-/// Says how many layers there are, and cuts the list of their types to as many.
-fn set_layers(config: &mut Map<String, Value>, num_layers: usize) {
-    let fields = match config.get("text_config") {
-        Some(Value::Object(_)) => config.get_mut("text_config").and_then(Value::as_object_mut),
-        _ => Some(config),
-    };
-    let Some(fields) = fields else { return };
-    fields.insert("num_hidden_layers".to_owned(), json!(num_layers));
-    if let Some(Value::Array(types)) = fields.get_mut("layer_types") {
-        *types = types.iter().cycle().take(num_layers).cloned().collect();
-    }
-}
-
 /// The weights that a model of this configuration takes, and the number of its layers.
 fn record(config: &Value, dtype: Dtype) -> Result<(Vec<WeightRecord>, usize)> {
     let fields = config.as_object().cloned().unwrap_or_default();
@@ -161,7 +147,7 @@ fn format_of(
     wanted: Option<Quantization>,
     overrides: &mut Map<String, Value>,
 ) -> Option<Quantization> {
-    let wanted = wanted.filter(|_| !matches!(weight.role, Role::Norm | Role::Other))?;
+    let wanted = wanted.filter(|_| weight.is_matrix)?;
     let columns = weight.shape.last().copied().unwrap_or(0);
     // mlx-lm leaves a matrix dense when its rows are no whole number of groups.
     if columns % wanted.group_size != 0 {

@@ -8,6 +8,7 @@ mod families;
 mod fixture;
 mod generate;
 mod gpt_oss;
+mod latent;
 mod layers;
 mod model;
 mod names;
