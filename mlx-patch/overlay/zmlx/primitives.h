@@ -8,6 +8,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -126,6 +127,8 @@ array greedy_token(const array& logits, StreamOrDevice s = {});
 
 // Names of the primitives compiled in.
 std::vector<std::string> primitives();
+// Whether a graph's node of this name is one of them.
+bool is_primitive(std::string_view node);
 
 // The one thread pool behind every CPU kernel here; BLAS gets the same number. 0 means as many as the process may use,
 // and for BLAS what it had at first. Results never depend on it.

@@ -189,6 +189,7 @@ ArrayPtr fused_greedy_token(const Array& logits) {
 Support fused_supports(
     rust::Str primitive,
     bool gpu,
+    bool metal,
     DtypeId dtype,
     bool fast,
     rust::Slice<const Parameter> parameters) {
@@ -196,12 +197,10 @@ Support fused_supports(
   for (auto& p : parameters) {
     asked.push_back({{p.name.data(), p.name.size()}, value(p)});
   }
-  auto s = zmlx::supports(
-      std::string(primitive),
-      {mx::Device(gpu ? mx::Device::gpu : mx::Device::cpu),
-       to_dtype(dtype),
-       precision(fast),
-       asked});
+  zmlx::Request request = {
+      mx::Device(gpu ? mx::Device::gpu : mx::Device::cpu), to_dtype(dtype), precision(fast), asked};
+  auto s = metal ? zmlx::supports_on_metal(std::string(primitive), request)
+                 : zmlx::supports(std::string(primitive), request);
   return {s.fused, rust::String::lossy(s.reason)};
 }
 
@@ -231,7 +230,7 @@ bool set_cpu_isa(rust::Str name) noexcept {
 
 #else
 
-Support fused_supports(rust::Str, bool, DtypeId, bool, rust::Slice<const Parameter>) {
+Support fused_supports(rust::Str, bool, bool, DtypeId, bool, rust::Slice<const Parameter>) {
   return {false, kReason};
 }
 

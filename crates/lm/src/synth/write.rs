@@ -72,12 +72,13 @@ pub(super) fn prepare(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes all tensors and the index; returns the number of weight files.
+/// Writes all tensors and the index; returns the number of weight files. Without a seed the weights are a hole, which
+/// reads as zeros.
 pub(super) fn write_weights(
     out: &Path,
     tensors: &[Tensor],
     num_parameters: u64,
-    seed: u64,
+    seed: Option<u64>,
     on_bytes: &mut dyn FnMut(u64),
 ) -> Result<usize> {
     let shards = shards(tensors);
@@ -123,7 +124,7 @@ fn shards(tensors: &[Tensor]) -> Vec<&[Tensor]> {
 fn write_shard(
     path: &Path,
     tensors: &[Tensor],
-    seed: u64,
+    seed: Option<u64>,
     on_bytes: &mut dyn FnMut(u64),
 ) -> std::io::Result<()> {
     let mut header = Map::new();
@@ -142,6 +143,11 @@ fn write_shard(
     let mut file = BufWriter::with_capacity(CHUNK_BYTES, File::create(path)?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(header.as_bytes())?;
+    let Some(seed) = seed else {
+        file.flush()?;
+        on_bytes(offset);
+        return file.get_ref().set_len(8 + header.len() as u64 + offset);
+    };
     let mut buffer = vec![0; CHUNK_BYTES];
     for tensor in tensors {
         let mut random = Random::new(seed, &tensor.stream);

@@ -4,7 +4,7 @@ use zmlx_sys::ffi;
 
 use super::{any, unless_empty};
 use crate::bounds::Bounds;
-use crate::{Array, Dtype, Error, Result};
+use crate::{Array, Dtype, Error, Result, launches};
 
 macro_rules! unary {
     ($($(#[$doc:meta])* $name:ident;)*) => {
@@ -204,7 +204,8 @@ pub fn silu(a: &Array) -> Result<Array> {
 
 /// silu(gate) · up, as three stock ops (mlx-lm's `swiglu`; arXiv:2002.05202).
 pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
-    multiply(&silu(gate)?, up)
+    let [y] = launches::compiled(&[gate, up], || Ok([multiply(&silu(gate)?, up)?]))?;
+    Ok(y)
 }
 
 /// Softmax along `axis`; `precise` accumulates in `float32` whatever the dtype.

@@ -24,7 +24,7 @@ use crate::Result;
 use crate::array::array_vec;
 use crate::quantization::{Mode, Quantization, QuantizedWeight};
 
-pub use ask::{Activation, Ask, Parameters, Setting, Value, supports};
+pub use ask::{Activation, Ask, Parameters, Setting, Value, supports, supports_on_metal};
 pub use attention::{Attention, attention, attention_rows};
 pub use gather_qmm_combine::{GatherQmmCombine, gather_qmm_combine};
 pub use gather_qmm_swiglu::{GatherQmmSwiglu, gather_qmm_swiglu};
