@@ -1,6 +1,8 @@
 //! Layers: the ops that mlx-lm's modules run, in its order. Whether a weight is quantised is the layer's business.
 
+mod activation;
 mod attention;
+mod decoder_layer;
 mod embedding;
 mod head;
 mod linear;
@@ -13,12 +15,14 @@ mod site;
 mod switch;
 mod weight;
 
-pub use attention::{Attention, AttentionOptions, Heads};
+pub use activation::{Activation, GluOptions};
+pub use attention::{Attention, AttentionOptions, Heads, QkNorm};
+pub use decoder_layer::{DecoderLayer, FeedForward, LayerNames, LayerOptions, Mixer};
 pub use embedding::Embedding;
 pub use head::{Head, logprobs};
 pub use linear::Linear;
 pub use mlp::Mlp;
-pub use moe::{MoeBlock, SharedExperts};
+pub use moe::{MoeBlock, MoeNames, MoeOptions, SharedExperts, SharedOptions};
 pub use norm::RmsNorm;
 pub use rope::{Factors, Rope, RopeOptions, RopeScaling};
 pub use routing::{Choice, Groups, Routing, Score};
