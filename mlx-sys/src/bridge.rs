@@ -442,6 +442,12 @@ pub mod ffi {
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
         fn fused_rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<UniquePtr<Array>>;
+        fn fused_add_rms_norm(
+            x: &Array,
+            r: &Array,
+            weight: &Array,
+            eps: f32,
+        ) -> Result<UniquePtr<ArrayVec>>;
         fn fused_qk_norm_rope(
             x: &Array,
             num_heads: i32,

@@ -42,7 +42,9 @@ fn instances(folder: &Path) -> BTreeMap<String, String> {
         // what stands below the guard; MLX's macro puts name and template side by side
         let Some((_, part)) = text.split_once("#ifndef ZMLX_NO_INSTANCES") else { continue };
         let part = part.rsplit_once("#endif").map_or(part, |(before, _)| before);
-        let source = format!("#define instantiate_kernel(name, ...) INSTANCE name : __VA_ARGS__ ;\n{part}\n");
+        let source = format!(
+            "#define instantiate_kernel(name, ...) INSTANCE name : __VA_ARGS__ ;\n{part}\n"
+        );
         let unit = tempfile::Builder::new().suffix(".cc").tempfile().expect("file");
         fs::write(unit.path(), source).expect("write");
         let mut cxx = Command::new(std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned()));
@@ -66,14 +68,16 @@ fn instances(folder: &Path) -> BTreeMap<String, String> {
 
 fn metal_files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).expect("folder").map(|entry| entry.expect("entry").path());
-    let mut files: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "metal")).collect();
+    let mut files: Vec<_> =
+        entries.filter(|path| path.extension().is_some_and(|e| e == "metal")).collect();
     files.sort();
     files
 }
 
 /// The buffers of a kernel's template, and of these the ones that it writes to.
 fn buffers(folder: &Path, template: &str) -> (BTreeSet<u64>, BTreeSet<u64>) {
-    let texts = metal_files(folder).into_iter().map(|file| fs::read_to_string(file).expect("kernel"));
+    let texts =
+        metal_files(folder).into_iter().map(|file| fs::read_to_string(file).expect("kernel"));
     let text = texts.collect::<Vec<_>>().join("\n");
     let head = format!("void {template}(");
     let (_, rest) = text.split_once(&head).unwrap_or_else(|| panic!("no template {template}"));
@@ -106,8 +110,9 @@ fn host_launches_what_the_kernels_are() {
         let instance = known.get(kernel);
         let instance = instance.unwrap_or_else(|| panic!("{case}: {kernel} is not in {primitive}"));
         // compiled at run time, it is the same template with the same arguments
-        let expected =
-            format!("template [[host_name(\"{kernel}\")]] [[kernel]] decltype({instance}) {instance};");
+        let expected = format!(
+            "template [[host_name(\"{kernel}\")]] [[kernel]] decltype({instance}) {instance};"
+        );
         assert_eq!(text("instance"), expected, "{case}");
         assert_eq!(launch["ascii"], true, "{case}: Metal reads source text as ASCII");
 
@@ -136,7 +141,8 @@ fn folders_with_a_metal_backend_are_whole() {
         .iter()
         .map(|launch| launch["kernel"].as_str().expect("kernel").to_owned())
         .collect();
-    let folders = fs::read_dir(overlay()).expect("overlay").map(|entry| entry.expect("entry").path());
+    let folders =
+        fs::read_dir(overlay()).expect("overlay").map(|entry| entry.expect("entry").path());
     let mut backends = 0;
     for folder in folders.filter(|folder| folder.join("op.cpp").exists()) {
         let name = folder.display();

@@ -11,9 +11,9 @@ use crate::patch::{PatchOptions, PatchReport, Target, patch_for, unpatch};
 use crate::placement::Placement;
 use crate::step::Step;
 
-/// Tokens before the one whose launches are counted. Chips with two kernels of attention for long contexts take the
-/// short one here.
-pub const CONTEXT: i32 = 512;
+/// Tokens before the one whose launches are counted. The cache has room for it, as for 255 of 256; chips with two kernels
+/// of attention for long contexts take the one for short ones.
+pub const CONTEXT: i32 = 500;
 
 /// The launches of one decode token.
 #[derive(Debug, Clone)]

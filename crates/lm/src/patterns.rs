@@ -34,6 +34,10 @@ pub const PATTERNS: &[Pattern] = &[
     Pattern { name: "qk_norm_rope", about: "norm and rotation of queries and keys" },
     Pattern { name: "attention", about: "scores, softmax and weighted sum of attention" },
     Pattern { name: "rms_norm", about: "norms of the residual stream" },
+    Pattern {
+        name: "add_norm",
+        about: "what is added to the residual stream, with the norm of the sum",
+    },
     Pattern { name: "greedy_token", about: "from logits to the likeliest token" },
 ];
 
@@ -52,7 +56,7 @@ const CPU: &[&str] = &[
 const GPU: &[&str] = &["moe_mlp"];
 /// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place
 /// of several.
-const METAL: &[&str] = &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope"];
+const METAL: &[&str] = &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope", "add_norm"];
 
 /// The names of [`PATTERNS`].
 pub fn names() -> Vec<&'static str> {

@@ -86,6 +86,10 @@ array quantized_matmul(
 // mlx::core::fast::rms_norm. x [.., D], weight [D].
 array rms_norm(const array& x, const array& weight, float eps, StreamOrDevice s = {});
 
+// {x + r, rms_norm(x + r)}. x, r [.., D], weight [D], all of one type.
+std::pair<array, array>
+add_rms_norm(const array& x, const array& r, const array& weight, float eps, StreamOrDevice s = {});
+
 // Parameters of mlx::core::fast::rope; `base` is not used where there are frequencies [dims / 2].
 struct RopeParams {
   int dims;

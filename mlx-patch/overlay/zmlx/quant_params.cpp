@@ -254,6 +254,10 @@ array indices_or_default(
   if (total > std::numeric_limits<int>::max()) {
     fail(tag, "The batch of an input with shape ", a.shape(), " is too large to index.");
   }
+  if (total == 1) {
+    // no launch for a number that is known
+    return reshape(array(0u, uint32), std::move(shape), s);
+  }
   return reshape(arange(static_cast<int>(total), uint32, s), std::move(shape), s);
 }
 

@@ -143,6 +143,10 @@ ArrayPtr fused_rms_norm(const Array& x, const Array& weight, float eps) {
   ZMLX_OP("rms_norm", box(zmlx::rms_norm(x.a, weight.a, eps, current())));
 }
 
+ArrayVecPtr fused_add_rms_norm(const Array& x, const Array& r, const Array& weight, float eps) {
+  ZMLX_OP("add_rms_norm", box(both(zmlx::add_rms_norm(x.a, r.a, weight.a, eps, current()))));
+}
+
 ArrayPtr fused_qk_norm_rope(
     const Array& x,
     int32_t num_heads,

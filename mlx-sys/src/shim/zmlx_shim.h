@@ -325,6 +325,7 @@ ArrayPtr fused_quantized_matmul(
     const QuantParams& q,
     bool fast);
 ArrayPtr fused_rms_norm(const Array& x, const Array& weight, float eps);
+ArrayVecPtr fused_add_rms_norm(const Array& x, const Array& r, const Array& weight, float eps);
 ArrayPtr fused_qk_norm_rope(
     const Array& x,
     int32_t num_heads,

@@ -42,6 +42,7 @@ fn stock_layer_of_qwen3_moe_launches_what_its_source_says() {
         ("GatherAxis", 1), // take_along_axis
         ("Sum", 2),        // of the weights, of the experts
         ("Divide", 1),
+        ("Arange", 3),    // the indices into x that gather_qmm is not given
         ("GatherQMM", 5), // gate and up copy x: the axes that expand_dims adds have strides of one
         ("Sigmoid", 1),
         ("Multiply", 3), // silu, times up, weights

@@ -168,3 +168,9 @@ fn given_arrays_and_what_they_are_made_of_launch_nothing() {
     let (y, given) = built.expect("graph");
     assert_eq!(plan.count([&y], [&given]).expect("count").total(), 1);
 }
+
+#[test]
+fn numbers_beside_an_array_launch_nothing() {
+    let x = zeros(&[1, 64]).expect("x");
+    assert_eq!(total(|| ops::multiply(&x, &Array::scalar_like(0.5, &x)?)), 1);
+}
