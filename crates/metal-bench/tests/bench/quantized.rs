@@ -158,7 +158,8 @@ impl Routed {
         experts: usize,
         range: Range,
     ) -> Routed {
-        let x = kind.bytes(&random.floats(tokens * m * k, 1.0, range));
+        // products of about 1, where activations are neither 0 nor linear
+        let x = kind.bytes(&random.floats(tokens * m * k, 0.15, range));
         let experts = (0..tokens * top_k).map(|_| random.below(experts) as u32).collect();
         Routed { kind, x, tokens, m, top_k, experts }
     }

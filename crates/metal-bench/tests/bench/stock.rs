@@ -40,5 +40,5 @@ fn gather_qmv_is_close_to_the_product_of_dequantized_matrices() {
             }
         }
     }
-    println!("{cases}");
+    crate::say(&format!("gather_qmv: {cases} cases are close to the product of real numbers"));
 }

@@ -102,8 +102,8 @@ impl Random {
             [0.0, -0.0, 1e-7, -6e-5, 1e-40, -1e-38, 6e4, -65504.0, 3e38, -3e38, f32::INFINITY, 1.0];
         (0..n)
             .map(|_| {
-                // about one in a hundred: more, and everything is NaN
-                if range == Range::Extreme && self.below(100) == 0 {
+                // a few in a row: more, and everything is NaN
+                if range == Range::Extreme && self.below(300) == 0 {
                     EXTREME[self.below(EXTREME.len())]
                 } else {
                     self.unit() * scale
