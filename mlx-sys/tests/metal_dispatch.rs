@@ -8,6 +8,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
 };
 
 use serde_json::Value;
@@ -18,8 +19,13 @@ fn overlay() -> PathBuf {
     Path::new(zmlx_patch::ROOT).join("overlay")
 }
 
-/// One JSON object for each launch of the host code.
-fn launches() -> Vec<Value> {
+/// One JSON object for each launch of the host code, made on the first call.
+fn launches() -> &'static [Value] {
+    static LAUNCHES: OnceLock<Vec<Value>> = OnceLock::new();
+    LAUNCHES.get_or_init(run_host_code)
+}
+
+fn run_host_code() -> Vec<Value> {
     let mut build = Command::new(env!("ZMLX_SYS_CMAKE"));
     build.args(["--build", CPP, "--target", "metal_dispatch"]);
     // cargo's own make flags are not for CMake's make
@@ -102,7 +108,7 @@ fn numbers(value: &Value) -> BTreeSet<u64> {
 fn host_launches_what_the_kernels_are() {
     let launches = launches();
     let mut folders: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    for launch in &launches {
+    for launch in launches {
         let text = |key: &str| launch[key].as_str().expect(key);
         let (case, primitive, kernel) = (text("case"), text("primitive"), text("kernel"));
         let folder = overlay().join(primitive);

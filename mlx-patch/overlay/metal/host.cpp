@@ -29,6 +29,8 @@ const std::string& metallib() {
 std::string source(const Kernel& kernel) {
   std::string text = "#define ZMLX_NO_INSTANCES 1\n";
   text += metal_source(kernel.file);
+  // signs of copyright in comments; Metal would read nothing at all
+  std::erase_if(text, [](unsigned char c) { return c > 126; });
   text += "\ntemplate [[host_name(\"" + kernel.name + "\")]] [[kernel]] decltype(" + kernel.instance + ") " +
       kernel.instance + ";\n";
   return text;

@@ -73,3 +73,39 @@ fn what_metal_has_no_kernel_for_is_counted_on_stock() {
     assert_eq!(reason, "there is no Metal kernel for greedy_token");
     assert_eq!(report.patched, report.stock);
 }
+
+/// The rows of the README's table: name, layers, stock, mlx-lm, patched.
+fn readme() -> Vec<(String, [usize; 3])> {
+    let text = include_str!("../../../../README.md");
+    let table = text.split("| launches per token |").nth(1).expect("the table of launches");
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    rows.map(|line| {
+        let mut cells = line.split('|').map(str::trim).skip(1);
+        let name = cells.next().expect(line).trim_matches('`').to_owned();
+        let mut number = || cells.next().and_then(|n| n.replace(',', "").parse().ok()).expect(line);
+        (name, [number(), number(), number()])
+    })
+    .collect()
+}
+
+#[test]
+fn readme_has_the_launches_of_whole_models() {
+    let rows = readme();
+    assert!(!rows.is_empty());
+    let dir = tempfile::tempdir().expect("tempdir");
+    for (name, expected) in rows {
+        let out = dir.path().join(&name);
+        let options = SynthOptions {
+            like: name.clone(),
+            layers: None,
+            quantization: Some(Quantization::affine(64, 4)),
+            seed: 0,
+            hollow: true,
+        };
+        synthesize(&out, &options, &mut |_, _| {}).expect("checkpoint");
+        let report = count(&out, &PatchOptions::default()).expect("count");
+        let got = [report.stock.total(), report.mlx_lm(), report.patched.total()];
+        assert_eq!(got, expected, "{name}: stock, mlx-lm, patched; {:#?}", report.patched);
+        assert!(report.stock.assumed.is_empty(), "{name}: {:?}", report.stock.assumed);
+    }
+}
