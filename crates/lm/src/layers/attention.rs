@@ -113,6 +113,7 @@ pub struct Attention {
     scale: f32,
     norm_rope_path: Path,
     path: Path,
+    append_path: Path,
 }
 
 impl Attention {
@@ -167,6 +168,7 @@ impl Attention {
             scale: f64::from(head_dim).powf(-0.5) as f32,
             norm_rope_path: Path::Stock,
             path: Path::Stock,
+            append_path: Path::Stock,
         })
     }
 
@@ -274,7 +276,8 @@ impl Attention {
         let (Path::Fused(Fusion { precision, .. }), None) = (self.path, self.window) else {
             return Ok(None);
         };
-        let Some(rows) = rows.update_growing(k, v)? else { return Ok(None) };
+        let fused = self.append_path != Path::Stock;
+        let Some(rows) = rows.update_growing(k, v, fused)? else { return Ok(None) };
         let (lengths, causal) = (Some(&rows.lengths), q.dim(2) > 1);
         Ok(Some(primitives::attention_rows(
             q,
@@ -354,6 +357,7 @@ impl Fusable for Attention {
             sinks: self.sinks.is_some(),
         };
         push("attention", ask(question), &mut self.path);
+        push("cache_append", ask(primitives::CacheAppend), &mut self.append_path);
         self.o_proj.sites(&at.pp("o_proj"), sites);
     }
 }

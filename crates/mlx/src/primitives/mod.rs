@@ -11,6 +11,7 @@
 mod add_rms_norm;
 mod ask;
 mod attention;
+mod cache_append;
 mod gather_qmm_combine;
 mod gather_qmm_swiglu;
 mod greedy_token;
@@ -28,6 +29,7 @@ use crate::quantization::{Mode, Quantization, QuantizedWeight};
 pub use add_rms_norm::{AddRmsNorm, add_rms_norm};
 pub use ask::{Activation, Ask, Parameters, Setting, Value, supports, supports_on_metal};
 pub use attention::{Attention, attention, attention_rows};
+pub use cache_append::{CacheAppend, cache_append};
 pub use gather_qmm_combine::{GatherQmmCombine, gather_qmm_combine};
 pub use gather_qmm_swiglu::{GatherQmmSwiglu, gather_qmm_swiglu};
 pub use greedy_token::{GreedyToken, greedy_token};
@@ -46,6 +48,7 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &AddRmsNorm::TYPICAL,
     &QkNormRope::TYPICAL,
     &Attention::TYPICAL,
+    &CacheAppend,
     &GreedyToken::TYPICAL,
 ];
 
