@@ -47,6 +47,8 @@ pub struct SynthOptions {
     pub quantization: Option<Quantization>,
     /// Seed of the random numbers. Same options, same bytes.
     pub seed: u64,
+    /// Whether the weights are zeros that take no room on the disk: for what reads no weights.
+    pub hollow: bool,
 }
 
 /// What was written.
@@ -107,11 +109,11 @@ pub fn synthesize(
         config.insert("quantization_config".to_owned(), Value::Object(section));
     }
     write::prepare(out)?;
+    let values = (!options.hollow).then_some(options.seed);
     let bytes: u64 = tensors.iter().map(Tensor::bytes).sum();
-    let num_files =
-        write::write_weights(out, &tensors, num_parameters, options.seed, &mut |done| {
-            on_bytes(done, bytes);
-        })?;
+    let num_files = write::write_weights(out, &tensors, num_parameters, values, &mut |done| {
+        on_bytes(done, bytes);
+    })?;
     // Last, so that a folder with a config.json is complete.
     write::write_json(&out.join("config.json"), &Value::Object(config))?;
     Ok(SynthReport { num_files, bytes, num_parameters, num_layers })

@@ -8,7 +8,7 @@ use super::*;
 const TINY: &str = "qwen3-moe-tiny";
 
 fn options(quantization: Option<Quantization>, seed: u64) -> SynthOptions {
-    SynthOptions { like: TINY.to_owned(), layers: None, quantization, seed }
+    SynthOptions { like: TINY.to_owned(), layers: None, quantization, seed, hollow: false }
 }
 
 fn write(options: &SynthOptions) -> (tempfile::TempDir, SynthReport) {
@@ -151,4 +151,28 @@ fn a_folder_in_use_is_refused_and_left_alone() {
     // Without a config.json it is an earlier attempt that did not finish.
     fs::remove_file(folder.path().join("config.json")).expect("remove");
     synthesize(folder.path(), &options(None, 1), &mut |_, _| {}).expect("starts over");
+}
+
+#[test]
+fn hollow_checkpoint_has_all_tensors_and_takes_no_room() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let full = options(Some(Quantization::affine(64, 4)), 0);
+    let hollow = SynthOptions { hollow: true, ..full.clone() };
+    let report = synthesize(&dir.path().join("hollow"), &hollow, &mut |_, _| {}).expect("hollow");
+    assert_eq!(report, synthesize(&dir.path().join("full"), &full, &mut |_, _| {}).expect("full"));
+    let inspect = |name: &str| {
+        let inspection = crate::inspect(&dir.path().join(name), &Default::default());
+        inspection.expect("inspect").weight_formats
+    };
+    assert_eq!(inspect("hollow"), inspect("full"));
+    let size = |name: &str| {
+        let path = dir.path().join(name).join("model.safetensors");
+        std::fs::metadata(path).expect("weights")
+    };
+    assert_eq!(size("hollow").len(), size("full").len());
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::fs::MetadataExt;
+        assert!(size("hollow").blocks() < size("full").blocks() / 4);
+    }
 }

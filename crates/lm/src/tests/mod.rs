@@ -9,6 +9,7 @@ mod fixture;
 mod generate;
 mod gpt_oss;
 mod latent;
+mod launches;
 mod layers;
 mod model;
 mod names;
