@@ -25,7 +25,7 @@ pub struct Draft {
     /// Tensors by name, sorted.
     pub weights: BTreeMap<String, Array>,
     /// Modules whose weights may be packed.
-    matrices: Vec<String>,
+    pub(crate) matrices: Vec<String>,
 }
 
 impl Draft {
@@ -52,6 +52,11 @@ impl Draft {
             }
         }
         Ok(Self { config, weights, matrices })
+    }
+
+    /// Weights that are there already. [`quantized`](Self::quantized) packs none of them.
+    pub fn of(config: Value, weights: BTreeMap<String, Array>) -> Self {
+        Self { config, weights, matrices: Vec::new() }
     }
 
     /// Packs every matrix whose rows are a whole number of groups, and says so in the configuration.
