@@ -1,7 +1,6 @@
 //! What the Metal backends' host code launches, held against what the kernels say: names, instances, buffers, grid. The
 //! host code runs on a stand-in for Metal (overlay/tests/metal); a kernel's side is its source, preprocessed.
 #![cfg(all(feature = "custom-primitive", not(target_os = "macos")))]
-#![expect(clippy::print_stdout, reason = "how much was compared")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -129,7 +128,10 @@ fn host_launches_what_the_kernels_are() {
         assert_eq!(set, all, "{case}: buffers of {template}");
         assert_eq!(numbers(&launch["outputs"]), written, "{case}: outputs of {template}");
         let threads: u64 = numbers_of(&launch["group"]).iter().product();
-        assert!(threads % 32 == 0 && threads <= 1024, "{case}: {threads} threads in a group");
+        assert!(
+            threads.is_multiple_of(32) && threads <= 1024,
+            "{case}: {threads} threads in a group"
+        );
         assert!(numbers_of(&launch["grid"]).iter().all(|n| *n > 0), "{case}: an empty grid");
     }
     assert!(!launches.is_empty(), "no launch was made");

@@ -236,7 +236,7 @@ impl Launches {
             rows.line(&line);
         }
         if !self.assumed.is_empty() {
-            rows.row("counted as one each", list(&self.assumed, ""));
+            rows.row("counted as one each", self.assumed.join(", "));
         }
     }
 }
