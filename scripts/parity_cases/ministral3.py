@@ -32,6 +32,8 @@ def rope(length, beta, theta=1000000.0, factor=16.0):
     }
 
 
+CONVERT = {"rope_parameters": rope(64, 0.1), "layer_types": ["full_attention"] * 3}
+
 GOLDEN = {
     "hidden_size": 64,
     "num_hidden_layers": 2,

@@ -5,6 +5,8 @@ from parity_cases import llama, ministral3
 
 BASE_CONFIG = {"architectures": ["Mistral3ForConditionalGeneration"]}
 
+CONVERT = None
+
 
 def wrap(config):
     """Everything but what stands at the top goes into `text_config`."""
