@@ -40,6 +40,23 @@ pub mod ffi {
         mode: String,
     }
 
+    /// How a router goes from logits to experts and weights; names as in the overlay's `RouterParams`.
+    struct RouterParams {
+        top_k: i32,
+        scoring: String,
+        precise: bool,
+        descending: bool,
+        in_f32: bool,
+        num_groups: i32,
+        top_k_groups: i32,
+        normalize: bool,
+        epsilon: f32,
+        scale: f32,
+        /// Whether the weights become `weights`; they stay as they come otherwise.
+        casts: bool,
+        weights: DtypeId,
+    }
+
     /// Which field of a [`Parameter`] holds its value.
     #[derive(Debug, PartialEq, Eq)]
     enum ParameterKind {
@@ -407,9 +424,9 @@ pub mod ffi {
         ) -> Result<UniquePtr<Array>>;
         fn fused_moe_router(
             logits: &Array,
-            top_k: i32,
-            normalize: bool,
-            scoring: &str,
+            router: &RouterParams,
+            selection_bias: &UniquePtr<Array>,
+            expert_scale: &UniquePtr<Array>,
         ) -> Result<UniquePtr<ArrayVec>>;
         fn fused_quantized_matmul(
             x: &Array,

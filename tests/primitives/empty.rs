@@ -3,7 +3,7 @@
 
 use mlx::fast::{self, Mask, Rope};
 use mlx::primitives::{
-    Precision, Scoring, attention, gather_qmm_combine, gather_qmm_swiglu, greedy_token, moe_router,
+    Precision, Scoring, attention, gather_qmm_combine, gather_qmm_swiglu, greedy_token,
     qk_norm_rope, quantized_matmul, rms_norm,
 };
 use mlx::quantization::{Mode, Quantization, QuantizedWeight};
@@ -13,6 +13,7 @@ use super::combine;
 use crate::support::alone::alone;
 use crate::support::bits::{as_f32, assert_same_bits};
 use crate::support::data::{DTYPES, Rng, quantizations};
+use crate::support::route::route;
 
 fn zeros(shape: &[i32], dtype: Dtype) -> Array {
     ops::zeros(shape, dtype).unwrap()
@@ -175,12 +176,12 @@ alone! {
         }
 
         let rows = rng.array(&[0, 16], dtype, 1.0);
-        let (indices, scores) = moe_router(&rows, 2, true, Scoring::Softmax).unwrap();
+        let (indices, scores) = route(&rows, 2, true, Scoring::Softmax).unwrap();
         mlx::eval([&indices, &scores]).unwrap();
         assert_eq!((indices.shape(), scores.shape()), (&[0, 2][..], &[0, 2][..]));
-        assert!(moe_router(&rng.array(&[3, 16], dtype, 1.0), 0, true, Scoring::Softmax).is_err());
-        assert!(moe_router(&rng.array(&[3, 0], dtype, 1.0), 0, true, Scoring::Softmax).is_err());
-        assert!(moe_router(&rng.array(&[3, 0], dtype, 1.0), 1, true, Scoring::Sigmoid).is_err());
+        assert!(route(&rng.array(&[3, 16], dtype, 1.0), 0, true, Scoring::Softmax).is_err());
+        assert!(route(&rng.array(&[3, 0], dtype, 1.0), 0, true, Scoring::Softmax).is_err());
+        assert!(route(&rng.array(&[3, 0], dtype, 1.0), 1, true, Scoring::Sigmoid).is_err());
 
         greedy_token(&rows).unwrap().eval().unwrap();
         assert!(greedy_token(&rng.array(&[3, 0], dtype, 1.0)).is_err());

@@ -118,21 +118,13 @@ fn what_no_kernel_does_is_refused_with_the_reason() {
     refused(&GatherQmmCombine { transpose: false, ..combine }, &["transposed"]);
     refused(&RmsNorm { dims: 64, weight: false }, &["weight"]);
 
-    let router = MoeRouter {
-        num_experts: 8,
-        top_k: 2,
-        normalize: true,
-        scoring: Scoring::Softmax,
-        selection_bias: false,
-        num_groups: 1,
-        scale: 1.0,
-    };
+    let router = MoeRouter::new(8, 2, Scoring::Sigmoid);
     assert_eq!(supports(&router, &CPU), Ok(()));
     refused(&MoeRouter { top_k: 9, ..router }, &["top_k", "8", "9"]);
-    refused(&MoeRouter { scoring: Scoring::SoftmaxOfTopK, ..router }, &["softmax_of_top_k"]);
-    refused(&MoeRouter { selection_bias: true, ..router }, &["bias"]);
-    refused(&MoeRouter { num_groups: 4, ..router }, &["groups"]);
-    refused(&MoeRouter { scale: 2.5, ..router }, &["scale"]);
+    refused(&MoeRouter { num_groups: 3, ..router }, &["groups", "3", "8"]);
+    refused(&MoeRouter { num_groups: 8, ..router }, &["groups", "two experts"]);
+    refused(&MoeRouter { num_groups: 4, top_k_groups: 5, ..router }, &["top_k_groups", "4", "5"]);
+    refused(&MoeRouter { weights: Some(Dtype::F64), ..router }, &["weights", "float64"]);
 
     let rope = QkNormRope {
         num_heads: 4,

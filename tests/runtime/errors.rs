@@ -1,10 +1,11 @@
 //! Every error of `mlx`, provoked.
 
-use mlx::primitives::{Precision, Scoring, gather_qmm_swiglu, moe_router};
+use mlx::primitives::{Precision, Scoring, gather_qmm_swiglu};
 use mlx::quantization::{Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, Error, io, ops};
 
 use crate::support::data::{self, Rng};
+use crate::support::route::route;
 
 #[test]
 fn ops_with_wrong_shapes_say_what_arrived() {
@@ -116,11 +117,11 @@ fn swiglu_arguments_that_do_not_fit_are_refused_with_what_arrived() {
 fn router_arguments_that_do_not_fit_are_refused() {
     let logits = data::array(&[1f32, 2.0, 3.0], &[1, 3]);
     for top_k in [0, -1, 4] {
-        let error = moe_router(&logits, top_k, true, Scoring::Softmax).unwrap_err();
+        let error = route(&logits, top_k, true, Scoring::Softmax).unwrap_err();
         assert!(error.to_string().contains("[moe_router]"), "{error}");
     }
     let integers = logits.astype(Dtype::I32).unwrap();
-    assert!(moe_router(&integers, 1, true, Scoring::Softmax).is_err());
+    assert!(route(&integers, 1, true, Scoring::Softmax).is_err());
 }
 
 #[test]
@@ -137,7 +138,7 @@ fn router_of_logits_that_are_not_numbers_picks_experts_that_exist() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for logits in [[bad; 8], [0.5, bad, 0.0, bad, -1.0, 2.0, bad, 0.25]] {
             let logits = data::array(&logits, &[1, 8]);
-            let (indices, _) = moe_router(&logits, 2, true, Scoring::Softmax).unwrap();
+            let (indices, _) = route(&logits, 2, true, Scoring::Softmax).unwrap();
             let indices = indices.to_vec::<u32>().unwrap();
             assert!(indices.iter().all(|i| *i < 8), "{indices:?}");
         }

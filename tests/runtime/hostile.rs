@@ -11,6 +11,7 @@ use mlx::{Array, Dtype, Result, ops, random, transforms};
 
 use crate::support::alone::alone;
 use crate::support::data::{self, array};
+use crate::support::route::route;
 
 type Reduction = fn(&Array, &[i32], bool) -> Result<Array>;
 type Indexing = fn(&Array, &Array, i32) -> Result<Array>;
@@ -304,7 +305,7 @@ alone! {
             attempt(("greedy_token", name), || primitives::greedy_token(x));
             for k in [i32::MIN, -1, 0, 1, 3, i32::MAX] {
                 attempt_all(("moe_router", name, k), || {
-                    primitives::moe_router(x, k, true, Scoring::Sigmoid).map(|(a, b)| vec![a, b])
+                    route(x, k, true, Scoring::Sigmoid).map(|(a, b)| vec![a, b])
                 });
             }
             for dims in [i32::MIN, -2, 0, 1, 2, 4, i32::MAX] {

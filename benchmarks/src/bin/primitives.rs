@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use mlx::primitives::{self, Precision, Scoring};
+use mlx::primitives::{self, MoeRouter, Precision, Scoring};
 use mlx::quantization::{self, Mode, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, ops};
 use serde::Serialize;
@@ -362,8 +362,9 @@ fn router(m: Moe, tokens: i32, dtype: Dtype) -> Case {
                 }),
                 exact: Box::new(move |i| {
                     let logits = &fused[i % NUM_INPUTS];
-                    let (indices, scores) =
-                        primitives::moe_router(logits, k, true, Scoring::Softmax)?;
+                    let router =
+                        MoeRouter { normalize: true, ..MoeRouter::new(e, k, Scoring::Softmax) };
+                    let (indices, scores) = primitives::moe_router(logits, &router, None, None)?;
                     join(&indices, &scores)
                 }),
                 fast: None,

@@ -59,14 +59,38 @@ array gather_qmm_combine(
     Precision precision,
     StreamOrDevice s = {});
 
-// Routing on gate logits [.., E] -> {indices [.., top_k] u32, scores [.., top_k]}.
-// scoring "softmax" (precise) or "sigmoid"; the selection, its order and the bits are those of
-// argpartition(scores, -top_k)[-top_k:], take_along_axis, and scores / sum(scores) if `normalize`.
+// How a router goes from logits to experts and weights, but for the arrays.
+struct RouterParams {
+  int top_k;
+  // "softmax", "sigmoid", or "softmax_of_top_k": logits choose, softmax over the chosen ones.
+  std::string scoring;
+  // Whether softmax accumulates in float32.
+  bool precise = true;
+  // The first of argpartition(-scores, top_k - 1), in place of the last of argpartition(scores, -top_k).
+  bool descending = false;
+  // Scores in float32 whatever the type of the logits.
+  bool in_f32 = false;
+  // Of num_groups groups of experts the top_k_groups best are kept, by the sum of their two best scores each; the
+  // scores of the others count as zero.
+  int num_groups = 1;
+  int top_k_groups = 1;
+  // Weights divided by their sum, to which epsilon is added.
+  bool normalize = false;
+  float epsilon = 0;
+  // What the weights are multiplied by in the end.
+  float scale = 1;
+  // What type they then get.
+  std::optional<mlx::core::Dtype> weights = {};
+};
+
+// Routing on gate logits [.., E] -> {indices [.., top_k] u32, weights [.., top_k]}: the choice, its order and the bits of
+// the stock ops in moe_router/op.cpp.
+//   selection_bias [E] is added, in float32, to the scores that choose; expert_scale [E] multiplies the weights.
 std::pair<array, array> moe_router(
     const array& logits,
-    int top_k,
-    bool normalize,
-    const std::string& scoring,
+    const RouterParams& params,
+    const std::optional<array>& selection_bias,
+    const std::optional<array>& expert_scale,
     StreamOrDevice s = {});
 
 // x @ w, as mlx::core::quantized_matmul.

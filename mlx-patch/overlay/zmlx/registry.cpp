@@ -81,7 +81,11 @@ std::string refusal(const Row& row, const Request& request) {
     if (request.device == Device::cpu) {
       return definition.refuse_cpu(request);
     }
-    return row.gpu ? row.gpu->refuse(request) : no_gpu_kernel(definition.name);
+    if (!row.gpu) {
+      return no_gpu_kernel(definition.name);
+    }
+    auto reason = refuse_variant(definition, *row.gpu, request);
+    return reason.empty() ? row.gpu->refuse(request) : reason;
   } catch (const std::invalid_argument& e) {
     return std::string(definition.name) + ": " + e.what();
   }
@@ -123,6 +127,21 @@ Support supports(std::string_view primitive, const Request& request) {
     reason = refusal(*row, request);
   }
   return {reason.empty(), reason};
+}
+
+std::string refuse_variant(const Definition& definition, const GpuBackend& gpu, const Request& request) {
+  for (auto& plain : definition.variants) {
+    auto& asked = request.parameters;
+    auto p = std::find_if(asked.begin(), asked.end(), [&](auto& p) { return p.name == plain.name; });
+    bool differs = p == asked.end() || p->value != plain.value;
+    if (differs && std::find(gpu.variants.begin(), gpu.variants.end(), plain.name) == gpu.variants.end()) {
+      std::ostringstream reason;
+      reason << std::boolalpha << "the gpu kernel for " << definition.name << " has no other '" << plain.name << "' than ";
+      std::visit([&](auto value) { reason << "'" << value << "'"; }, plain.value);
+      return reason.str();
+    }
+  }
+  return "";
 }
 
 std::string refuse_on_cpu([[maybe_unused]] const Request& request) {

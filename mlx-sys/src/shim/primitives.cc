@@ -28,6 +28,21 @@ zmlx::QuantizedWeight weight(const ArrayVec& v) {
       v.v.size() == 3 ? std::optional<mx::array>(v.v[2]) : std::nullopt};
 }
 
+zmlx::RouterParams params(const RouterParams& r) {
+  return {
+      r.top_k,
+      std::string(r.scoring),
+      r.precise,
+      r.descending,
+      r.in_f32,
+      r.num_groups,
+      r.top_k_groups,
+      r.normalize,
+      r.epsilon,
+      r.scale,
+      r.casts ? std::optional<mx::Dtype>(to_dtype(r.weights)) : std::nullopt};
+}
+
 std::vector<mx::array> both(std::pair<mx::array, mx::array> outputs) {
   return {std::move(outputs.first), std::move(outputs.second)};
 }
@@ -113,11 +128,15 @@ ArrayPtr fused_gather_qmm_combine(
           current())));
 }
 
-ArrayVecPtr
-fused_moe_router(const Array& logits, int32_t top_k, bool normalize, rust::Str scoring) {
+ArrayVecPtr fused_moe_router(
+    const Array& logits,
+    const RouterParams& router,
+    const ArrayPtr& selection_bias,
+    const ArrayPtr& expert_scale) {
   ZMLX_OP(
       "moe_router",
-      box(both(zmlx::moe_router(logits.a, top_k, normalize, std::string(scoring), current()))));
+      box(both(zmlx::moe_router(
+          logits.a, params(router), opt(selection_bias), opt(expert_scale), current()))));
 }
 
 ArrayPtr fused_quantized_matmul(

@@ -20,6 +20,7 @@ struct StreamId;
 struct QuantParams;
 struct Support;
 struct Parameter;
+struct RouterParams;
 struct Callback;
 
 // An mlx array that counts itself, so that tests can prove nothing leaks.
@@ -286,8 +287,11 @@ ArrayPtr fused_gather_qmm_combine(
     const Array& scores,
     const QuantParams& q,
     bool fast);
-ArrayVecPtr
-fused_moe_router(const Array& logits, int32_t top_k, bool normalize, rust::Str scoring);
+ArrayVecPtr fused_moe_router(
+    const Array& logits,
+    const RouterParams& router,
+    const ArrayPtr& selection_bias,
+    const ArrayPtr& expert_scale);
 ArrayPtr fused_quantized_matmul(
     const Array& x,
     const ArrayVec& w,

@@ -56,10 +56,7 @@ impl MoeBlock {
         let logits = self.gate.forward(x)?; // [B, L, E]
         let (indices, scores) = match self.router_path {
             Path::Stock => self.routing.select(&logits)?,
-            Path::Fused(_) => {
-                let Routing { top_k, norm_topk_prob, .. } = self.routing;
-                primitives::moe_router(&logits, top_k, norm_topk_prob, self.routing.scoring())?
-            }
+            Path::Fused(_) => self.routing.select_fused(&logits)?,
         };
         let y = self.experts(x, &indices, &scores)?;
         match &self.shared {

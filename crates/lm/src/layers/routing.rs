@@ -1,4 +1,4 @@
-use mlx::primitives::{MoeRouter, Scoring};
+use mlx::primitives::{self, MoeRouter, Scoring};
 use mlx::{Array, Dtype, ops};
 
 use super::Questions;
@@ -56,6 +56,8 @@ pub struct Routing {
     pub norm_topk_prob: bool,
     /// Added to the sum that they are divided by.
     pub norm_eps: f32,
+    /// What the weights of each expert are multiplied by, `[E]`.
+    pub expert_scale: Option<Array>,
     /// What the weights are multiplied by in the end.
     pub scale: Option<f32>,
     /// The type of the weights; `None`: as they come.
@@ -74,6 +76,7 @@ impl Routing {
             groups: None,
             norm_topk_prob: false,
             norm_eps: 0.0,
+            expert_scale: None,
             scale: None,
             dtype: None,
         }
@@ -86,7 +89,8 @@ impl Routing {
     /// # Errors
     /// `Mlx`.
     /// # Source
-    /// mlx-lm `qwen3_moe.py`, `deepseek_v3.py` (`group_expert_select`), `lfm2_moe.py`, `gpt_oss.py`, `minimax.py`.
+    /// mlx-lm `qwen3_moe.py`, `deepseek_v3.py` (`group_expert_select`), `lfm2_moe.py`, `gpt_oss.py`, `minimax.py`,
+    /// `gemma4_text.py` (`Router`).
     pub fn select(&self, logits: &Array) -> Result<(Array, Array)> {
         let logits = if self.in_f32 { logits.astype(Dtype::F32)? } else { logits.clone() };
         let scores = match self.score {
@@ -105,6 +109,9 @@ impl Routing {
                 total = ops::add(&total, &Array::scalar_like(self.norm_eps, &total)?)?;
             }
             chosen = ops::divide(&chosen, &total)?;
+        }
+        if let Some(expert_scale) = &self.expert_scale {
+            chosen = ops::multiply(&chosen, &ops::take(expert_scale, &indices, 0)?)?;
         }
         if let Some(scale) = self.scale {
             chosen = ops::multiply(&chosen, &Array::scalar_like(scale, &chosen)?)?;
@@ -142,34 +149,40 @@ impl Routing {
         Ok(ops::sum(&weighted, &[-2], false)?.astype(y.dtype())?)
     }
 
-    /// What the fused router is asked.
-    pub(super) fn questions(&self, num_experts: i32) -> Questions {
-        let other = if self.choice != Choice::LastOfAscending {
-            "experts in descending order"
-        } else if self.norm_eps != 0.0 {
-            "an epsilon in the sum of weights"
-        } else if self.in_f32 || self.dtype.is_some() {
-            "weights of another type than the logits"
-        } else {
-            return ask(MoeRouter {
-                num_experts,
-                top_k: self.top_k,
-                normalize: self.norm_topk_prob,
-                scoring: self.scoring(),
-                selection_bias: self.selection_bias.is_some(),
-                num_groups: self.groups.map_or(1, |groups| groups.num_groups),
-                scale: self.scale.unwrap_or(1.0),
-            });
-        };
-        Err(format!("the fused router does not do {other}"))
+    /// [`select`](Self::select) in one launch.
+    pub(crate) fn select_fused(&self, logits: &Array) -> Result<(Array, Array)> {
+        let router = self.router(logits.dim(-1));
+        let (bias, scale) = (self.selection_bias.as_ref(), self.expert_scale.as_ref());
+        Ok(primitives::moe_router(logits, &router, bias, scale)?)
     }
 
-    /// The scoring as the fused router spells it.
-    pub(super) fn scoring(&self) -> Scoring {
-        match self.score {
-            Score::Softmax => Scoring::Softmax,
-            Score::Sigmoid => Scoring::Sigmoid,
-            Score::SoftmaxOfChosen { .. } => Scoring::SoftmaxOfTopK,
+    /// What the fused router is asked.
+    pub(super) fn questions(&self, num_experts: i32) -> Questions {
+        ask(self.router(num_experts))
+    }
+
+    fn router(&self, num_experts: i32) -> MoeRouter {
+        let (scoring, precise) = match self.score {
+            Score::Softmax => (Scoring::Softmax, true),
+            Score::Sigmoid => (Scoring::Sigmoid, true),
+            Score::SoftmaxOfChosen { precise } => (Scoring::SoftmaxOfTopK, precise),
+        };
+        let groups = self.groups.unwrap_or(Groups { num_groups: 1, top_k: 1 });
+        MoeRouter {
+            num_experts,
+            top_k: self.top_k,
+            scoring,
+            precise,
+            descending: self.choice == Choice::FirstOfDescending,
+            in_f32: self.in_f32,
+            selection_bias: self.selection_bias.is_some(),
+            num_groups: groups.num_groups,
+            top_k_groups: groups.top_k,
+            normalize: self.norm_topk_prob,
+            epsilon: self.norm_eps,
+            expert_scale: self.expert_scale.is_some(),
+            scale: self.scale.unwrap_or(1.0),
+            weights: self.dtype,
         }
     }
 }
