@@ -202,6 +202,15 @@ std::vector<Run> group_routes(std::vector<Route>& routes) {
   return runs;
 }
 
+int64_t columns_per_task(int64_t N, int64_t runs) {
+  constexpr int64_t kTasksPerThread = 32;
+  int64_t columns = kColumnBlock;
+  while (columns < kMaxColumns && runs * (N / (2 * columns)) >= kTasksPerThread * pool_size()) {
+    columns *= 2;
+  }
+  return columns;
+}
+
 void check_indices(const char* op, const std::vector<uint32_t>& indices, int64_t size, const char* what) {
   for (uint32_t i : indices) {
     if (i >= size) {

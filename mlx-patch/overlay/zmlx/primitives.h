@@ -30,12 +30,30 @@ struct QuantizedWeight {
   std::optional<array> biases;
 };
 
-// silu(x @ gate[rhs]) * (x @ up[rhs]), one launch. Same conventions and defaults as mlx::core::gather_qmm:
+// What joins the gate and up projections of a gated feed-forward:
+//   "silu"            silu(gate) * up
+//   "gelu_tanh"       gelu(gate) * up, by the approximation with tanh
+//   "clipped_swiglu"  (clip(up) + 1) * g * sigmoid(alpha * g) with g = min(gate, limit); up is kept within +-limit
+struct GluParams {
+  std::string activation = "silu";
+  float alpha = 0;
+  float limit = 0;
+};
+
+// Two projections of the same input, quantized alike, with a bias [.., N] each or none.
+struct GluProjections {
+  QuantizedWeight gate;
+  QuantizedWeight up;
+  std::optional<array> gate_bias = {};
+  std::optional<array> up_bias = {};
+};
+
+// activation(x @ gate[rhs]) * (x @ up[rhs]), one launch. Same conventions and defaults as mlx::core::gather_qmm:
 //   x [.., M, K]; lhs_indices, rhs_indices broadcast against each other -> [.., M, N]
 array gather_qmm_swiglu(
     const array& x,
-    const QuantizedWeight& gate,
-    const QuantizedWeight& up,
+    const GluProjections& projections,
+    const GluParams& glu,
     std::optional<array> lhs_indices,
     std::optional<array> rhs_indices,
     bool transpose,
@@ -46,11 +64,23 @@ array gather_qmm_swiglu(
     Precision precision,
     StreamOrDevice s = {});
 
-// y[.., N] = sum_k scores[.., k] * (x[.., k, 1, K] @ down[rhs_indices[.., k]]^T), in the dtype of the product.
-// Rounds as stock: gather_qmm, squeeze, multiply by scores[.., None], sum(-2), astype.
+// activation(x @ gate^T) * (x @ up^T), one launch: x [.., K], gate and up [N, K] -> [.., N]
+array swiglu_mlp(
+    const array& x,
+    const GluProjections& projections,
+    const GluParams& glu,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    Precision precision,
+    StreamOrDevice s = {});
+
+// y[.., N] = sum_k scores[.., k] * (x[.., k, 1, K] @ down[rhs_indices[.., k]]^T + bias[rhs_indices[.., k]]), in the dtype
+// of the product. Rounds as stock: gather_qmm, add, squeeze, multiply by scores[.., None], sum(-2), astype.
 array gather_qmm_combine(
     const array& x,
     const QuantizedWeight& down,
+    const std::optional<array>& bias,
     const array& rhs_indices,
     const array& scores,
     std::optional<int> group_size,
