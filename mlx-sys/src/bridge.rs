@@ -40,6 +40,13 @@ pub mod ffi {
         mode: String,
     }
 
+    /// What joins two projections; names as in the overlay's `GluParams`.
+    struct GluParams {
+        activation: String,
+        alpha: f32,
+        limit: f32,
+    }
+
     /// How a router goes from logits to experts and weights; names as in the overlay's `RouterParams`.
     struct RouterParams {
         top_k: i32,
@@ -407,6 +414,8 @@ pub mod ffi {
             x: &Array,
             gate: &ArrayVec,
             up: &ArrayVec,
+            biases: &ArrayVec,
+            glu: &GluParams,
             lhs_indices: &UniquePtr<Array>,
             rhs_indices: &UniquePtr<Array>,
             transpose: bool,
@@ -417,6 +426,7 @@ pub mod ffi {
         fn fused_gather_qmm_combine(
             x: &Array,
             down: &ArrayVec,
+            bias: &UniquePtr<Array>,
             rhs_indices: &Array,
             scores: &Array,
             q: &QuantParams,
@@ -455,6 +465,15 @@ pub mod ffi {
             lengths: &UniquePtr<Array>,
             scale: f32,
             causal: bool,
+            fast: bool,
+        ) -> Result<UniquePtr<Array>>;
+        fn fused_swiglu_mlp(
+            x: &Array,
+            gate: &ArrayVec,
+            up: &ArrayVec,
+            biases: &ArrayVec,
+            glu: &GluParams,
+            q: &QuantParams,
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
         fn fused_greedy_token(logits: &Array) -> Result<UniquePtr<Array>>;

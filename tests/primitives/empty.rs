@@ -2,8 +2,7 @@
 //! divide by K and by M, so theirs is no reference here.
 
 use mlx::fast::{self, Mask, Rope};
-use mlx::primitives::{
-    Precision, Scoring, attention, gather_qmm_combine, gather_qmm_swiglu, greedy_token,
+use mlx::primitives::{Glu, Precision, Scoring, attention, gather_qmm_combine, gather_qmm_swiglu, greedy_token,
     qk_norm_rope, quantized_matmul, rms_norm,
 };
 use mlx::quantization::{Mode, Quantization, QuantizedWeight};
@@ -73,7 +72,7 @@ alone! {
                                 let indices = zeros(&[2], Dtype::U32);
                                 let x = zeros(&[2, m, k], dtype);
                                 let y = gather_qmm_swiglu(
-                                    &x, &w, &w, None, Some(&indices), transpose, false, precision,
+                                    &x, Glu::new(&w, &w), None, Some(&indices), transpose, false, precision,
                                 ).unwrap();
                                 assert_zeros(&y, &[2, m, n], &what);
                             }
@@ -86,7 +85,7 @@ alone! {
                             let x = zeros(&[tokens, top_k, 1, k], dtype);
                             let indices = zeros(&[tokens, top_k], Dtype::U32);
                             let scores = zeros(&[tokens, top_k], dtype);
-                            let y = gather_qmm_combine(&x, &down, &indices, &scores, precision).unwrap();
+                            let y = gather_qmm_combine(&x, &down, None, &indices, &scores, precision).unwrap();
                             assert_zeros(&y, &[tokens, n], &what);
                         }
                     }
@@ -104,7 +103,7 @@ fn no_experts_a_token_is_the_stock_sum_over_nothing() {
     let x = zeros(&[2, 3, 0, 1, 64], Dtype::Bf16);
     let indices = zeros(&[2, 3, 0], Dtype::U32);
     let scores = zeros(&[2, 3, 0], Dtype::Bf16);
-    let got = gather_qmm_combine(&x, &down, &indices, &scores, Precision::Exact).unwrap();
+    let got = gather_qmm_combine(&x, &down, None, &indices, &scores, Precision::Exact).unwrap();
     assert_same_bits(&got, &combine::stock(&x, &down, &indices, &scores), "top_k 0");
 }
 
@@ -118,11 +117,11 @@ fn no_experts_at_all_is_an_error_for_any_index() {
         let error = y.unwrap_err().to_string();
         assert!(error.contains("have nothing to choose from"), "{error}");
     };
-    refused(gather_qmm_swiglu(&x, &w, &w, None, Some(&indices), true, false, Precision::Exact));
+    refused(gather_qmm_swiglu(&x, Glu::new(&w, &w), None, Some(&indices), true, false, Precision::Exact));
     let x = zeros(&[2, 3, 1, 64], Dtype::F32);
     let indices = zeros(&[2, 3], Dtype::U32);
     let scores = zeros(&[2, 3], Dtype::F32);
-    refused(gather_qmm_combine(&x, &w, &indices, &scores, Precision::Exact));
+    refused(gather_qmm_combine(&x, &w, None, &indices, &scores, Precision::Exact));
 }
 
 alone! {

@@ -10,6 +10,7 @@ mod registry;
 mod router;
 mod step;
 mod swiglu;
+mod swiglu_mlp;
 
 use mlx::primitives::{
     Activation, Ask, GatherQmmCombine, GatherQmmSwiglu, Precision, QuantizedMatmul, Setting,
@@ -49,7 +50,7 @@ mod asks {
             top_k: TOP_K,
             inner: SIZE,
             outer: SIZE,
-            bias: false,
+            bias: None,
             activation: Activation::Silu,
         }
     }
@@ -62,7 +63,7 @@ mod asks {
             top_k: TOP_K,
             inner: SIZE,
             outer: SIZE,
-            bias: false,
+            bias: None,
         }
     }
 

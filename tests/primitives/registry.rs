@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use mlx::primitives::{
-    Activation, Ask, Attention, GatherQmmCombine, GatherQmmSwiglu, MoeRouter, Parameters,
+    Ask, Attention, GatherQmmCombine, GatherQmmSwiglu, MoeRouter, Parameters,
     Precision, QkNormRope, RmsNorm, Scoring, Setting, Value, supports,
 };
 use mlx::quantization::{Mode, Quantization};
@@ -40,7 +40,7 @@ fn folders_and_wrappers_and_library_name_the_same_primitives() {
     assert_eq!(asked, folders, "mlx::primitives::TYPICAL and mlx-patch/overlay");
     let files: BTreeSet<String> = entries("crates/mlx/src/primitives")
         .map(|path| stem(&path))
-        .filter(|name| !["mod", "ask"].contains(&name.as_str()))
+        .filter(|name| !["mod", "ask", "glu"].contains(&name.as_str()))
         .collect();
     assert_eq!(files, folders, "crates/mlx/src/primitives and mlx-patch/overlay");
     let bridge = std::fs::read_to_string(root().join("mlx-sys/src/bridge.rs")).unwrap();
@@ -109,12 +109,15 @@ fn question_with_a_wrong_name_or_value_says_which() {
 fn what_no_kernel_does_is_refused_with_the_reason() {
     let q = Quantization::affine(64, 4);
     let swiglu = super::asks::swiglu(q, true);
-    refused(&GatherQmmSwiglu { bias: true, ..swiglu }, &["bias"]);
-    refused(&GatherQmmSwiglu { activation: Activation::Gelu, ..swiglu }, &["gelu"]);
+    for bias in [Dtype::F32, Dtype::F16, Dtype::F64] {
+        let bias = Some(bias);
+        refused(&GatherQmmSwiglu { bias, ..swiglu }, &["bias", "bfloat16"]);
+        refused(&GatherQmmCombine { bias, ..super::asks::combine(q) }, &["bias", "bfloat16"]);
+    }
+    assert_eq!(supports(&GatherQmmSwiglu { bias: Some(Dtype::Bf16), ..swiglu }, &CPU), Ok(()));
     let seven = Quantization { bits: 7, group_size: 64, mode: Mode::Affine };
     refused(&GatherQmmSwiglu { quantization: seven, ..swiglu }, &["7"]);
     let combine = super::asks::combine(q);
-    refused(&GatherQmmCombine { bias: true, ..combine }, &["bias"]);
     refused(&GatherQmmCombine { transpose: false, ..combine }, &["transposed"]);
     refused(&RmsNorm { dims: 64, weight: false }, &["weight"]);
 

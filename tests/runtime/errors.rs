@@ -1,6 +1,6 @@
 //! Every error of `mlx`, provoked.
 
-use mlx::primitives::{Precision, Scoring, gather_qmm_swiglu};
+use mlx::primitives::{Glu, Precision, Scoring, gather_qmm_swiglu};
 use mlx::quantization::{Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, Error, io, ops};
 
@@ -64,7 +64,7 @@ fn swiglu(
     let mut x = rng.array(&[2, 1, 64], Dtype::F32, 1.0);
     let mut rhs = rng.indices(&[2], 3);
     spoil(&mut x, &mut gate, &mut up, &mut rhs);
-    gather_qmm_swiglu(&x, &gate, &up, None, Some(&rhs), true, false, Precision::Exact)
+    gather_qmm_swiglu(&x, Glu::new(&gate, &up), None, Some(&rhs), true, false, Precision::Exact)
 }
 
 #[track_caller]
@@ -238,7 +238,7 @@ fn parts_of_a_quantized_weight_that_do_not_belong_together_are_refused() {
             w.dequantize(),
             quantized_matmul(&x, w, true),
             gather_qmm(&x, w, None, Some(&rhs), true, false),
-            gather_qmm_swiglu(&x, w, w, None, Some(&rhs), true, false, Precision::Exact),
+            gather_qmm_swiglu(&x, Glu::new(w, w), None, Some(&rhs), true, false, Precision::Exact),
         ] {
             assert!(matches!(outcome, Err(Error::InvalidArgument { .. })), "{i}: {outcome:?}");
         }

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use mlx::fast::{self, Mask, Rope};
-use mlx::primitives::{self, Precision, Scoring};
+use mlx::primitives::{self, Glu, Precision, Scoring};
 use mlx::quantization::{self, Mode, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, Result, ops, random, transforms};
 
@@ -374,10 +374,10 @@ fn quantized(name: &str, other: &str, x: &Array, y: &Array, w: &QuantizedWeight,
         quantization::gather_qmm(y, w, Some(x), Some(y), transpose, true)
     });
     attempt(("gather_qmm_swiglu", name, other), || {
-        primitives::gather_qmm_swiglu(y, w, w, None, Some(x), transpose, false, precision)
+        primitives::gather_qmm_swiglu(y, Glu::new(w, w), None, Some(x), transpose, false, precision)
     });
     attempt(("gather_qmm_combine", name, other), || {
-        primitives::gather_qmm_combine(y, w, x, y, precision)
+        primitives::gather_qmm_combine(y, w, None, x, y, precision)
     });
 }
 
@@ -427,7 +427,7 @@ alone! {
                         for precision in [Precision::Exact, Precision::Fast] {
                             attempt(("swiglu", &name, &indices, given, precision), || {
                                 primitives::gather_qmm_swiglu(
-                                    &x, &w, &w, lhs, rhs, transpose, true, precision,
+                                    &x, Glu::new(&w, &w), lhs, rhs, transpose, true, precision,
                                 )
                             });
                         }

@@ -1,6 +1,6 @@
 //! No handle outlives its owner.
 
-use mlx::primitives::{Precision, Scoring};
+use mlx::primitives::{Glu, Precision, Scoring};
 use mlx::quantization::Quantization;
 use mlx::{Dtype, live_arrays, memory, ops};
 
@@ -16,8 +16,7 @@ fn round(rng: &mut Rng) -> mlx::Result<()> {
     let rhs = rng.indices(&[2], 2);
     let y = mlx::primitives::gather_qmm_swiglu(
         &x,
-        &w,
-        &w,
+        Glu::new(&w, &w),
         None,
         Some(&rhs),
         true,

@@ -1,7 +1,6 @@
 //! The thread pool and the instruction sets: neither changes a bit of exact products.
 
-use mlx::primitives::{
-    Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu, quantized_matmul,
+use mlx::primitives::{Glu, Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu, quantized_matmul,
 };
 use mlx::quantization::{Quantization, QuantizedWeight};
 use mlx::{Array, Device, Dtype, Stream, ops, with_default_stream};
@@ -36,8 +35,8 @@ impl Block {
         let x = ops::expand_dims(&self.x, &[-2, -3])?;
         let (gate, up) = (&self.gate, &self.up);
         let rhs = Some(&indices);
-        let h = gather_qmm_swiglu(&x, gate, up, None, rhs, true, false, precision)?;
-        gather_qmm_combine(&h, &self.down, &indices, &scores, precision)?.to_bytes()
+        let h = gather_qmm_swiglu(&x, Glu::new(gate, up), None, rhs, true, false, precision)?;
+        gather_qmm_combine(&h, &self.down, None, &indices, &scores, precision)?.to_bytes()
     }
 }
 

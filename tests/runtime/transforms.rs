@@ -3,7 +3,7 @@
 //! Stock `gather_qmm` has neither `jvp` nor `vmap`, so those are held against a finite difference
 //! and against a loop.
 
-use mlx::primitives::{Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu};
+use mlx::primitives::{Glu, Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu};
 use mlx::quantization::{Quantization, QuantizedWeight, gather_qmm};
 use mlx::transforms::{Imported, export_function, jvp, vjp, vmap};
 use mlx::{Array, Dtype, ops, primitives, quantization};
@@ -28,7 +28,7 @@ fn weights(rng: &mut Rng) -> (Array, Weights) {
 }
 
 fn fused(x: &Array, w: &Weights) -> mlx::Result<Array> {
-    gather_qmm_swiglu(x, &w.gate, &w.up, None, Some(&w.rhs), true, false, Precision::Exact)
+    gather_qmm_swiglu(x, Glu::new(&w.gate, &w.up), None, Some(&w.rhs), true, false, Precision::Exact)
 }
 
 fn stock(x: &Array, w: &Weights) -> mlx::Result<Array> {
@@ -103,7 +103,7 @@ fn combine_and_matmul_gradients_are_the_stock_gradients() {
     let cotangent = rng.array(&[2, 12], Dtype::F32, 1.0);
     let (d, i) = (down(), indices());
     let fused = move |inputs: &[Array]| {
-        Ok(vec![gather_qmm_combine(&inputs[0], &d, &i, &inputs[1], Precision::Exact)?])
+        Ok(vec![gather_qmm_combine(&inputs[0], &d, None, &i, &inputs[1], Precision::Exact)?])
     };
     let (d, i) = (down(), indices());
     let stock = move |inputs: &[Array]| {

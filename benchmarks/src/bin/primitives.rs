@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use mlx::primitives::{self, MoeRouter, Precision, Scoring};
+use mlx::primitives::{self, Glu, MoeRouter, Precision, Scoring};
 use mlx::quantization::{self, Mode, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, ops};
 use serde::Serialize;
@@ -283,7 +283,7 @@ fn swiglu(m: Moe, tokens: i32, dtype: Dtype, q: Quantization) -> Case {
                 move |i: usize| {
                     let index = Some(&indices[i % NUM_INPUTS]);
                     primitives::gather_qmm_swiglu(
-                        &x, &gate, &up, None, index, true, false, precision,
+                        &x, Glu::new(&gate, &up), None, index, true, false, precision,
                     )
                 }
             };
@@ -318,7 +318,7 @@ fn combine(m: Moe, tokens: i32, dtype: Dtype, q: Quantization) -> Case {
                 let (scores, indices) = (scores.clone(), indices.clone());
                 move |i: usize| {
                     let index = &indices[i % NUM_INPUTS];
-                    primitives::gather_qmm_combine(&x, &down, index, &scores, precision)
+                    primitives::gather_qmm_combine(&x, &down, None, index, &scores, precision)
                 }
             };
             Ok(Ways {

@@ -28,6 +28,22 @@ zmlx::QuantizedWeight weight(const ArrayVec& v) {
       v.v.size() == 3 ? std::optional<mx::array>(v.v[2]) : std::nullopt};
 }
 
+// `biases` are none or two.
+zmlx::GluProjections projections(const ArrayVec& gate, const ArrayVec& up, const ArrayVec& biases) {
+  if (biases.v.empty()) {
+    return {weight(gate), weight(up)};
+  }
+  if (biases.v.size() != 2) {
+    throw std::invalid_argument(
+        "[projections] expected no biases or two, got " + std::to_string(biases.v.size()));
+  }
+  return {weight(gate), weight(up), biases.v[0], biases.v[1]};
+}
+
+zmlx::GluParams params(const GluParams& g) {
+  return {std::string(g.activation), g.alpha, g.limit};
+}
+
 zmlx::RouterParams params(const RouterParams& r) {
   return {
       r.top_k,
@@ -84,6 +100,8 @@ ArrayPtr fused_gather_qmm_swiglu(
     const Array& x,
     const ArrayVec& gate,
     const ArrayVec& up,
+    const ArrayVec& biases,
+    const GluParams& glu,
     const ArrayPtr& lhs_indices,
     const ArrayPtr& rhs_indices,
     bool transpose,
@@ -94,8 +112,8 @@ ArrayPtr fused_gather_qmm_swiglu(
       "gather_qmm_swiglu",
       box(zmlx::gather_qmm_swiglu(
           x.a,
-          weight(gate),
-          weight(up),
+          projections(gate, up, biases),
+          params(glu),
           opt(lhs_indices),
           opt(rhs_indices),
           transpose,
@@ -110,6 +128,7 @@ ArrayPtr fused_gather_qmm_swiglu(
 ArrayPtr fused_gather_qmm_combine(
     const Array& x,
     const ArrayVec& down,
+    const ArrayPtr& bias,
     const Array& rhs_indices,
     const Array& scores,
     const QuantParams& q,
@@ -119,6 +138,7 @@ ArrayPtr fused_gather_qmm_combine(
       box(zmlx::gather_qmm_combine(
           x.a,
           weight(down),
+          opt(bias),
           rhs_indices.a,
           scores.a,
           q.group_size,
@@ -197,6 +217,27 @@ ArrayPtr fused_attention(
       "attention",
       box(zmlx::attention(
           q.a, keys.v, values.v, opt(lengths), scale, causal, precision(fast), current())));
+}
+
+ArrayPtr fused_swiglu_mlp(
+    const Array& x,
+    const ArrayVec& gate,
+    const ArrayVec& up,
+    const ArrayVec& biases,
+    const GluParams& glu,
+    const QuantParams& q,
+    bool fast) {
+  ZMLX_OP(
+      "swiglu_mlp",
+      box(zmlx::swiglu_mlp(
+          x.a,
+          projections(gate, up, biases),
+          params(glu),
+          q.group_size,
+          q.bits,
+          std::string(q.mode),
+          precision(fast),
+          current())));
 }
 
 ArrayPtr fused_greedy_token(const Array& logits) {

@@ -21,6 +21,7 @@ struct QuantParams;
 struct Support;
 struct Parameter;
 struct RouterParams;
+struct GluParams;
 struct Callback;
 
 // An mlx array that counts itself, so that tests can prove nothing leaks.
@@ -274,6 +275,8 @@ ArrayPtr fused_gather_qmm_swiglu(
     const Array& x,
     const ArrayVec& gate,
     const ArrayVec& up,
+    const ArrayVec& biases,
+    const GluParams& glu,
     const ArrayPtr& lhs_indices,
     const ArrayPtr& rhs_indices,
     bool transpose,
@@ -283,6 +286,7 @@ ArrayPtr fused_gather_qmm_swiglu(
 ArrayPtr fused_gather_qmm_combine(
     const Array& x,
     const ArrayVec& down,
+    const ArrayPtr& bias,
     const Array& rhs_indices,
     const Array& scores,
     const QuantParams& q,
@@ -317,6 +321,14 @@ ArrayPtr fused_attention(
     const ArrayPtr& lengths,
     float scale,
     bool causal,
+    bool fast);
+ArrayPtr fused_swiglu_mlp(
+    const Array& x,
+    const ArrayVec& gate,
+    const ArrayVec& up,
+    const ArrayVec& biases,
+    const GluParams& glu,
+    const QuantParams& q,
     bool fast);
 ArrayPtr fused_greedy_token(const Array& logits);
 Support fused_supports(
