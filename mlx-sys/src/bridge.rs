@@ -455,6 +455,7 @@ pub mod ffi {
             traditional: bool,
             base: f32,
             scale: f32,
+            input_scale: f32,
             freqs: &UniquePtr<Array>,
             offset: &Array,
         ) -> Result<UniquePtr<Array>>;
@@ -463,8 +464,12 @@ pub mod ffi {
             keys: &ArrayVec,
             values: &ArrayVec,
             lengths: &UniquePtr<Array>,
+            sinks: &UniquePtr<Array>,
+            q_rope: &UniquePtr<Array>,
+            rope_keys: &ArrayVec,
             scale: f32,
             causal: bool,
+            window: i32,
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
         fn fused_swiglu_mlp(

@@ -2,7 +2,8 @@
 //! divide by K and by M, so theirs is no reference here.
 
 use mlx::fast::{self, Mask, Rope};
-use mlx::primitives::{Glu, Precision, Scoring, attention, gather_qmm_combine, gather_qmm_swiglu, greedy_token,
+use mlx::primitives::{
+    Glu, Precision, Scoring, attention, gather_qmm_combine, gather_qmm_swiglu, greedy_token,
     qk_norm_rope, quantized_matmul, rms_norm,
 };
 use mlx::quantization::{Mode, Quantization, QuantizedWeight};
@@ -117,7 +118,15 @@ fn no_experts_at_all_is_an_error_for_any_index() {
         let error = y.unwrap_err().to_string();
         assert!(error.contains("have nothing to choose from"), "{error}");
     };
-    refused(gather_qmm_swiglu(&x, Glu::new(&w, &w), None, Some(&indices), true, false, Precision::Exact));
+    refused(gather_qmm_swiglu(
+        &x,
+        Glu::new(&w, &w),
+        None,
+        Some(&indices),
+        true,
+        false,
+        Precision::Exact,
+    ));
     let x = zeros(&[2, 3, 1, 64], Dtype::F32);
     let indices = zeros(&[2, 3], Dtype::U32);
     let scores = zeros(&[2, 3], Dtype::F32);

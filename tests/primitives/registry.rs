@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use mlx::primitives::{
-    Ask, Attention, GatherQmmCombine, GatherQmmSwiglu, MoeRouter, Parameters,
-    Precision, QkNormRope, RmsNorm, Scoring, Setting, Value, supports,
+    Ask, Attention, GatherQmmCombine, GatherQmmSwiglu, MoeRouter, Parameters, Precision,
+    QkNormRope, RmsNorm, Scoring, Setting, Value, supports,
 };
 use mlx::quantization::{Mode, Quantization};
 use mlx::{Device, Dtype};

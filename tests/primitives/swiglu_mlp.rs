@@ -29,7 +29,8 @@ fn check(x: &Array, glu: Glu<'_>, what: impl std::fmt::Display) {
 fn product(dtype: Dtype) {
     let mut rng = Rng::new(61);
     for (i, q) in quantizations().into_iter().enumerate() {
-        for (j, rows) in [vec![], vec![1, 1], vec![3], vec![2, 19], vec![1, 70]].iter().enumerate() {
+        for (j, rows) in [vec![], vec![1, 1], vec![3], vec![2, 19], vec![1, 70]].iter().enumerate()
+        {
             let n = [1, 7, 16, 33, 8, 40, 67, 129, 300][(3 * i + j) % 9];
             let k = q.group_size.max(32) * [1, 3, 2][(i + j) % 3];
             let (gate, up) = (

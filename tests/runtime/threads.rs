@@ -1,6 +1,7 @@
 //! The thread pool and the instruction sets: neither changes a bit of exact products.
 
-use mlx::primitives::{Glu, Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu, quantized_matmul,
+use mlx::primitives::{
+    Glu, Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu, quantized_matmul,
 };
 use mlx::quantization::{Quantization, QuantizedWeight};
 use mlx::{Array, Device, Dtype, Stream, ops, with_default_stream};

@@ -28,7 +28,15 @@ fn weights(rng: &mut Rng) -> (Array, Weights) {
 }
 
 fn fused(x: &Array, w: &Weights) -> mlx::Result<Array> {
-    gather_qmm_swiglu(x, Glu::new(&w.gate, &w.up), None, Some(&w.rhs), true, false, Precision::Exact)
+    gather_qmm_swiglu(
+        x,
+        Glu::new(&w.gate, &w.up),
+        None,
+        Some(&w.rhs),
+        true,
+        false,
+        Precision::Exact,
+    )
 }
 
 fn stock(x: &Array, w: &Weights) -> mlx::Result<Array> {

@@ -283,7 +283,13 @@ fn swiglu(m: Moe, tokens: i32, dtype: Dtype, q: Quantization) -> Case {
                 move |i: usize| {
                     let index = Some(&indices[i % NUM_INPUTS]);
                     primitives::gather_qmm_swiglu(
-                        &x, Glu::new(&gate, &up), None, index, true, false, precision,
+                        &x,
+                        Glu::new(&gate, &up),
+                        None,
+                        index,
+                        true,
+                        false,
+                        precision,
                     )
                 }
             };

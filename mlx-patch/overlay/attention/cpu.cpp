@@ -5,12 +5,17 @@
 //          axis. That order is stock's, so exact costs no speed. Exact keeps whole rows of scores, because stock rounds
 //          them before the softmax and sums the exponentials in order; fast runs over blocks of keys with a running
 //          maximum (arXiv:2205.14135) and rounds nothing before the result.
-// Layout:  one cache for all batch rows, or one of its own length for each. q, k, v by rows with any strides over batch, heads and length: cache slices are read in place. The result
-//          is [B, H, Lq, D] over memory [B, Lq, H, D], so that merging the heads copies nothing.
+//          A window cuts whole blocks of keys away; a sink starts its row's maximum and sum; rotated parts are a second
+//          product whose rounded values join the scores.
+// Layout:  one cache for all batch rows, or one of its own length for each. q, k, v by rows with any strides over batch,
+//          heads and length: cache slices are read in place. The result is [B, H, Lq, D] over memory [B, Lq, H, D], so
+//          that merging the heads copies nothing.
 // Tasks:   (batch row, key head, block of query rows), the longest causal rows first.
-// Bound:   decode: the bytes of k and v; prefill: 2 * H * Lq * Lk * (D + Dv) FLOPs, half of it when causal.
+// Bound:   decode: the bytes of k and v; prefill: 2 * H * Lq * Lk * (D + R + Dv) FLOPs, half of it when causal.
 // Limits:  exact: values behind the causal mask are taken to be finite (stock multiplies them by zero), and so are
 //          scores (a row whose visible scores are all -inf is not given stock's even weights).
+
+#include <optional>
 
 #include "attention/attention.h"
 #include "cpu/operands.h"
@@ -72,68 +77,96 @@ int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact
   return std::min(m, rows);
 }
 
-void run(const std::vector<array>& in, array& out, float scale, bool causal, Precision precision) {
+// One batch row's keys and values: a cache of its own, or its part of the one that all share.
+struct KeysValues {
+  Heads k;
+  Heads v;
+  std::optional<Heads> k_rope;
+  int64_t length;
+};
+
+std::vector<KeysValues> caches_of(const Attention::Inputs& in, bool has_rope) {
+  std::vector<KeysValues> caches;
+  for (int i = 0; i < in.caches(); i++) {
+    int64_t length = in.k(i).shape(2);
+    if (auto lengths = in.lengths()) {
+      length = std::clamp<int64_t>(lengths->data<int32_t>()[i * lengths->strides(0)], 1, length);
+    }
+    caches.push_back({Heads(in.k(i)), Heads(in.v(i)), std::nullopt, length});
+    if (has_rope) {
+      caches.back().k_rope.emplace(in.k_rope(i));
+    }
+  }
+  return caches;
+}
+
+void run(const std::vector<array>& inputs, array& out, const Attention::State& state) {
   namespace c = zmlx::cpu;
+  Attention::Inputs in(inputs, state);
   auto& kernels = c::step_kernels();
-  bool exact = precision == Precision::Exact;
+  bool exact = state.precision == Precision::Exact;
   auto kernel = exact ? kernels.attention_exact : kernels.attention_fast;
   auto dtype = c::dtype_of(out.dtype());
   int64_t item = c::size_of(dtype);
-  auto& q_ = in[Attention::kQ];
-  int caches = Attention::num_caches(in);
-  Heads q(q_);
-  auto lengths = Attention::lengths(in);
-  std::vector<Heads> keys;
-  std::vector<Heads> values;
-  std::vector<int64_t> num_keys;
+  Heads q(in.q());
+  auto q_rope = state.has_rope ? std::optional<Heads>(in.q_rope()) : std::nullopt;
+  auto sinks = in.sinks() ? c::read_floats(*in.sinks()) : std::vector<float>();
+  auto caches = caches_of(in, state.has_rope);
   int64_t longest = 0;
   int64_t all_keys = 0;
-  for (int i = 0; i < caches; i++) {
-    auto& k = in[Attention::kK + i];
-    keys.emplace_back(k);
-    values.emplace_back(in[Attention::kK + caches + i]);
-    int64_t held = k.shape(2);
-    num_keys.push_back(lengths ? std::clamp<int64_t>(lengths->data<int32_t>()[i * lengths->strides(0)], 1, held) : held);
-    longest = std::max(longest, num_keys.back());
-    all_keys += k.shape(0) * num_keys.back();
+  for (auto& cache : caches) {
+    longest = std::max(longest, cache.length);
+    all_keys += (caches.size() > 1 ? 1 : in.q().shape(0)) * cache.length;
   }
-  auto& k_ = in[Attention::kK];
-  int64_t H = q_.shape(1);
-  int64_t Lq = q_.shape(2);
-  int64_t D = q_.shape(3);
-  int64_t Hkv = k_.shape(1);
+  int64_t H = in.q().shape(1);
+  int64_t Lq = in.q().shape(2);
+  int64_t D = in.q().shape(3);
+  int64_t Hkv = in.k(0).shape(1);
   int64_t Dv = out.shape(3);
+  int64_t R = state.has_rope ? in.q_rope().shape(3) : 0;
   int64_t repeats = H / Hkv;
-  int64_t groups = q_.shape(0) * Hkv;
+  int64_t groups = in.q().shape(0) * Hkv;
   int64_t rows = Lq * repeats;
-  int64_t m = rows_per_task(groups, rows, longest, exact);
+  // Keys that the rows of a task see together.
+  auto span_of = [&](int64_t m) {
+    return state.window ? std::min<int64_t>(longest, state.window + m / repeats + 1 + c::kKeyBlock) : longest;
+  };
+  int64_t m = rows_per_task(groups, rows, span_of(c::kMaxQueries), exact);
+  int64_t span = span_of(m);
   int64_t blocks = (rows + m - 1) / m;
-  int64_t scratch = c::attention_scratch(m, longest, D, Dv, exact);
+  int64_t scratch = c::attention_scratch(m, span, D, Dv, R, exact);
   auto y = out.data<uint8_t>();
 
   // A vector takes 16 multiply-adds, and a causal mask halves them.
-  int64_t work = all_keys * Hkv * rows * (D + Dv) / (causal && Lq > 1 ? 16 : 8);
+  int64_t work = std::min(all_keys, groups / Hkv * span) * Hkv * rows * (D + R + Dv) / (state.causal && Lq > 1 ? 16 : 8);
   c::parallel_for(groups * blocks, work, [&](int64_t index) {
     int64_t b = index % groups / Hkv;
     int64_t h = index % groups % Hkv;
-    int64_t first = (blocks - 1 - index / groups) * m;
-    // a cache of this row's own, or its part of the one that all share
-    int64_t cache = caches > 1 ? b : 0;
-    int64_t part = caches > 1 ? 0 : b;
-    auto& k = keys[cache];
-    auto& v = values[cache];
-    int64_t Lk = num_keys[cache];
+    int64_t first_row = (blocks - 1 - index / groups) * m;
+    auto& cache = caches[caches.size() > 1 ? b : 0];
+    int64_t part = caches.size() > 1 ? 0 : b;
+    int64_t Lk = cache.length;
     const uint8_t* queries[c::kMaxQueries];
+    const uint8_t* rotated[c::kMaxQueries];
     uint8_t* results[c::kMaxQueries];
+    int64_t first[c::kMaxQueries];
     int64_t visible[c::kMaxQueries];
+    float row_sinks[c::kMaxQueries];
     c::AttentionTask t = {};
-    t.num_rows = std::min(m, rows - first);
+    t.num_rows = std::min(m, rows - first_row);
     for (int i = 0; i < t.num_rows; i++) {
-      int64_t l = (first + i) / repeats;
-      int64_t head = h * repeats + (first + i) % repeats;
+      int64_t l = (first_row + i) / repeats;
+      int64_t head = h * repeats + (first_row + i) % repeats;
       queries[i] = q.at(b, head, l);
+      if (q_rope) {
+        rotated[i] = q_rope->at(b, head, l);
+      }
+      if (!sinks.empty()) {
+        row_sinks[i] = sinks[head];
+      }
       results[i] = y + ((b * Lq + l) * H + head) * Dv * item;
-      visible[i] = causal ? l + Lk - Lq + 1 : Lk;
+      visible[i] = state.causal ? l + Lk - Lq + 1 : Lk;
+      first[i] = state.window ? std::max<int64_t>(visible[i] - state.window, 0) : 0;
       if (visible[i] <= 0) {
         visible[i] = Lk;
         t.blind = i + 1;
@@ -142,16 +175,25 @@ void run(const std::vector<array>& in, array& out, float scale, bool causal, Pre
     t.dtype = dtype;
     t.q = queries;
     t.out = results;
+    t.first = first;
     t.visible = visible;
-    t.k = k.at(part, h);
-    t.v = v.at(part, h);
-    t.k_row_bytes = k.row_bytes();
-    t.v_row_bytes = v.row_bytes();
-    t.num_keys = Lk;
+    t.sinks = sinks.empty() ? nullptr : row_sinks;
+    t.k = cache.k.at(part, h);
+    t.v = cache.v.at(part, h);
+    t.k_row_bytes = cache.k.row_bytes();
+    t.v_row_bytes = cache.v.row_bytes();
+    if (q_rope) {
+      t.q_rope = rotated;
+      t.k_rope = cache.k_rope->at(part, 0);
+      t.k_rope_row_bytes = cache.k_rope->row_bytes();
+      t.rope_dim = R;
+    }
+    t.span = t.blind ? Lk : span;
     t.head_dim = D;
     t.value_dim = Dv;
-    t.scale = scale;
-    t.scratch = static_cast<float*>(c::thread_scratch(c::Scratch::Kernel, scratch * sizeof(float)));
+    t.scale = state.scale;
+    int64_t floats = t.blind ? c::attention_scratch(m, Lk, D, Dv, R, exact) : scratch;
+    t.scratch = static_cast<float*>(c::thread_scratch(c::Scratch::Kernel, floats * sizeof(float)));
     kernel(t);
   });
 }
@@ -188,13 +230,9 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
     encoder.set_input_array(a);
     in.push_back(array::unsafe_weak_copy(a));
   }
-  cpu::dispatch(
-      encoder,
-      [in = std::move(in),
-       out = array::unsafe_weak_copy(out),
-       scale = scale_,
-       causal = causal_,
-       precision = precision_]() mutable { run(in, out, scale, causal, precision); });
+  cpu::dispatch(encoder, [in = std::move(in), out = array::unsafe_weak_copy(out), state = state_]() mutable {
+    run(in, out, state);
+  });
 }
 
 } // namespace zmlx

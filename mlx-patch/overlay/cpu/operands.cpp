@@ -81,6 +81,26 @@ std::vector<uint8_t> read_dense(const array& a) {
   return out;
 }
 
+std::vector<float> read_floats(const array& a) {
+  auto bytes = read_dense(a);
+  std::vector<float> out(a.size());
+  auto convert = [&](auto* values) {
+    std::transform(values, values + a.size(), out.begin(), [](auto v) { return static_cast<float>(v); });
+  };
+  switch (dtype_of(a.dtype())) {
+    case DType::F32:
+      convert(reinterpret_cast<const float*>(bytes.data()));
+      break;
+    case DType::F16:
+      convert(reinterpret_cast<const float16_t*>(bytes.data()));
+      break;
+    case DType::BF16:
+      convert(reinterpret_cast<const bfloat16_t*>(bytes.data()));
+      break;
+  }
+  return out;
+}
+
 std::vector<uint32_t> read_indices(const array& a) {
   std::vector<uint32_t> out;
   out.reserve(a.size());

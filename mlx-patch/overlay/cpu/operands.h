@@ -53,6 +53,8 @@ inline StridedBlocks matrices_of(const mlx::core::array& a) {
 
 // Any array as dense bytes in row-major order.
 std::vector<uint8_t> read_dense(const mlx::core::array& a);
+// Float32, float16 or bfloat16 as floats.
+std::vector<float> read_floats(const mlx::core::array& a);
 std::vector<uint32_t> read_indices(const mlx::core::array& a);
 
 // The quantized matrices of one projection.

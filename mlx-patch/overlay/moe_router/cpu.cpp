@@ -114,27 +114,6 @@ float sum_of_best_two(const float* keys, int64_t n) {
   return static_cast<float>(sum_of(best, 2));
 }
 
-// The values of a vector, of any of the three types, as floats.
-std::vector<float> floats_of(const array& a) {
-  auto bytes = cpu::read_dense(a);
-  std::vector<float> out(a.size());
-  auto convert = [&](auto* values) { std::transform(values, values + a.size(), out.begin(), [](auto v) {
-    return static_cast<float>(v);
-  }); };
-  switch (cpu::dtype_of(a.dtype())) {
-    case cpu::DType::F32:
-      convert(reinterpret_cast<const float*>(bytes.data()));
-      break;
-    case cpu::DType::F16:
-      convert(reinterpret_cast<const float16_t*>(bytes.data()));
-      break;
-    case cpu::DType::BF16:
-      convert(reinterpret_cast<const bfloat16_t*>(bytes.data()));
-      break;
-  }
-  return out;
-}
-
 // Routes rows of E logits of type L through scores of type T.
 template <typename L, typename T>
 class Rows {
@@ -143,10 +122,10 @@ class Rows {
       : p_(state), experts_(in[MoERouter::kLogits].shape(-1)) {
     int next = MoERouter::kOptional;
     if (p_.has_selection_bias) {
-      bias_ = floats_of(in[next++]);
+      bias_ = cpu::read_floats(in[next++]);
     }
     if (p_.has_expert_scale) {
-      expert_scale_ = floats_of(in[next]);
+      expert_scale_ = cpu::read_floats(in[next]);
       auto scores = p_.in_f32 ? mlx::core::float32 : in[MoERouter::kLogits].dtype();
       scaled_in_f32_ = promote_types(scores, in[next].dtype()) == mlx::core::float32;
     }

@@ -139,16 +139,18 @@ array quantized_matmul(
 // mlx::core::fast::rms_norm. x [.., D], weight [D].
 array rms_norm(const array& x, const array& weight, float eps, StreamOrDevice s = {});
 
-// Parameters of mlx::core::fast::rope; `base` is not used where there are frequencies [dims / 2].
+// Parameters of mlx::core::fast::rope; `base` is not used where there are frequencies [dims / 2]. What is turned is first
+// multiplied by `input_scale` (yarn's mscale).
 struct RopeParams {
   int dims;
   bool traditional;
   float base;
   float scale;
   std::optional<array> freqs;
+  float input_scale = 1;
 };
 
-// split heads, fast::rms_norm over a head (none without weight), transpose, fast::rope.
+// split heads, fast::rms_norm over a head (none without weight), transpose, multiply, fast::rope.
 //   x [B, L, num_heads * D] or [B, L, num_heads, D]; weight [D]; offset, an integer, scalar or [B]
 //   -> [B, num_heads, L, D]
 array qk_norm_rope(
@@ -160,16 +162,33 @@ array qk_norm_rope(
     const array& offset,
     StreamOrDevice s = {});
 
+// The rotated parts of queries and keys that are kept apart from the rest (multi-head latent attention): their scaled
+// product, rounded, is added to the scores.
+struct AttentionRope {
+  array q; // [B, H, Lq, R]
+  std::vector<array> keys; // for every cache [.., 1, Lk, R], which all heads share
+};
+
+// What attention may have besides queries, keys and values.
+struct AttentionOptions {
+  // Integers from 1 to Lk, one for each k: only so many of its first keys count.
+  std::optional<array> lengths = {};
+  // Under a causal mask, how many keys a query sees at most, its own included; 0: all.
+  int window = 0;
+  // [H]: a logit of each head that takes part in its softmax alone (arXiv:2309.17453).
+  std::optional<array> sinks = {};
+  std::optional<AttentionRope> rope = {};
+};
+
 // mlx::core::fast::scaled_dot_product_attention without a mask or with a causal one.
 //   q [B, H, Lq, D]; k [B, Hkv, Lk, D]; v [B, Hkv, Lk, Dv] -> [B, H, Lq, Dv], whose memory is [B, Lq, H, Dv]
-// One k and v for all batch rows; or for each row its own, [1, Hkv, Lk, D] and [1, Hkv, Lk, Dv], of any length. With
-// lengths, integers from 1 to Lk for each k, only so many of its first keys count.
+// One k and v for all batch rows; or for each row its own, [1, Hkv, Lk, D] and [1, Hkv, Lk, Dv], of any length.
 // Exact for float16 and bfloat16 only.
 array attention(
     const array& q,
     const std::vector<array>& keys,
     const std::vector<array>& values,
-    const std::optional<array>& lengths,
+    const AttentionOptions& options,
     float scale,
     bool causal,
     Precision precision,

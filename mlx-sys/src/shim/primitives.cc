@@ -59,6 +59,11 @@ zmlx::RouterParams params(const RouterParams& r) {
       r.casts ? std::optional<mx::Dtype>(to_dtype(r.weights)) : std::nullopt};
 }
 
+std::optional<zmlx::AttentionRope> rope(const ArrayPtr& q, const ArrayVec& keys) {
+  auto queries = opt(q);
+  return queries ? std::optional<zmlx::AttentionRope>({*queries, keys.v}) : std::nullopt;
+}
+
 std::vector<mx::array> both(std::pair<mx::array, mx::array> outputs) {
   return {std::move(outputs.first), std::move(outputs.second)};
 }
@@ -191,6 +196,7 @@ ArrayPtr fused_qk_norm_rope(
     bool traditional,
     float base,
     float scale,
+    float input_scale,
     const ArrayPtr& freqs,
     const Array& offset) {
   ZMLX_OP(
@@ -200,7 +206,7 @@ ArrayPtr fused_qk_norm_rope(
           num_heads,
           opt(weight),
           eps,
-          {dims, traditional, base, scale, opt(freqs)},
+          {dims, traditional, base, scale, opt(freqs), input_scale},
           offset.a,
           current())));
 }
@@ -210,13 +216,24 @@ ArrayPtr fused_attention(
     const ArrayVec& keys,
     const ArrayVec& values,
     const ArrayPtr& lengths,
+    const ArrayPtr& sinks,
+    const ArrayPtr& q_rope,
+    const ArrayVec& rope_keys,
     float scale,
     bool causal,
+    int32_t window,
     bool fast) {
   ZMLX_OP(
       "attention",
       box(zmlx::attention(
-          q.a, keys.v, values.v, opt(lengths), scale, causal, precision(fast), current())));
+          q.a,
+          keys.v,
+          values.v,
+          {opt(lengths), window, opt(sinks), rope(q_rope, rope_keys)},
+          scale,
+          causal,
+          precision(fast),
+          current())));
 }
 
 ArrayPtr fused_swiglu_mlp(

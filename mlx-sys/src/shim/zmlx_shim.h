@@ -312,6 +312,7 @@ ArrayPtr fused_qk_norm_rope(
     bool traditional,
     float base,
     float scale,
+    float input_scale,
     const ArrayPtr& freqs,
     const Array& offset);
 ArrayPtr fused_attention(
@@ -319,8 +320,12 @@ ArrayPtr fused_attention(
     const ArrayVec& keys,
     const ArrayVec& values,
     const ArrayPtr& lengths,
+    const ArrayPtr& sinks,
+    const ArrayPtr& q_rope,
+    const ArrayVec& rope_keys,
     float scale,
     bool causal,
+    int32_t window,
     bool fast);
 ArrayPtr fused_swiglu_mlp(
     const Array& x,

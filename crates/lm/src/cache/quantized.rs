@@ -215,7 +215,9 @@ pub fn quantized_attention(
     let t = scores.dim(-1);
     let mask = match mask {
         AttentionMask::None => None,
-        AttentionMask::Array(mask) => Some(mask.clone()),
+        AttentionMask::Array(mask) | AttentionMask::Window { array: mask, .. } => {
+            Some(mask.clone())
+        }
         AttentionMask::Causal => Some(super::causal(l, t - l)?),
     };
     if let Some(mask) = mask {

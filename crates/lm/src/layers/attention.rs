@@ -1,4 +1,4 @@
-use mlx::primitives::{self, Ask};
+use mlx::primitives::{self, Ask, AttentionOptions, ScaledRope};
 use mlx::quantization::QuantizedWeight;
 use mlx::{Array, fast, ops};
 
@@ -239,8 +239,9 @@ impl Attention {
         norm: Option<&RmsNorm>,
         at: &Position,
     ) -> Result<Array> {
-        let kernel = self.rope.as_ref().and_then(Rope::kernel);
-        if let (Path::Fused(_), Some(rope)) = (self.norm_rope_path, kernel) {
+        if let (Path::Fused(_), Some(rope)) = (self.norm_rope_path, &self.rope) {
+            let kernel = rope.kernel_at(x.dim(1), at)?;
+            let rope = ScaledRope { rope: &kernel, input_scale: rope.input_scale() };
             let (weight, eps) = norm.map(RmsNorm::parts).unzip();
             let eps = eps.unwrap_or_default();
             return Ok(match at {
@@ -271,28 +272,25 @@ impl Attention {
         v: &Array,
         rows: &mut LayerRows<'_, '_>,
     ) -> Result<Option<Array>> {
-        let (Path::Fused(Fusion { precision, .. }), None) = (self.path, self.window) else {
-            return Ok(None);
-        };
+        let Path::Fused(Fusion { precision, .. }) = self.path else { return Ok(None) };
         let Some(rows) = rows.update_growing(k, v)? else { return Ok(None) };
-        let (lengths, causal) = (Some(&rows.lengths), q.dim(2) > 1);
-        Ok(Some(primitives::attention_rows(
-            q,
-            &rows.keys,
-            &rows.values,
-            lengths,
-            self.scale,
-            causal,
-            precision,
-        )?))
+        let (keys, values, lengths) = (&rows.keys, &rows.values, Some(&rows.lengths));
+        let (window, sinks) = (self.window, self.sinks.as_ref());
+        let causal = q.dim(2) > 1 || window.is_some();
+        let options = AttentionOptions { causal, window, sinks, rope: None };
+        let y =
+            primitives::attention_rows(q, keys, values, lengths, self.scale, options, precision)?;
+        Ok(Some(y))
     }
 
     fn attend(&self, q: &Array, k: &Array, v: &Array, mask: &AttentionMask) -> Result<Array> {
-        if let (Path::Fused(Fusion { precision, .. }), false) = (self.path, mask.is_array()) {
-            let causal = matches!(mask, AttentionMask::Causal);
-            return Ok(primitives::attention(q, k, v, self.scale, causal, precision)?);
-        }
         let (scale, sinks) = (self.scale, self.sinks.as_ref());
+        if let (Path::Fused(Fusion { precision, .. }), Some((causal, window))) =
+            (self.path, mask.as_causal())
+        {
+            let options = AttentionOptions { causal, window, sinks, rope: None };
+            return Ok(primitives::attention(q, k, v, scale, options, precision)?);
+        }
         Ok(fast::scaled_dot_product_attention(q, k, v, scale, mask.as_mask(), sinks)?)
     }
 
@@ -327,20 +325,18 @@ impl Fusable for Attention {
             sites.push(Site { module: at.clone(), kind, pattern, questions, path });
         };
         if let Some(rope) = &self.rope {
-            let question = |rope: &fast::Rope, num_heads| -> Box<dyn Ask> {
+            let question = |num_heads| -> Box<dyn Ask> {
                 Box::new(primitives::QkNormRope {
                     num_heads,
                     head_dim,
                     norm,
-                    dims: rope.dims,
-                    traditional: rope.traditional,
-                    freqs: rope.freqs.is_some(),
+                    dims: rope.kernel().dims,
+                    traditional: rope.kernel().traditional,
+                    freqs: rope.kernel().freqs.is_some(),
+                    input_scale: rope.input_scale(),
                 })
             };
-            let questions = match rope.kernel() {
-                Some(rope) => Ok(vec![question(rope, num_heads), question(rope, num_kv_heads)]),
-                None => Err("a scaled input or a dynamic base has no fused form".to_owned()),
-            };
+            let questions = Ok(vec![question(num_heads), question(num_kv_heads)]);
             push("qk_norm_rope", questions, &mut self.norm_rope_path);
         }
         let question = primitives::Attention {
@@ -352,6 +348,7 @@ impl Fusable for Attention {
             window: self.window,
             mask: false,
             sinks: self.sinks.is_some(),
+            rope_dim: 0,
         };
         push("attention", ask(question), &mut self.path);
         self.o_proj.sites(&at.pp("o_proj"), sites);

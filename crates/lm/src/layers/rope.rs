@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::f64::consts::PI;
 
 use mlx::{Array, Dtype, fast, ops};
@@ -184,9 +185,32 @@ impl Rope {
         })
     }
 
-    /// The whole of it as the kernels take it; `None` when there is more to it.
-    pub(super) fn kernel(&self) -> Option<&fast::Rope> {
-        (self.input_scale.is_none() && self.dynamic.is_none()).then_some(&self.kernel)
+    /// What the part that is turned is multiplied by first.
+    pub(super) fn input_scale(&self) -> f32 {
+        self.input_scale.unwrap_or(1.0)
+    }
+
+    /// As the kernels take it, its base apart where that depends on the position.
+    pub(super) fn kernel(&self) -> &fast::Rope {
+        &self.kernel
+    }
+
+    /// As the kernels take it for `l` tokens from a position on.
+    ///
+    /// # Errors
+    /// `Argument` for a dynamic base at a position that is read when the graph runs.
+    pub(super) fn kernel_at(&self, l: i32, position: &Position) -> Result<Cow<'_, fast::Rope>> {
+        match (&self.dynamic, position) {
+            (None, _) => Ok(Cow::Borrowed(&self.kernel)),
+            (Some(dynamic), Position::Static(offset)) => {
+                let base = dynamic.base_at(l + offset, self.kernel.dims);
+                Ok(Cow::Owned(fast::Rope { base, ..self.kernel.clone() }))
+            }
+            (Some(_), Position::Dynamic(_)) => {
+                let reason = "a dynamic base has to be known while the graph is built";
+                Err(Error::argument("position", "an array", reason))
+            }
+        }
     }
 
     /// - `x`: `[B, H, L, D]`, whose first row stands at `position`; returns the same shape.
@@ -196,22 +220,10 @@ impl Rope {
     pub fn forward(&self, x: &Array, position: &Position) -> Result<Array> {
         let scaled = self.scaled(x)?;
         let x = scaled.as_ref().unwrap_or(x);
-        let stretched;
-        let kernel = match (&self.dynamic, position) {
-            (None, _) => &self.kernel,
-            (Some(dynamic), Position::Static(offset)) => {
-                let base = dynamic.base_at(x.dim(-2) + offset, self.kernel.dims);
-                stretched = fast::Rope { base, ..self.kernel.clone() };
-                &stretched
-            }
-            (Some(_), Position::Dynamic(_)) => {
-                let reason = "a dynamic base has to be known while the graph is built";
-                return Err(Error::argument("position", "an array", reason));
-            }
-        };
+        let kernel = self.kernel_at(x.dim(-2), position)?;
         Ok(match position {
-            Position::Static(offset) => fast::rope(x, kernel, *offset)?,
-            Position::Dynamic(offset) => fast::rope_dynamic(x, kernel, offset)?,
+            Position::Static(offset) => fast::rope(x, &kernel, *offset)?,
+            Position::Dynamic(offset) => fast::rope_dynamic(x, &kernel, offset)?,
         })
     }
 

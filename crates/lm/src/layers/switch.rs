@@ -1,7 +1,7 @@
-use mlx::primitives::{self, GatherQmmCombine, GatherQmmSwiglu, Glu, Precision};
+use mlx::primitives::{self, Ask, GatherQmmCombine, GatherQmmSwiglu, Glu, Precision};
 use mlx::{Array, ops, quantization};
 
-use super::site::{ask, packed};
+use super::site::{ask, bias_types, packed};
 use super::{Activation, GluOptions, Questions, Weight};
 use crate::error::Result;
 use crate::placement::Split;
@@ -161,9 +161,8 @@ impl SwitchGlu {
             return self.stock_hidden(x, indices);
         };
         let x = ops::expand_dims(x, &[-2, -3])?;
-        let biases = self.gate_proj.bias.as_ref().zip(self.up_proj.bias.as_ref());
-        let biases = biases.map(|(gate, up)| [gate, up]);
-        let glu = Glu { gate, up, biases, activation: self.activation.asked() };
+        let (biases, activation) = (self.glu_biases(), self.activation.asked());
+        let glu = Glu { gate, up, biases, activation };
         let indices = Some(indices);
         Ok(primitives::gather_qmm_swiglu(&x, glu, None, indices, true, false, precision)?)
     }
@@ -190,6 +189,11 @@ impl SwitchGlu {
         ask(GatherQmmCombine { bias, ..GatherQmmCombine::of(down, top_k) })
     }
 
+    fn glu_biases(&self) -> Option<[&Array; 2]> {
+        let biases = self.gate_proj.bias.as_ref().zip(self.up_proj.bias.as_ref());
+        biases.map(|(gate, up)| [gate, up])
+    }
+
     /// Number of experts.
     pub(super) fn num_experts(&self) -> i32 {
         match &self.gate_proj.weight {
@@ -203,9 +207,11 @@ impl SwitchGlu {
         let gate = packed("gate_proj", &self.gate_proj.weight)?;
         let up = packed("up_proj", &self.up_proj.weight)?;
         if gate.quantization == up.quantization {
-            let bias = self.gate_proj.bias.as_ref().map(Array::dtype);
             let activation = self.activation.asked();
-            return ask(GatherQmmSwiglu { bias, activation, ..GatherQmmSwiglu::of(gate, top_k) });
+            let question = |bias| -> Box<dyn Ask> {
+                Box::new(GatherQmmSwiglu { bias, activation, ..GatherQmmSwiglu::of(gate, top_k) })
+            };
+            return Ok(bias_types(self.glu_biases()).into_iter().map(question).collect());
         }
         let (gate, up) = (gate.quantization, up.quantization);
         Err(format!("gate_proj and up_proj are quantised differently: {gate} and {up}"))

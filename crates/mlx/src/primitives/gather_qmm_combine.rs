@@ -3,8 +3,8 @@
 use zmlx_sys::ffi;
 
 use super::{AFFINE_4, Ask, Parameters, Precision, dims, parts};
-use crate::quantization::{Quantization, QuantizedWeight, check_indices, product};
 use crate::array::opt;
+use crate::quantization::{Quantization, QuantizedWeight, check_indices, product};
 use crate::{Array, Dtype, Result};
 
 /// What [`gather_qmm_combine`] is asked.

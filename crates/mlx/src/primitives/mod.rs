@@ -27,13 +27,13 @@ use crate::array::array_vec;
 use crate::quantization::{Mode, Quantization, QuantizedWeight};
 
 pub use ask::{Ask, Parameters, Setting, Value, supports};
-pub use attention::{Attention, attention, attention_rows};
+pub use attention::{Attention, AttentionOptions, RopeParts, attention, attention_rows};
 pub use gather_qmm_combine::{GatherQmmCombine, gather_qmm_combine};
 pub use gather_qmm_swiglu::{GatherQmmSwiglu, gather_qmm_swiglu};
 pub use glu::{Activation, Glu};
 pub use greedy_token::{GreedyToken, greedy_token};
 pub use moe_router::{MoeRouter, Scoring, moe_router};
-pub use qk_norm_rope::{QkNormRope, qk_norm_rope, qk_norm_rope_dynamic};
+pub use qk_norm_rope::{QkNormRope, ScaledRope, qk_norm_rope, qk_norm_rope_dynamic};
 pub use quantized_matmul::{QuantizedMatmul, quantized_matmul};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use swiglu_mlp::{SwigluMlp, swiglu_mlp};
