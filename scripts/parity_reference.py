@@ -119,17 +119,23 @@ def lively_weights(model, family, seed):
     return tree_unflatten(out)
 
 
-def build(model_type, case, folder):
-    """Write the case's checkpoint as mlx_lm.convert would."""
+def random_model(model_type, changes, dtype, seed):
+    """A family's model with lively weights, and its configuration: the family's own with `changes`."""
     family = FAMILIES[model_type]
-    config = {"model_type": model_type, **family.BASE_CONFIG, **case.config}
+    config = {"model_type": model_type, **family.BASE_CONFIG, **changes}
     # a family that wraps its fields, say under text_config, does so in `wrap`
     config = getattr(family, "wrap", lambda config: config)(config)
     model_class, args_class = lm_utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
-    model.update(lively_weights(model, family, case.seed))
-    model.set_dtype(DTYPES[case.dtype])
-    config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[case.dtype]
+    model.update(lively_weights(model, family, seed))
+    model.set_dtype(DTYPES[dtype])
+    config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[dtype]
+    return model, config
+
+
+def build(model_type, case, folder):
+    """Write the case's checkpoint as mlx_lm.convert would."""
+    model, config = random_model(model_type, case.config, case.dtype, case.seed)
     if case.bits is not None:
 
         def predicate(path, module):
