@@ -1,5 +1,6 @@
 //! Every fused primitive against the stock ops it replaces.
 
+mod attention_parts;
 mod attention_rows;
 mod combine;
 mod empty;

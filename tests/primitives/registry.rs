@@ -136,6 +136,7 @@ fn what_no_kernel_does_is_refused_with_the_reason() {
         dims: 32,
         traditional: true,
         freqs: true,
+        input_scale: 1.5,
     };
     assert_eq!(supports(&rope, &CPU), Ok(()));
     refused(&QkNormRope { dims: 66, ..rope }, &["64", "66"]);
@@ -148,11 +149,15 @@ fn what_no_kernel_does_is_refused_with_the_reason() {
         causal: true,
         window: None,
         mask: false,
-        sinks: false,
+        sinks: true,
+        rope_dim: 64,
     };
     assert_eq!(supports(&attention, &CPU), Ok(()));
     refused(&Attention { num_kv_heads: 3, ..attention }, &["8", "3"]);
-    refused(&Attention { window: Some(128), ..attention }, &["window"]);
+    let windowed = Attention { window: Some(128), ..attention };
+    assert_eq!(supports(&windowed, &CPU), Ok(()));
+    refused(&Attention { causal: false, ..windowed }, &["window", "causal"]);
+    refused(&Attention { window: Some(-1), ..attention }, &["window", "-1"]);
+    refused(&Attention { rope_dim: -1, ..attention }, &["rope_dim", "-1"]);
     refused(&Attention { mask: true, ..attention }, &["mask"]);
-    refused(&Attention { sinks: true, ..attention }, &["sinks"]);
 }

@@ -165,7 +165,7 @@ std::optional<array> visible(const Attention::Inputs& in, const Attention::State
   upto = expand_dims(upto, 1, s);
   auto columns = arange(keys, int32, s);
   auto seen = less_equal(columns, upto, s);
-  return p.window == 0 ? seen : logical_and(seen, less(upto, add(columns, array(p.window), s), s), s);
+  return p.window == 0 ? seen : logical_and(seen, less(upto, add(columns, array(std::min(p.window, keys)), s), s), s);
 }
 
 // The definition, in stock ops, as mlx-lm's attention blocks have it.

@@ -252,8 +252,9 @@ void run(const std::vector<array>& in, array& indices, array& weights, const MoE
   Rows<L, T> rows(in, state);
   auto out_indices = indices.data<uint32_t>();
   auto out_weights = weights.data<W>();
-  // An exponential is worth some 20 multiply-adds.
-  int64_t work = logits.size() * in[MoERouter::kLogits].shape(-1) * 40;
+  // An exponential is worth some 20 multiply-adds, and so is a place in the order.
+  int64_t per_expert = state.scoring == RouterScoring::SoftmaxOfTopK ? 20 : 40;
+  int64_t work = logits.size() * in[MoERouter::kLogits].shape(-1) * per_expert;
   c::parallel_for(logits.size(), work, [&](int64_t row) {
     rows.route(
         reinterpret_cast<const L*>(logits.at(row)), out_indices + row * state.top_k, out_weights + row * state.top_k);

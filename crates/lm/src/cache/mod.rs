@@ -177,9 +177,7 @@ impl LayerCache {
         match (self, window) {
             (Self::Window(ring), window) => ring.mask(l, window),
             (Self::Fixed(kv), window) => Ok(AttentionMask::Array(kv.mask(l, window)?)),
-            (_, Some(window)) if self.len() + l > window => {
-                windowed(l, self.len(), window)
-            }
+            (_, Some(window)) if self.len() + l > window => windowed(l, self.len(), window),
             _ if l > 1 => Ok(AttentionMask::Causal),
             _ => Ok(AttentionMask::None),
         }

@@ -1,4 +1,4 @@
-use mlx::primitives::{self, Ask, AttentionOptions, ScaledRope};
+use mlx::primitives::{self, Ask, ScaledRope};
 use mlx::quantization::QuantizedWeight;
 use mlx::{Array, fast, ops};
 
@@ -277,7 +277,7 @@ impl Attention {
         let (keys, values, lengths) = (&rows.keys, &rows.values, Some(&rows.lengths));
         let (window, sinks) = (self.window, self.sinks.as_ref());
         let causal = q.dim(2) > 1 || window.is_some();
-        let options = AttentionOptions { causal, window, sinks, rope: None };
+        let options = primitives::AttentionOptions { causal, window, sinks, rope: None };
         let y =
             primitives::attention_rows(q, keys, values, lengths, self.scale, options, precision)?;
         Ok(Some(y))
@@ -288,7 +288,7 @@ impl Attention {
         if let (Path::Fused(Fusion { precision, .. }), Some((causal, window))) =
             (self.path, mask.as_causal())
         {
-            let options = AttentionOptions { causal, window, sinks, rope: None };
+            let options = primitives::AttentionOptions { causal, window, sinks, rope: None };
             return Ok(primitives::attention(q, k, v, scale, options, precision)?);
         }
         Ok(fast::scaled_dot_product_attention(q, k, v, scale, mask.as_mask(), sinks)?)

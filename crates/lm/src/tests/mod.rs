@@ -5,6 +5,7 @@ mod checkpoint;
 mod decoder;
 mod engine;
 mod fixture;
+mod fused_attention;
 mod generate;
 mod layers;
 mod model;
