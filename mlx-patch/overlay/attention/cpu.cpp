@@ -30,14 +30,14 @@ using mlx::core::array;
 
 namespace {
 
-// [B, H, L, D] with contiguous rows; a dense copy where they are not.
+// [B, H, L, D] with contiguous rows; a dense copy where they are not. Made when the task is, of an array that will have
+// its values once the task runs.
 class Heads {
  public:
-  explicit Heads(const array& a) : data_(a.data<uint8_t>()) {
+  explicit Heads(const array& a) : data_(a.data<uint8_t>()), length_(a.shape(2)) {
     int64_t item = a.itemsize();
     if (a.shape(3) > 1 && a.strides(3) != 1) {
-      copy_ = cpu::read_dense(a);
-      data_ = copy_.data();
+      strided_ = array::unsafe_weak_copy(a);
       row_ = a.shape(3) * item;
       head_ = a.shape(2) * row_;
       batch_ = a.shape(1) * head_;
@@ -48,16 +48,28 @@ class Heads {
     }
   }
 
+  void read() {
+    if (strided_) {
+      copy_ = cpu::read_dense(*strided_);
+      data_ = copy_.data();
+    }
+  }
+
   const uint8_t* at(int64_t b, int64_t h, int64_t l = 0) const {
     return data_ + b * batch_ + h * head_ + l * row_;
   }
   int64_t row_bytes() const {
     return row_;
   }
+  int64_t length() const {
+    return length_;
+  }
 
  private:
+  std::optional<array> strided_;
   std::vector<uint8_t> copy_;
   const uint8_t* data_;
+  int64_t length_;
   int64_t batch_;
   int64_t head_;
   int64_t row_;
@@ -77,55 +89,107 @@ int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact
   return std::min(m, rows);
 }
 
-// One batch row's keys and values: a cache of its own, or its part of the one that all share.
-struct KeysValues {
-  Heads k;
-  Heads v;
-  std::optional<Heads> k_rope;
-  int64_t length;
-};
+// What a task needs of its arrays: of a batch with many caches they would be dear to copy.
+struct Operands {
+  Operands(const std::vector<array>& inputs, const array& out, const Attention::State& state)
+      : Operands(Attention::Inputs(inputs, state), out, state.has_rope) {}
 
-std::vector<KeysValues> caches_of(const Attention::Inputs& in, bool has_rope) {
-  std::vector<KeysValues> caches;
-  for (int i = 0; i < in.caches(); i++) {
-    int64_t length = in.k(i).shape(2);
-    if (auto lengths = in.lengths()) {
-      length = std::clamp<int64_t>(lengths->data<int32_t>()[i * lengths->strides(0)], 1, length);
+  Operands(const Attention::Inputs& in, const array& out, bool has_rope)
+      : q(in.q()), dtype(cpu::dtype_of(out.dtype())), y(const_cast<uint8_t*>(out.data<uint8_t>())) {
+    for (int i = 0; i < in.caches(); i++) {
+      caches.push_back({Heads(in.k(i)), Heads(in.v(i)), std::nullopt, in.k(i).shape(2)});
+      if (has_rope) {
+        caches.back().k_rope.emplace(in.k_rope(i));
+      }
     }
-    caches.push_back({Heads(in.k(i)), Heads(in.v(i)), std::nullopt, length});
+    if (auto counts = in.lengths()) {
+      lengths = counts->data<int32_t>();
+      length_stride = counts->strides(0);
+    }
     if (has_rope) {
-      caches.back().k_rope.emplace(in.k_rope(i));
+      q_rope.emplace(in.q_rope());
+      R = in.q_rope().shape(3);
+    }
+    if (in.sinks()) {
+      sinks = array::unsafe_weak_copy(*in.sinks());
+    }
+    B = out.shape(0);
+    H = out.shape(1);
+    Lq = out.shape(2);
+    Dv = out.shape(3);
+    D = in.q().shape(3);
+    Hkv = in.k(0).shape(1);
+  }
+
+  // Once the arrays have their values.
+  void read() {
+    q.read();
+    if (q_rope) {
+      q_rope->read();
+    }
+    for (size_t i = 0; i < caches.size(); i++) {
+      auto& cache = caches[i];
+      cache.k.read();
+      cache.v.read();
+      if (cache.k_rope) {
+        cache.k_rope->read();
+      }
+      if (lengths) {
+        cache.length = std::clamp<int64_t>(lengths[i * length_stride], 1, cache.length);
+      }
+    }
+    if (sinks) {
+      head_sinks = cpu::read_floats(*sinks);
     }
   }
-  return caches;
-}
 
-void run(const std::vector<array>& inputs, array& out, const Attention::State& state) {
+  // A cache of a batch row's own, or the one that all share.
+  struct Cache {
+    Heads k;
+    Heads v;
+    std::optional<Heads> k_rope;
+    int64_t length;
+  };
+
+  Heads q;
+  std::optional<Heads> q_rope;
+  std::vector<Cache> caches;
+  std::optional<array> sinks;
+  std::vector<float> head_sinks;
+  const int32_t* lengths{nullptr};
+  int64_t length_stride{0};
+  cpu::DType dtype;
+  uint8_t* y;
+  int64_t B, H, Lq, Dv, D, Hkv;
+  int64_t R{0};
+};
+
+void run(Operands& o, const Attention::State& state) {
   namespace c = zmlx::cpu;
-  Attention::Inputs in(inputs, state);
   auto& kernels = c::step_kernels();
   bool exact = state.precision == Precision::Exact;
   auto kernel = exact ? kernels.attention_exact : kernels.attention_fast;
-  auto dtype = c::dtype_of(out.dtype());
+  auto dtype = o.dtype;
   int64_t item = c::size_of(dtype);
-  Heads q(in.q());
-  auto q_rope = state.has_rope ? std::optional<Heads>(in.q_rope()) : std::nullopt;
-  auto sinks = in.sinks() ? c::read_floats(*in.sinks()) : std::vector<float>();
-  auto caches = caches_of(in, state.has_rope);
+  o.read();
+  auto& q = o.q;
+  auto& q_rope = o.q_rope;
+  auto& sinks = o.head_sinks;
+  auto& caches = o.caches;
+  int64_t H = o.H;
+  int64_t Lq = o.Lq;
+  int64_t D = o.D;
+  int64_t Dv = o.Dv;
+  int64_t R = o.R;
+  int64_t Hkv = o.Hkv;
   int64_t longest = 0;
   int64_t all_keys = 0;
   for (auto& cache : caches) {
     longest = std::max(longest, cache.length);
-    all_keys += (caches.size() > 1 ? 1 : in.q().shape(0)) * cache.length;
+    all_keys += (caches.size() > 1 ? 1 : o.B) * cache.length;
   }
-  int64_t H = in.q().shape(1);
-  int64_t Lq = in.q().shape(2);
-  int64_t D = in.q().shape(3);
-  int64_t Hkv = in.k(0).shape(1);
-  int64_t Dv = out.shape(3);
-  int64_t R = state.has_rope ? in.q_rope().shape(3) : 0;
   int64_t repeats = H / Hkv;
-  int64_t groups = in.q().shape(0) * Hkv;
+  int64_t groups = o.B * Hkv;
   int64_t rows = Lq * repeats;
   // Keys that the rows of a task see together.
   auto span_of = [&](int64_t m) {
@@ -135,7 +199,7 @@ void run(const std::vector<array>& inputs, array& out, const Attention::State& s
   int64_t span = span_of(m);
   int64_t blocks = (rows + m - 1) / m;
   int64_t scratch = c::attention_scratch(m, span, D, Dv, R, exact);
-  auto y = out.data<uint8_t>();
+  auto y = o.y;
 
   // A vector takes 16 multiply-adds, and a causal mask halves them.
   int64_t work = std::min(all_keys, groups / Hkv * span) * Hkv * rows * (D + R + Dv) / (state.causal && Lq > 1 ? 16 : 8);
@@ -225,13 +289,11 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
     });
     return;
   }
-  std::vector<array> in;
   for (auto& a : inputs) {
     encoder.set_input_array(a);
-    in.push_back(array::unsafe_weak_copy(a));
   }
-  cpu::dispatch(encoder, [in = std::move(in), out = array::unsafe_weak_copy(out), state = state_]() mutable {
-    run(in, out, state);
+  cpu::dispatch(encoder, [operands = Operands(inputs, out, state_), state = state_]() mutable {
+    run(operands, state);
   });
 }
 

@@ -15,13 +15,15 @@ void glu_products(
   int64_t item = size_of(dtype);
   auto runs = group_routes(routes);
   auto kernel = weights.gate.kernel(precision);
+  int64_t work = 2 * routes.size() * N * K;
   // Runs that share a matrix find its block in cache where columns are outermost.
   bool one_matrix = runs.front().matrix == runs.back().matrix;
-  int64_t columns = one_matrix ? columns_per_task(N, runs.size()) : kColumnBlock;
+  bool transpose = weights.gate.at(0).transpose;
+  int64_t columns = one_matrix ? columns_per_task(N, runs.size(), work, transpose) : kColumnBlock;
   int64_t blocks = (N + columns - 1) / columns;
   int64_t num_runs = runs.size();
 
-  parallel_for(num_runs * blocks, 2 * routes.size() * N * K, [&](int64_t task) {
+  parallel_for(num_runs * blocks, work, [&](int64_t task) {
     const auto& run = runs[one_matrix ? task % num_runs : task / blocks];
     int64_t n0 = (one_matrix ? task / num_runs : task % blocks) * columns;
     int64_t n1 = std::min(n0 + columns, N);

@@ -222,11 +222,18 @@ std::vector<Run> group_routes(std::vector<Route>& routes) {
   return runs;
 }
 
-int64_t columns_per_task(int64_t N, int64_t runs) {
+int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose) {
   constexpr int64_t kTasksPerThread = 32;
+  constexpr int64_t kFewestPerThread = 2;
+  int64_t threads = pool_size();
   int64_t columns = kColumnBlock;
-  while (columns < kMaxColumns && runs * (N / (2 * columns)) >= kTasksPerThread * pool_size()) {
+  while (columns < 4 * kColumnBlock && runs * (N / (2 * columns)) >= kTasksPerThread * threads) {
     columns *= 2;
+  }
+  if (transpose && threads > 1 && work >= kInlineWork) {
+    while (columns > kTransposedBlock && runs * ((N + columns - 1) / columns) < kFewestPerThread * threads) {
+      columns /= 2;
+    }
   }
   return columns;
 }

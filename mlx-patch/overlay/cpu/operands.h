@@ -99,9 +99,8 @@ std::vector<Run> group_routes(std::vector<Route>& routes);
 
 // Columns of one task where every run meets the same matrix. A kernel prepares its rows of x, and starts a stream of
 // prefetches, once a call: as many columns a call as still leave every thread tasks enough. A model with a large
-// vocabulary decodes 3 to 6 % faster for it.
-int64_t columns_per_task(int64_t N, int64_t runs);
-constexpr int64_t kMaxColumns = 4 * kColumnBlock;
+// vocabulary decodes 3 to 6 % faster for it. Few columns for many rows are cut finer, so that no thread goes without.
+int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose);
 
 // Throws std::out_of_range naming `op` when an index is not below `size`.
 void check_indices(const char* op, const std::vector<uint32_t>& indices, int64_t size, const char* what);

@@ -38,10 +38,11 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
   auto runs = c::group_routes(routes);
   auto kernel = weight.kernel(precision);
   auto y = out.data<uint8_t>();
-  int64_t columns = c::columns_per_task(N, runs.size());
+  int64_t work = x.size() * N * K;
+  int64_t columns = c::columns_per_task(N, runs.size(), work, params.transpose);
   int64_t blocks = (N + columns - 1) / columns;
 
-  c::parallel_for(runs.size() * blocks, x.size() * N * K, [&](int64_t task) {
+  c::parallel_for(runs.size() * blocks, work, [&](int64_t task) {
     // Column blocks outermost: runs that share a matrix then find its block in cache.
     const auto& run = runs[task % runs.size()];
     int64_t n0 = task / runs.size() * columns;

@@ -72,20 +72,52 @@ std::string no_gpu_kernel(const char* primitive) {
   return std::string("no gpu kernel for ") + primitive + " is compiled into this build";
 }
 
-std::string refusal(const Row& row, const Request& request) {
+// The variant that kernels with these ones do not have, or empty.
+std::string refuse_variant(
+    const Definition& definition,
+    const std::vector<std::string_view>& known,
+    const Request& request) {
+  for (auto& plain : definition.variants) {
+    auto& asked = request.parameters;
+    auto p = std::find_if(asked.begin(), asked.end(), [&](auto& p) { return p.name == plain.name; });
+    bool is_plain = p != asked.end() && p->value == plain.value;
+    if (!is_plain && std::find(known.begin(), known.end(), plain.name) == known.end()) {
+      std::ostringstream reason;
+      reason << std::boolalpha << "the gpu kernel for " << definition.name << " has '" << plain.name << "' ";
+      std::visit([&](auto value) { reason << value << " alone"; }, plain.value);
+      return reason.str();
+    }
+  }
+  return "";
+}
+
+std::string refusal_here(const Row& row, const Request& request) {
+  if (request.device == Device::cpu) {
+    return row.definition.refuse_cpu(request);
+  }
+  if (!row.gpu) {
+    return no_gpu_kernel(row.definition.name);
+  }
+  auto reason = refuse_variant(row.definition, row.gpu->variants, request);
+  return reason.empty() ? row.gpu->refuse(request) : reason;
+}
+
+std::string refusal_on_metal(const Row& row, const Request& request) {
+  auto& definition = row.definition;
+  if (!definition.refuse_metal) {
+    return std::string("there is no Metal kernel for ") + definition.name;
+  }
+  auto reason = refuse_variant(definition, definition.metal_variants, request);
+  return reason.empty() ? definition.refuse_metal(request) : reason;
+}
+
+using Backend = std::string (*)(const Row&, const Request&);
+
+std::string refusal(const Row& row, const Request& request, Backend backend = refusal_here) {
   auto& definition = row.definition;
   try {
-    if (auto reason = definition.refuse(request); !reason.empty()) {
-      return reason;
-    }
-    if (request.device == Device::cpu) {
-      return definition.refuse_cpu(request);
-    }
-    if (!row.gpu) {
-      return no_gpu_kernel(definition.name);
-    }
-    auto reason = refuse_variant(definition, *row.gpu, request);
-    return reason.empty() ? row.gpu->refuse(request) : reason;
+    auto reason = definition.refuse(request);
+    return reason.empty() ? backend(row, request) : reason;
   } catch (const std::invalid_argument& e) {
     return std::string(definition.name) + ": " + e.what();
   }
@@ -117,31 +149,33 @@ std::vector<std::string> primitives() {
   return names;
 }
 
-Support supports(std::string_view primitive, const Request& request) {
+bool is_primitive(std::string_view node) {
+  auto& rows = table();
+  return std::any_of(rows.begin(), rows.end(), [&](auto& row) { return node == row.definition.row.name; });
+}
+
+namespace {
+
+Support supports(std::string_view primitive, const Request& request, Backend backend) {
   auto* row = find(primitive);
   if (!row) {
     return {false, "there is no primitive '" + std::string(primitive) + "', only " + join(primitives())};
   }
   auto reason = refuse_names(row->definition, request);
   if (reason.empty()) {
-    reason = refusal(*row, request);
+    reason = refusal(*row, request, backend);
   }
   return {reason.empty(), reason};
 }
 
-std::string refuse_variant(const Definition& definition, const GpuBackend& gpu, const Request& request) {
-  for (auto& plain : definition.variants) {
-    auto& asked = request.parameters;
-    auto p = std::find_if(asked.begin(), asked.end(), [&](auto& p) { return p.name == plain.name; });
-    bool differs = p == asked.end() || p->value != plain.value;
-    if (differs && std::find(gpu.variants.begin(), gpu.variants.end(), plain.name) == gpu.variants.end()) {
-      std::ostringstream reason;
-      reason << std::boolalpha << "the gpu kernel for " << definition.name << " has no other '" << plain.name << "' than ";
-      std::visit([&](auto value) { reason << "'" << value << "'"; }, plain.value);
-      return reason.str();
-    }
-  }
-  return "";
+} // namespace
+
+Support supports(std::string_view primitive, const Request& request) {
+  return supports(primitive, request, refusal_here);
+}
+
+Support supports_on_metal(std::string_view primitive, const Request& request) {
+  return supports(primitive, request, refusal_on_metal);
 }
 
 std::string refuse_on_cpu([[maybe_unused]] const Request& request) {

@@ -33,9 +33,13 @@ struct Definition {
   // What the CPU's kernels do not.
   Refusal refuse_cpu;
   ExportRow row;
+  // What the Metal kernels do not, asked in every build; null where there are none.
+  Refusal refuse_metal = nullptr;
   // Parameters that stand for more work, with the values that stand for none. A GPU is not given any other value of
   // them unless its backend lists the name.
   std::vector<Parameter> variants = {};
+  // Those that the Metal kernels have.
+  std::vector<std::string_view> metal_variants = {};
 };
 
 // What a backend for the GPU adds.
@@ -63,9 +67,6 @@ struct Row {
 
 // One row for each folder. Written by the build.
 const std::vector<Row>& table();
-
-// The variant that a backend for the GPU does not have, or empty.
-std::string refuse_variant(const Definition& definition, const GpuBackend& gpu, const Request& request);
 
 // A dtype or a machine that none of the CPU's kernels is for.
 std::string refuse_on_cpu(const Request& request);

@@ -191,9 +191,12 @@ impl Groups {
     /// Scores `[.., E]` with those of all but the best groups set to zero. A group is as good as its two best
     /// experts together.
     fn keep_best(self, scores: &Array) -> Result<Array> {
+        let dropped = self.num_groups - self.top_k;
+        if dropped == 0 {
+            return Ok(scores.clone());
+        }
         let scores = ops::unflatten(scores, -1, &[self.num_groups, -1])?; // [.., G, E / G]
         let best = ops::sum(&ops::topk(&scores, 2, -1)?, &[-1], true)?; // [.., G, 1]
-        let dropped = self.num_groups - self.top_k;
         let order = ops::argpartition(&best, dropped - 1, -2)?;
         let worst = ops::slice_axis(&order, -2, 0, dropped)?;
         let zero = Array::scalar_like(0.0, &scores)?;
