@@ -1,6 +1,5 @@
-use mlx::primitives::{self, Ask, ScaledRope};
 use mlx::quantization::QuantizedWeight;
-use mlx::{Array, fast, ops};
+use mlx::{Array, fast, ops, primitives};
 
 use super::site::ask;
 use super::{
@@ -374,18 +373,7 @@ impl Attention {
             None => (x, norm),
         };
         if let (Path::Fused(_), Some(rope)) = (self.norm_rope_path, &self.rope) {
-            let kernel = rope.kernel_at(x.dim(1), at)?;
-            let rope = ScaledRope { rope: &kernel, input_scale: rope.input_scale() };
-            let (weight, eps) = norm.map(RmsNorm::parts).unzip();
-            let eps = eps.unwrap_or_default();
-            return Ok(match at {
-                Position::Static(offset) => {
-                    primitives::qk_norm_rope(&x, heads, weight, eps, rope, *offset)?
-                }
-                Position::Dynamic(offset) => {
-                    primitives::qk_norm_rope_dynamic(&x, heads, weight, eps, rope, offset)?
-                }
-            });
+            return rope.forward_heads(&x, heads, norm, at);
         }
         let mut x = x.reshape(&[x.dim(0), x.dim(1), heads, self.heads.head_dim])?;
         if let Some(norm) = norm {
@@ -466,20 +454,9 @@ impl Fusable for Attention {
             sites.push(Site { module: at.clone(), kind, pattern, questions, path });
         };
         if let Some(rope) = &self.rope {
-            let question = |num_heads| -> Box<dyn Ask> {
-                Box::new(primitives::QkNormRope {
-                    num_heads,
-                    head_dim,
-                    norm,
-                    dims: rope.kernel().dims,
-                    traditional: rope.kernel().traditional,
-                    freqs: rope.kernel().freqs.is_some(),
-                    input_scale: rope.input_scale(),
-                })
-            };
-            let mut questions = vec![question(num_heads)];
+            let mut questions = vec![rope.question(num_heads, head_dim, norm)];
             if has_keys {
-                questions.push(question(num_kv_heads));
+                questions.push(rope.question(num_kv_heads, head_dim, norm));
             }
             let questions = Ok(questions);
             push("qk_norm_rope", questions, &mut self.norm_rope_path);

@@ -1,6 +1,7 @@
 use std::borrow::Cow;
 use std::f64::consts::PI;
 
+use mlx::primitives::{self, Ask, ScaledRope};
 use mlx::{Array, Dtype, fast, ops};
 use serde::Deserialize;
 
@@ -195,21 +196,11 @@ impl Rope {
         })
     }
 
-    /// What the part that is turned is multiplied by first.
-    pub(super) fn input_scale(&self) -> f32 {
-        self.input_scale.unwrap_or(1.0)
-    }
-
-    /// As the kernels take it, its base apart where that depends on the position.
-    pub(super) fn kernel(&self) -> &fast::Rope {
-        &self.kernel
-    }
-
     /// As the kernels take it for `l` tokens from a position on.
     ///
     /// # Errors
     /// `Argument` for a dynamic base at a position that is read when the graph runs.
-    pub(super) fn kernel_at(&self, l: i32, position: &Position) -> Result<Cow<'_, fast::Rope>> {
+    fn kernel_at(&self, l: i32, position: &Position) -> Result<Cow<'_, fast::Rope>> {
         match (&self.dynamic, position) {
             (None, _) => Ok(Cow::Borrowed(&self.kernel)),
             (Some(dynamic), Position::Static(offset)) => {
@@ -221,6 +212,43 @@ impl Rope {
                 Err(Error::argument("position", "an array", reason))
             }
         }
+    }
+
+    /// Heads split, normed and turned in one launch.
+    ///
+    /// - `x`: `[B, L, H * D]` or `[B, L, H, D]`; returns `[B, H, L, D]`
+    pub(super) fn forward_heads(
+        &self,
+        x: &Array,
+        num_heads: i32,
+        norm: Option<&RmsNorm>,
+        position: &Position,
+    ) -> Result<Array> {
+        let (weight, eps) = norm.map(RmsNorm::parts).unzip();
+        let eps = eps.unwrap_or_default();
+        let kernel = self.kernel_at(x.dim(1), position)?;
+        let rope = ScaledRope { rope: &kernel, input_scale: self.input_scale.unwrap_or(1.0) };
+        Ok(match position {
+            Position::Static(offset) => {
+                primitives::qk_norm_rope(x, num_heads, weight, eps, rope, *offset)?
+            }
+            Position::Dynamic(offset) => {
+                primitives::qk_norm_rope_dynamic(x, num_heads, weight, eps, rope, offset)?
+            }
+        })
+    }
+
+    /// What [`Rope::forward_heads`] asks of its primitive.
+    pub(super) fn question(&self, num_heads: i32, head_dim: i32, norm: bool) -> Box<dyn Ask> {
+        Box::new(primitives::QkNormRope {
+            num_heads,
+            head_dim,
+            norm,
+            dims: self.kernel.dims,
+            traditional: self.kernel.traditional,
+            freqs: self.kernel.freqs.is_some(),
+            input_scale: self.input_scale.unwrap_or(1.0),
+        })
     }
 
     /// - `x`: `[B, H, L, D]`, whose first row stands at `position`; returns the same shape.
