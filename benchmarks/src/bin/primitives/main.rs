@@ -3,6 +3,8 @@
 //! Exact outputs must equal stock's bits and fast ones must be near them before anything is timed.
 //! `cargo run --release -p zmlx-benchmarks --bin primitives -- --help`
 
+mod families;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -263,6 +265,7 @@ fn cases() -> Vec<Case> {
     ] {
         cases.push(linear(rows, k, n, Dtype::Bf16, q4));
     }
+    cases.extend(families::cases());
     cases
 }
 
