@@ -40,6 +40,30 @@ pub mod ffi {
         mode: String,
     }
 
+    /// What joins two projections; names as in the overlay's `GluParams`.
+    struct GluParams {
+        activation: String,
+        alpha: f32,
+        limit: f32,
+    }
+
+    /// How a router goes from logits to experts and weights; names as in the overlay's `RouterParams`.
+    struct RouterParams {
+        top_k: i32,
+        scoring: String,
+        precise: bool,
+        descending: bool,
+        in_f32: bool,
+        num_groups: i32,
+        top_k_groups: i32,
+        normalize: bool,
+        epsilon: f32,
+        scale: f32,
+        /// Whether the weights become `weights`; they stay as they come otherwise.
+        casts: bool,
+        weights: DtypeId,
+    }
+
     /// Which field of a [`Parameter`] holds its value.
     #[derive(Debug, PartialEq, Eq)]
     enum ParameterKind {
@@ -414,6 +438,8 @@ pub mod ffi {
             x: &Array,
             gate: &ArrayVec,
             up: &ArrayVec,
+            biases: &ArrayVec,
+            glu: &GluParams,
             lhs_indices: &UniquePtr<Array>,
             rhs_indices: &UniquePtr<Array>,
             transpose: bool,
@@ -424,6 +450,7 @@ pub mod ffi {
         fn fused_gather_qmm_combine(
             x: &Array,
             down: &ArrayVec,
+            bias: &UniquePtr<Array>,
             rhs_indices: &Array,
             scores: &Array,
             q: &QuantParams,
@@ -431,9 +458,9 @@ pub mod ffi {
         ) -> Result<UniquePtr<Array>>;
         fn fused_moe_router(
             logits: &Array,
-            top_k: i32,
-            normalize: bool,
-            scoring: &str,
+            router: &RouterParams,
+            selection_bias: &UniquePtr<Array>,
+            expert_scale: &UniquePtr<Array>,
         ) -> Result<UniquePtr<ArrayVec>>;
         fn fused_quantized_matmul(
             x: &Array,
@@ -458,6 +485,7 @@ pub mod ffi {
             traditional: bool,
             base: f32,
             scale: f32,
+            input_scale: f32,
             freqs: &UniquePtr<Array>,
             offset: &Array,
         ) -> Result<UniquePtr<Array>>;
@@ -466,8 +494,21 @@ pub mod ffi {
             keys: &ArrayVec,
             values: &ArrayVec,
             lengths: &UniquePtr<Array>,
+            sinks: &UniquePtr<Array>,
+            q_rope: &UniquePtr<Array>,
+            rope_keys: &ArrayVec,
             scale: f32,
             causal: bool,
+            window: i32,
+            fast: bool,
+        ) -> Result<UniquePtr<Array>>;
+        fn fused_swiglu_mlp(
+            x: &Array,
+            gate: &ArrayVec,
+            up: &ArrayVec,
+            biases: &ArrayVec,
+            glu: &GluParams,
+            q: &QuantParams,
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
         fn fused_cache_append(

@@ -45,6 +45,11 @@ fn products_equal_stock() {
 }
 
 #[test]
+fn routers_equal_stock() {
+    run("router_equivalence", &["--quick"]);
+}
+
+#[test]
 fn decode_steps_equal_stock() {
     run("step_equivalence", &["--quick"]);
 }

@@ -10,7 +10,21 @@ use crate::support::data::{self, DTYPES, Rng, quantizations};
 use crate::support::on_each_device;
 
 pub(super) fn stock(x: &Array, down: &QuantizedWeight, indices: &Array, scores: &Array) -> Array {
-    let y = gather_qmm(x, down, None, Some(indices), true, false).unwrap();
+    stock_with(x, down, None, indices, scores)
+}
+
+fn stock_with(
+    x: &Array,
+    down: &QuantizedWeight,
+    bias: Option<&Array>,
+    indices: &Array,
+    scores: &Array,
+) -> Array {
+    let mut y = gather_qmm(x, down, None, Some(indices), true, false).unwrap();
+    if let Some(bias) = bias {
+        let chosen = ops::take(bias, indices, 0).unwrap();
+        y = ops::add(&y, &ops::expand_dims(&chosen, &[-2]).unwrap()).unwrap();
+    }
     let y = ops::squeeze(&y, &[-2]).unwrap();
     let weighted = ops::multiply(&y, &ops::expand_dims(scores, &[-1]).unwrap()).unwrap();
     ops::sum(&weighted, &[-2], false).unwrap().astype(y.dtype()).unwrap()
@@ -20,7 +34,7 @@ pub(super) fn stock(x: &Array, down: &QuantizedWeight, indices: &Array, scores: 
 fn check(x: &Array, down: &QuantizedWeight, indices: &Array, scores: &Array, what: &str) {
     let expected = stock(x, down, indices, scores);
     assert_lively(&expected, what);
-    let got = gather_qmm_combine(x, down, indices, scores, Precision::Exact).unwrap();
+    let got = gather_qmm_combine(x, down, None, indices, scores, Precision::Exact).unwrap();
     assert_same_bits(&got, &expected, what);
 }
 
@@ -48,6 +62,10 @@ fn product(dtype: Dtype) {
             let x = rng.array(&shape, dtype, 1.0);
             let what = format!("{dtype} {q} tokens {batch:?} top {top_k} N {n} K {k}");
             check(&x, &down, &indices, &scores, &what);
+            let bias = Some(&rng.array(&[8, n], dtype, 1.0));
+            let expected = stock_with(&x, &down, bias, &indices, &scores);
+            let got = gather_qmm_combine(&x, &down, bias, &indices, &scores, Precision::Exact);
+            assert_same_bits(&got.unwrap(), &expected, format!("{what}, biased"));
         }
     }
 }
@@ -89,7 +107,7 @@ on_each_device! {
                     check(&x, &down, &indices, &scores, &what);
                     continue;
                 }
-                let refused = gather_qmm_combine(&x, &down, &indices, &scores, Precision::Exact);
+                let refused = gather_qmm_combine(&x, &down, None, &indices, &scores, Precision::Exact);
                 let error = refused.unwrap_err().to_string();
                 assert!(error.contains(score_dtype.name()), "{error}");
             }
@@ -117,6 +135,36 @@ on_each_device! {
 }
 
 on_each_device! {
+    fn biases_of_other_types_and_shapes_have_the_stock_bits_or_are_refused() {
+        let mut rng = Rng::new(17);
+        let q = Quantization::default_of(mlx::quantization::Mode::Mxfp4);
+        let indices = data::array(&rng.routing(3, 4, 6), &[3, 4]);
+        for dtype in DTYPES {
+            let down = rng.experts([6, 21, 64], q, dtype, true);
+            let scores = scores(&mut rng, &[3, 4], dtype);
+            let x = rng.array(&[3, 4, 1, 64], dtype, 1.0);
+            let fused = |bias: &Array| {
+                gather_qmm_combine(&x, &down, Some(bias), &indices, &scores, Precision::Exact)
+            };
+            for bias_dtype in DTYPES {
+                let bias = data::strided(&rng.array(&[6, 21], bias_dtype, 1.0));
+                if bias_dtype == dtype || dtype == Dtype::F32 {
+                    let expected = stock_with(&x, &down, Some(&bias), &indices, &scores);
+                    assert_same_bits(&fused(&bias).unwrap(), &expected, bias_dtype);
+                    continue;
+                }
+                let error = fused(&bias).unwrap_err().to_string();
+                assert!(error.contains(bias_dtype.name()), "{error}");
+            }
+            for shape in [vec![21], vec![6, 20], vec![5, 21], vec![6, 1, 21]] {
+                let error = fused(&rng.array(&shape, dtype, 1.0)).unwrap_err().to_string();
+                assert!(error.contains("bias of down"), "{error}");
+            }
+        }
+    }
+}
+
+on_each_device! {
     fn repeated_experts_have_the_stock_bits() {
         let mut rng = Rng::new(15);
         let down = rng.experts([3, 10, 64], Quantization::affine(64, 6), Dtype::F32, true);
@@ -134,7 +182,7 @@ on_each_device! {
         let x = empty(&[0, 2, 1, 64], Dtype::F32);
         let indices = empty(&[0, 2], Dtype::U32);
         let scores = empty(&[0, 2], Dtype::F32);
-        let got = gather_qmm_combine(&x, &down, &indices, &scores, Precision::Exact).unwrap();
+        let got = gather_qmm_combine(&x, &down, None, &indices, &scores, Precision::Exact).unwrap();
         got.eval().unwrap();
         assert_eq!(got.shape(), [0, 10]);
     }

@@ -3,8 +3,8 @@
 
 use mlx::fast::{self, Mask, Rope};
 use mlx::primitives::{
-    Precision, Scoring, add_rms_norm, attention, gather_qmm_combine, gather_qmm_swiglu,
-    greedy_token, moe_router, qk_norm_rope, quantized_matmul, rms_norm,
+    Glu, Precision, Scoring, add_rms_norm, attention, gather_qmm_combine, gather_qmm_swiglu,
+    greedy_token, qk_norm_rope, quantized_matmul, rms_norm,
 };
 use mlx::quantization::{Mode, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, ops};
@@ -13,6 +13,7 @@ use super::combine;
 use crate::support::alone::alone;
 use crate::support::bits::{as_f32, assert_same_bits};
 use crate::support::data::{DTYPES, Rng, quantizations};
+use crate::support::route::route;
 
 fn zeros(shape: &[i32], dtype: Dtype) -> Array {
     ops::zeros(shape, dtype).unwrap()
@@ -72,7 +73,7 @@ alone! {
                                 let indices = zeros(&[2], Dtype::U32);
                                 let x = zeros(&[2, m, k], dtype);
                                 let y = gather_qmm_swiglu(
-                                    &x, &w, &w, None, Some(&indices), transpose, false, precision,
+                                    &x, Glu::new(&w, &w), None, Some(&indices), transpose, false, precision,
                                 ).unwrap();
                                 assert_zeros(&y, &[2, m, n], &what);
                             }
@@ -85,7 +86,7 @@ alone! {
                             let x = zeros(&[tokens, top_k, 1, k], dtype);
                             let indices = zeros(&[tokens, top_k], Dtype::U32);
                             let scores = zeros(&[tokens, top_k], dtype);
-                            let y = gather_qmm_combine(&x, &down, &indices, &scores, precision).unwrap();
+                            let y = gather_qmm_combine(&x, &down, None, &indices, &scores, precision).unwrap();
                             assert_zeros(&y, &[tokens, n], &what);
                         }
                     }
@@ -103,7 +104,7 @@ fn no_experts_a_token_is_the_stock_sum_over_nothing() {
     let x = zeros(&[2, 3, 0, 1, 64], Dtype::Bf16);
     let indices = zeros(&[2, 3, 0], Dtype::U32);
     let scores = zeros(&[2, 3, 0], Dtype::Bf16);
-    let got = gather_qmm_combine(&x, &down, &indices, &scores, Precision::Exact).unwrap();
+    let got = gather_qmm_combine(&x, &down, None, &indices, &scores, Precision::Exact).unwrap();
     assert_same_bits(&got, &combine::stock(&x, &down, &indices, &scores), "top_k 0");
 }
 
@@ -117,11 +118,19 @@ fn no_experts_at_all_is_an_error_for_any_index() {
         let error = y.unwrap_err().to_string();
         assert!(error.contains("have nothing to choose from"), "{error}");
     };
-    refused(gather_qmm_swiglu(&x, &w, &w, None, Some(&indices), true, false, Precision::Exact));
+    refused(gather_qmm_swiglu(
+        &x,
+        Glu::new(&w, &w),
+        None,
+        Some(&indices),
+        true,
+        false,
+        Precision::Exact,
+    ));
     let x = zeros(&[2, 3, 1, 64], Dtype::F32);
     let indices = zeros(&[2, 3], Dtype::U32);
     let scores = zeros(&[2, 3], Dtype::F32);
-    refused(gather_qmm_combine(&x, &w, &indices, &scores, Precision::Exact));
+    refused(gather_qmm_combine(&x, &w, None, &indices, &scores, Precision::Exact));
 }
 
 alone! {
@@ -182,12 +191,12 @@ alone! {
         assert!(add_rms_norm(&x, &x, &w.astype(Dtype::F64).unwrap(), 1e-6).is_err());
 
         let rows = rng.array(&[0, 16], dtype, 1.0);
-        let (indices, scores) = moe_router(&rows, 2, true, Scoring::Softmax).unwrap();
+        let (indices, scores) = route(&rows, 2, true, Scoring::Softmax).unwrap();
         mlx::eval([&indices, &scores]).unwrap();
         assert_eq!((indices.shape(), scores.shape()), (&[0, 2][..], &[0, 2][..]));
-        assert!(moe_router(&rng.array(&[3, 16], dtype, 1.0), 0, true, Scoring::Softmax).is_err());
-        assert!(moe_router(&rng.array(&[3, 0], dtype, 1.0), 0, true, Scoring::Softmax).is_err());
-        assert!(moe_router(&rng.array(&[3, 0], dtype, 1.0), 1, true, Scoring::Sigmoid).is_err());
+        assert!(route(&rng.array(&[3, 16], dtype, 1.0), 0, true, Scoring::Softmax).is_err());
+        assert!(route(&rng.array(&[3, 0], dtype, 1.0), 0, true, Scoring::Softmax).is_err());
+        assert!(route(&rng.array(&[3, 0], dtype, 1.0), 1, true, Scoring::Sigmoid).is_err());
 
         greedy_token(&rows).unwrap().eval().unwrap();
         assert!(greedy_token(&rng.array(&[3, 0], dtype, 1.0)).is_err());

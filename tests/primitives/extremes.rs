@@ -4,7 +4,7 @@ use mlx::primitives::{Precision, gather_qmm_combine};
 use mlx::quantization::{self, Mode, QuantizedWeight};
 use mlx::{Array, Dtype, primitives};
 
-use super::swiglu::Call;
+use super::swiglu::{ACTIVATIONS, Call};
 use super::{asks, combine, fused, quantized};
 use crate::support::bits::{as_f32, assert_same_bits};
 use crate::support::data::{self, DTYPES, Rng, quantizations};
@@ -98,11 +98,18 @@ on_each_device! {
                         spoil(&mut rng, &mut up, values);
                         let x = sprinkle(&mut rng, &[5, 1, k], dtype, values, 40);
                         let rhs = Some(rng.indices(&[5], 3));
-                        let c = Call { x, gate, up, lhs: None, rhs, transpose, sorted: false };
-                        let what = format!("{dtype} {q} transpose {transpose} {flavour}");
-                        let expected = c.stock();
-                        finite.count(&expected);
-                        assert_same_bits(&c.fused(Precision::Exact).unwrap(), &expected, what);
+                        let biases = Some([(); 2].map(|()| sprinkle(&mut rng, &[3, n], dtype, values, 40)));
+                        for activation in ACTIVATIONS {
+                            let (x, gate, up) = (x.clone(), gate.clone(), up.clone());
+                            let (biases, rhs) = (biases.clone(), rhs.clone());
+                            let c = Call {
+                                x, gate, up, biases, activation, lhs: None, rhs, transpose, sorted: false,
+                            };
+                            let what = format!("{dtype} {q} transpose {transpose} {flavour} {activation:?}");
+                            let expected = c.stock();
+                            finite.count(&expected);
+                            assert_same_bits(&c.fused(Precision::Exact).unwrap(), &expected, what);
+                        }
                     }
                 }
             }
@@ -127,7 +134,7 @@ on_each_device! {
                     let what = format!("{dtype} {q} {flavour}");
                     let expected = combine::stock(&x, &down, &indices, &scores);
                     finite.count(&expected);
-                    let got = gather_qmm_combine(&x, &down, &indices, &scores, Precision::Exact);
+                    let got = gather_qmm_combine(&x, &down, None, &indices, &scores, Precision::Exact);
                     assert_same_bits(&got.unwrap(), &expected, what);
                 }
             }

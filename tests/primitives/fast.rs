@@ -173,7 +173,7 @@ on_each_device! {
                             *slot = (slot.0 + s * value, slot.1 + s * (size + 2.0 * value.abs()));
                         }
                     }
-                    let got = gather_qmm_combine(&x, &down, &indices, &scores, Precision::Fast);
+                    let got = gather_qmm_combine(&x, &down, None, &indices, &scores, Precision::Fast);
                     let got = errors(&as_f32(&got.unwrap()), &expected);
                     assert!(
                         got.largest <= tolerance(dtype),

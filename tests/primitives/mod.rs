@@ -1,5 +1,6 @@
 //! Every fused primitive against the stock ops it replaces.
 
+mod attention_parts;
 mod attention_rows;
 mod cache_append;
 mod combine;
@@ -11,6 +12,7 @@ mod registry;
 mod router;
 mod step;
 mod swiglu;
+mod swiglu_mlp;
 
 use mlx::primitives::{
     Activation, Ask, GatherQmmCombine, GatherQmmSwiglu, Precision, QuantizedMatmul, Setting,
@@ -51,7 +53,7 @@ mod asks {
             top_k: TOP_K,
             inner: SIZE,
             outer: SIZE,
-            bias: false,
+            bias: None,
             activation: Activation::Silu,
         }
     }
@@ -64,7 +66,7 @@ mod asks {
             top_k: TOP_K,
             inner: SIZE,
             outer: SIZE,
-            bias: false,
+            bias: None,
         }
     }
 

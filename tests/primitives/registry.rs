@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use mlx::primitives::{
-    Activation, Ask, Attention, GatherQmmCombine, GatherQmmSwiglu, MoeRouter, Parameters,
-    Precision, QkNormRope, RmsNorm, Scoring, Setting, Value, supports,
+    Ask, Attention, GatherQmmCombine, GatherQmmSwiglu, MoeRouter, Parameters, Precision,
+    QkNormRope, RmsNorm, Scoring, Setting, Value, supports,
 };
 use mlx::quantization::{Mode, Quantization};
 use mlx::{Device, Dtype};
@@ -40,7 +40,7 @@ fn folders_and_wrappers_and_library_name_the_same_primitives() {
     assert_eq!(asked, folders, "mlx::primitives::TYPICAL and mlx-patch/overlay");
     let files: BTreeSet<String> = entries("crates/mlx/src/primitives")
         .map(|path| stem(&path))
-        .filter(|name| !["mod", "ask"].contains(&name.as_str()))
+        .filter(|name| !["mod", "ask", "glu"].contains(&name.as_str()))
         .collect();
     assert_eq!(files, folders, "crates/mlx/src/primitives and mlx-patch/overlay");
     let bridge = std::fs::read_to_string(root().join("mlx-sys/src/bridge.rs")).unwrap();
@@ -109,30 +109,25 @@ fn question_with_a_wrong_name_or_value_says_which() {
 fn what_no_kernel_does_is_refused_with_the_reason() {
     let q = Quantization::affine(64, 4);
     let swiglu = super::asks::swiglu(q, true);
-    refused(&GatherQmmSwiglu { bias: true, ..swiglu }, &["bias"]);
-    refused(&GatherQmmSwiglu { activation: Activation::Gelu, ..swiglu }, &["gelu"]);
+    for bias in [Dtype::F32, Dtype::F16, Dtype::F64] {
+        let bias = Some(bias);
+        refused(&GatherQmmSwiglu { bias, ..swiglu }, &["bias", "bfloat16"]);
+        refused(&GatherQmmCombine { bias, ..super::asks::combine(q) }, &["bias", "bfloat16"]);
+    }
+    assert_eq!(supports(&GatherQmmSwiglu { bias: Some(Dtype::Bf16), ..swiglu }, &CPU), Ok(()));
     let seven = Quantization { bits: 7, group_size: 64, mode: Mode::Affine };
     refused(&GatherQmmSwiglu { quantization: seven, ..swiglu }, &["7"]);
     let combine = super::asks::combine(q);
-    refused(&GatherQmmCombine { bias: true, ..combine }, &["bias"]);
     refused(&GatherQmmCombine { transpose: false, ..combine }, &["transposed"]);
     refused(&RmsNorm { dims: 64, weight: false }, &["weight"]);
 
-    let router = MoeRouter {
-        num_experts: 8,
-        top_k: 2,
-        normalize: true,
-        scoring: Scoring::Softmax,
-        selection_bias: false,
-        num_groups: 1,
-        scale: 1.0,
-    };
+    let router = MoeRouter::new(8, 2, Scoring::Sigmoid);
     assert_eq!(supports(&router, &CPU), Ok(()));
     refused(&MoeRouter { top_k: 9, ..router }, &["top_k", "8", "9"]);
-    refused(&MoeRouter { scoring: Scoring::SoftmaxOfTopK, ..router }, &["softmax_of_top_k"]);
-    refused(&MoeRouter { selection_bias: true, ..router }, &["bias"]);
-    refused(&MoeRouter { num_groups: 4, ..router }, &["groups"]);
-    refused(&MoeRouter { scale: 2.5, ..router }, &["scale"]);
+    refused(&MoeRouter { num_groups: 3, ..router }, &["groups", "3", "8"]);
+    refused(&MoeRouter { num_groups: 8, ..router }, &["groups", "two experts"]);
+    refused(&MoeRouter { num_groups: 4, top_k_groups: 5, ..router }, &["top_k_groups", "4", "5"]);
+    refused(&MoeRouter { weights: Some(Dtype::F64), ..router }, &["weights", "float64"]);
 
     let rope = QkNormRope {
         num_heads: 4,
@@ -141,6 +136,7 @@ fn what_no_kernel_does_is_refused_with_the_reason() {
         dims: 32,
         traditional: true,
         freqs: true,
+        input_scale: 1.5,
     };
     assert_eq!(supports(&rope, &CPU), Ok(()));
     refused(&QkNormRope { dims: 66, ..rope }, &["64", "66"]);
@@ -153,11 +149,15 @@ fn what_no_kernel_does_is_refused_with_the_reason() {
         causal: true,
         window: None,
         mask: false,
-        sinks: false,
+        sinks: true,
+        rope_dim: 64,
     };
     assert_eq!(supports(&attention, &CPU), Ok(()));
     refused(&Attention { num_kv_heads: 3, ..attention }, &["8", "3"]);
-    refused(&Attention { window: Some(128), ..attention }, &["window"]);
+    let windowed = Attention { window: Some(128), ..attention };
+    assert_eq!(supports(&windowed, &CPU), Ok(()));
+    refused(&Attention { causal: false, ..windowed }, &["window", "causal"]);
+    refused(&Attention { window: Some(-1), ..attention }, &["window", "-1"]);
+    refused(&Attention { rope_dim: -1, ..attention }, &["rope_dim", "-1"]);
     refused(&Attention { mask: true, ..attention }, &["mask"]);
-    refused(&Attention { sinks: true, ..attention }, &["sinks"]);
 }

@@ -1,12 +1,13 @@
 //! `moe_router` against softmax, argpartition, take and a division.
 
-use mlx::primitives::{Scoring, moe_router};
+use mlx::primitives::{MoeRouter, Scoring, moe_router};
 use mlx::{Array, Dtype, ops};
 
 use super::stock_router;
 use crate::support::bits::assert_same_bits;
 use crate::support::data::{self, DTYPES, Rng};
 use crate::support::on_each_device;
+use crate::support::route::route;
 
 fn stock(logits: &Array, top_k: i32, normalize: bool, scoring: Scoring) -> (Array, Array) {
     let scores = match scoring {
@@ -16,10 +17,35 @@ fn stock(logits: &Array, top_k: i32, normalize: bool, scoring: Scoring) -> (Arra
     stock_router(&scores.unwrap(), top_k, normalize)
 }
 
+#[test]
+fn arrays_that_do_not_fit_are_refused() {
+    let logits = data::array(&[1f32, 2.0, 3.0, 4.0], &[1, 4]);
+    let four = data::array(&[0.5f32, 0.25, 1.0, 2.0], &[4]);
+    let three = data::array(&[0.5f32, 0.25, 1.0], &[3]);
+    let plain = MoeRouter::new(4, 2, Scoring::Sigmoid);
+    let biased = MoeRouter { selection_bias: true, ..plain };
+    let scaled = MoeRouter { expert_scale: true, ..plain };
+    let integers = four.astype(Dtype::I32).unwrap();
+    let other = MoeRouter { num_experts: 5, ..plain };
+    for (router, bias, scale, words) in [
+        (biased, None, None, ["selection_bias", "none"]),
+        (plain, Some(&four), None, ["selection_bias", "one"]),
+        (scaled, None, None, ["expert_scale", "none"]),
+        (biased, Some(&three), None, ["selection_bias", "(3)"]),
+        (scaled, None, Some(&integers), ["expert_scale", "int32"]),
+        (other, None, None, ["[.., 5]", "[1, 4]"]),
+    ] {
+        let error = moe_router(&logits, &router, bias, scale).unwrap_err().to_string();
+        for word in words.into_iter().chain(["[moe_router]"]) {
+            assert!(error.contains(word), "`{word}` is not in: {error}");
+        }
+    }
+}
+
 #[track_caller]
 fn check(logits: &Array, top_k: i32, normalize: bool, scoring: Scoring, what: &str) {
     let (indices, scores) = stock(logits, top_k, normalize, scoring);
-    let (got_indices, got_scores) = moe_router(logits, top_k, normalize, scoring).unwrap();
+    let (got_indices, got_scores) = route(logits, top_k, normalize, scoring).unwrap();
     let what = format!("{what}, top {top_k}, normalize {normalize}, {}", scoring.name());
     assert_same_bits(&got_indices, &indices, format!("{what}: indices"));
     assert_same_bits(&got_scores, &scores, format!("{what}: scores"));
@@ -99,7 +125,7 @@ on_each_device! {
 on_each_device! {
     fn empty_logits_give_empty_routing() {
         let logits = ops::zeros(&[0, 8], Dtype::F32).unwrap();
-        let (indices, scores) = moe_router(&logits, 2, true, Scoring::Softmax).unwrap();
+        let (indices, scores) = route(&logits, 2, true, Scoring::Softmax).unwrap();
         mlx::eval([&indices, &scores]).unwrap();
         assert_eq!((indices.shape(), scores.shape()), (&[0, 2][..], &[0, 2][..]));
     }

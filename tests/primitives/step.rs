@@ -265,6 +265,7 @@ fn attention_in_f32_is_fast_only_and_says_why() {
         window: None,
         mask: false,
         sinks: false,
+        rope_dim: 0,
     };
     let asked = |precision| {
         let setting = Setting { device: mlx::Device::Cpu, dtype: Dtype::F32, precision };

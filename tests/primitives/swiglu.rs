@@ -1,6 +1,6 @@
-//! `gather_qmm_swiglu` against `gather_qmm` twice, `silu` and a product.
+//! `gather_qmm_swiglu` against `gather_qmm` twice, biases, an activation and a product.
 
-use mlx::primitives::{Precision, gather_qmm_swiglu};
+use mlx::primitives::{Activation, Glu, Precision, gather_qmm_swiglu};
 use mlx::quantization::{Quantization, QuantizedWeight, gather_qmm};
 use mlx::{Array, Dtype, ops};
 
@@ -15,6 +15,8 @@ pub(super) struct Call {
     pub(super) x: Array,
     pub(super) gate: QuantizedWeight,
     pub(super) up: QuantizedWeight,
+    pub(super) biases: Option<[Array; 2]>,
+    pub(super) activation: Activation,
     pub(super) lhs: Option<Array>,
     pub(super) rhs: Option<Array>,
     pub(super) transpose: bool,
@@ -24,16 +26,21 @@ pub(super) struct Call {
 impl Call {
     pub(super) fn fused(&self, precision: Precision) -> mlx::Result<Array> {
         let (lhs, rhs) = (self.lhs.as_ref(), self.rhs.as_ref());
-        let Call { x, gate, up, transpose, sorted, .. } = self;
-        gather_qmm_swiglu(x, gate, up, lhs, rhs, *transpose, *sorted, precision)
+        let Call { x, gate, up, activation, transpose, sorted, .. } = self;
+        let biases = self.biases.as_ref().map(|[gate, up]| [gate, up]);
+        let glu = Glu { biases, activation: *activation, ..Glu::new(gate, up) };
+        gather_qmm_swiglu(x, glu, lhs, rhs, *transpose, *sorted, precision)
     }
 
     pub(super) fn stock(&self) -> Array {
-        let project = |w| {
+        let project = |w, bias: usize| {
             let (lhs, rhs) = (self.lhs.as_ref(), self.rhs.as_ref());
-            gather_qmm(&self.x, w, lhs, rhs, self.transpose, self.sorted).unwrap()
+            let y = gather_qmm(&self.x, w, lhs, rhs, self.transpose, self.sorted).unwrap();
+            let Some(biases) = &self.biases else { return y };
+            let chosen = ops::take(&biases[bias], rhs.unwrap(), 0).unwrap();
+            ops::add(&y, &ops::expand_dims(&chosen, &[-2]).unwrap()).unwrap()
         };
-        ops::swiglu(&project(&self.gate), &project(&self.up)).unwrap()
+        gated(&project(&self.gate, 0), &project(&self.up, 1), self.activation)
     }
 
     #[track_caller]
@@ -43,6 +50,25 @@ impl Call {
         assert_same_bits(&self.fused(Precision::Exact).unwrap(), &expected, what);
     }
 }
+
+/// What joins a gate and an up projection, in stock ops.
+pub(super) fn gated(gate: &Array, up: &Array, activation: Activation) -> Array {
+    match activation {
+        Activation::Silu => ops::swiglu(gate, up),
+        Activation::GeluTanh => ops::geglu(gate, up),
+        Activation::ClippedSwiglu { alpha, limit } => ops::clipped_swiglu(gate, up, alpha, limit),
+        other => panic!("{other:?} is not tested"),
+    }
+    .unwrap()
+}
+
+/// Every activation; the last one with limits that many values reach.
+pub(super) const ACTIVATIONS: [Activation; 4] = [
+    Activation::Silu,
+    Activation::GeluTanh,
+    Activation::ClippedSwiglu { alpha: 1.702, limit: 7.0 },
+    Activation::ClippedSwiglu { alpha: 0.5, limit: 0.25 },
+];
 
 /// How tokens reach the experts.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +118,8 @@ pub(super) fn call(
         }
     };
     let x = rng.array(&x_shape, dtype, 1.0);
-    Call { x, gate, up, lhs, rhs: Some(rhs), transpose, sorted }
+    let activation = Activation::Silu;
+    Call { x, gate, up, biases: None, activation, lhs, rhs: Some(rhs), transpose, sorted }
 }
 
 const LAYOUTS: [Layout; 7] = [
@@ -118,7 +145,15 @@ fn product(dtype: Dtype) {
                 let ragged = [1, 7, 16, 33, 8, 40, 67][(i + q.bits as usize) % 7];
                 let (n, k) = if transpose { (ragged, whole) } else { (whole, ragged) };
                 let what = format!("{dtype} {q} transpose {transpose} {layout:?} N {n} K {k}");
-                call(&mut rng, layout, [5, n, k], q, dtype, transpose).check(what);
+                let mut c = call(&mut rng, layout, [5, n, k], q, dtype, transpose);
+                let biases = [(); 2].map(|()| rng.array(&[5, n], dtype, 1.0));
+                for biases in [None, Some(biases)] {
+                    c.biases = biases;
+                    for activation in ACTIVATIONS {
+                        c.activation = activation;
+                        c.check(format!("{what} {activation:?} biases {}", c.biases.is_some()));
+                    }
+                }
             }
         }
     }
@@ -272,6 +307,50 @@ on_each_device! {
             c.x = ops::multiply(&c.x, &eight).unwrap().astype(x).unwrap();
             c.check(format!("x {x}, scales {w}"));
         }
+    }
+}
+
+on_each_device! {
+    fn strided_biases_and_those_of_other_types_have_the_stock_bits_or_are_refused() {
+        let mut rng = Rng::new(6);
+        let q = Quantization::default_of(mlx::quantization::Mode::Mxfp4);
+        let layout = Layout::Tokens { tokens: 3, top_k: 2 };
+        for dtype in DTYPES {
+            let plain = call(&mut rng, layout, [4, 33, 64], q, dtype, true);
+            for bias_dtype in DTYPES {
+                let [gate, up] = [(); 2].map(|()| rng.array(&[4, 33], bias_dtype, 1.0));
+                let biases = Some([data::strided(&gate), data::column_major(&up)]);
+                let c = Call { biases, ..plain.clone() };
+                if bias_dtype == dtype || dtype == Dtype::F32 {
+                    c.check(format!("{dtype}, biases {bias_dtype}"));
+                    continue;
+                }
+                let error = c.fused(Precision::Exact).unwrap_err().to_string();
+                assert!(error.contains(bias_dtype.name()), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn biases_and_limits_that_do_not_fit_are_refused() {
+    let q = Quantization::affine(32, 4);
+    let shape = Layout::Rows { batch: 2, m: 1 };
+    let plain = call(&mut Rng::new(9), shape, [2, 8, 32], q, Dtype::F32, true);
+    let ones = |shape: &[i32]| ops::ones(shape, Dtype::F32).unwrap();
+    let refused = |c: Call, words: &[&str]| {
+        let error = c.fused(Precision::Exact).unwrap_err().to_string();
+        for word in words.iter().chain(&["[gather_qmm_swiglu]"]) {
+            assert!(error.contains(word), "`{word}` is not in: {error}");
+        }
+    };
+    for shape in [vec![8], vec![2, 9], vec![3, 8], vec![2, 1, 8], vec![]] {
+        let biases = Some([ones(&[2, 8]), ones(&shape)]);
+        refused(Call { biases, ..plain.clone() }, &["bias of up", "(2,8)"]);
+    }
+    for (alpha, limit) in [(f32::NAN, 7.0), (f32::INFINITY, 7.0), (1.0, f32::NAN), (1.0, -1.0)] {
+        let activation = Activation::ClippedSwiglu { alpha, limit };
+        refused(Call { activation, ..plain.clone() }, &["alpha", "limit"]);
     }
 }
 

@@ -1,10 +1,11 @@
 //! Every error of `mlx`, provoked.
 
-use mlx::primitives::{Precision, Scoring, gather_qmm_swiglu, moe_router};
+use mlx::primitives::{Glu, Precision, Scoring, gather_qmm_swiglu};
 use mlx::quantization::{Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, Error, io, ops};
 
 use crate::support::data::{self, Rng};
+use crate::support::route::route;
 
 #[test]
 fn ops_with_wrong_shapes_say_what_arrived() {
@@ -63,7 +64,7 @@ fn swiglu(
     let mut x = rng.array(&[2, 1, 64], Dtype::F32, 1.0);
     let mut rhs = rng.indices(&[2], 3);
     spoil(&mut x, &mut gate, &mut up, &mut rhs);
-    gather_qmm_swiglu(&x, &gate, &up, None, Some(&rhs), true, false, Precision::Exact)
+    gather_qmm_swiglu(&x, Glu::new(&gate, &up), None, Some(&rhs), true, false, Precision::Exact)
 }
 
 #[track_caller]
@@ -116,11 +117,11 @@ fn swiglu_arguments_that_do_not_fit_are_refused_with_what_arrived() {
 fn router_arguments_that_do_not_fit_are_refused() {
     let logits = data::array(&[1f32, 2.0, 3.0], &[1, 3]);
     for top_k in [0, -1, 4] {
-        let error = moe_router(&logits, top_k, true, Scoring::Softmax).unwrap_err();
+        let error = route(&logits, top_k, true, Scoring::Softmax).unwrap_err();
         assert!(error.to_string().contains("[moe_router]"), "{error}");
     }
     let integers = logits.astype(Dtype::I32).unwrap();
-    assert!(moe_router(&integers, 1, true, Scoring::Softmax).is_err());
+    assert!(route(&integers, 1, true, Scoring::Softmax).is_err());
 }
 
 #[test]
@@ -137,7 +138,7 @@ fn router_of_logits_that_are_not_numbers_picks_experts_that_exist() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for logits in [[bad; 8], [0.5, bad, 0.0, bad, -1.0, 2.0, bad, 0.25]] {
             let logits = data::array(&logits, &[1, 8]);
-            let (indices, _) = moe_router(&logits, 2, true, Scoring::Softmax).unwrap();
+            let (indices, _) = route(&logits, 2, true, Scoring::Softmax).unwrap();
             let indices = indices.to_vec::<u32>().unwrap();
             assert!(indices.iter().all(|i| *i < 8), "{indices:?}");
         }
@@ -237,7 +238,7 @@ fn parts_of_a_quantized_weight_that_do_not_belong_together_are_refused() {
             w.dequantize(),
             quantized_matmul(&x, w, true),
             gather_qmm(&x, w, None, Some(&rhs), true, false),
-            gather_qmm_swiglu(&x, w, w, None, Some(&rhs), true, false, Precision::Exact),
+            gather_qmm_swiglu(&x, Glu::new(w, w), None, Some(&rhs), true, false, Precision::Exact),
         ] {
             assert!(matches!(outcome, Err(Error::InvalidArgument { .. })), "{i}: {outcome:?}");
         }

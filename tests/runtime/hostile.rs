@@ -5,12 +5,13 @@ use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use mlx::fast::{self, Mask, Rope};
-use mlx::primitives::{self, Precision, Scoring};
+use mlx::primitives::{self, Glu, Precision, Scoring};
 use mlx::quantization::{self, Mode, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, Result, ops, random, transforms};
 
 use crate::support::alone::alone;
 use crate::support::data::{self, array};
+use crate::support::route::route;
 
 type Reduction = fn(&Array, &[i32], bool) -> Result<Array>;
 type Indexing = fn(&Array, &Array, i32) -> Result<Array>;
@@ -304,7 +305,7 @@ alone! {
             attempt(("greedy_token", name), || primitives::greedy_token(x));
             for k in [i32::MIN, -1, 0, 1, 3, i32::MAX] {
                 attempt_all(("moe_router", name, k), || {
-                    primitives::moe_router(x, k, true, Scoring::Sigmoid).map(|(a, b)| vec![a, b])
+                    route(x, k, true, Scoring::Sigmoid).map(|(a, b)| vec![a, b])
                 });
             }
             for dims in [i32::MIN, -2, 0, 1, 2, 4, i32::MAX] {
@@ -380,10 +381,10 @@ fn quantized(name: &str, other: &str, x: &Array, y: &Array, w: &QuantizedWeight,
         quantization::gather_qmm(y, w, Some(x), Some(y), transpose, true)
     });
     attempt(("gather_qmm_swiglu", name, other), || {
-        primitives::gather_qmm_swiglu(y, w, w, None, Some(x), transpose, false, precision)
+        primitives::gather_qmm_swiglu(y, Glu::new(w, w), None, Some(x), transpose, false, precision)
     });
     attempt(("gather_qmm_combine", name, other), || {
-        primitives::gather_qmm_combine(y, w, x, y, precision)
+        primitives::gather_qmm_combine(y, w, None, x, y, precision)
     });
 }
 
@@ -433,7 +434,7 @@ alone! {
                         for precision in [Precision::Exact, Precision::Fast] {
                             attempt(("swiglu", &name, &indices, given, precision), || {
                                 primitives::gather_qmm_swiglu(
-                                    &x, &w, &w, lhs, rhs, transpose, true, precision,
+                                    &x, Glu::new(&w, &w), lhs, rhs, transpose, true, precision,
                                 )
                             });
                         }

@@ -1,11 +1,12 @@
 //! Indices that do not fit are refused, and those that are known to fit cost nothing.
 
-use mlx::primitives::{Scoring, greedy_token, moe_router};
+use mlx::primitives::{Scoring, greedy_token};
 use mlx::quantization::{Quantization, gather_mm, gather_qmm};
 use mlx::{Array, Dtype, Error, Result, fast, ops, random};
 
 use crate::support::bits::{as_f32, assert_close};
 use crate::support::data::{self, Rng, array};
+use crate::support::route::route;
 
 /// The same indices, once computed and once not.
 fn both(indices: &[i32]) -> [Array; 2] {
@@ -120,7 +121,7 @@ fn indices_that_an_op_made_are_not_computed_by_the_call() {
         greedy_token(&logits).unwrap(),
         random::categorical(&logits, -1, Some(&random::key(1).unwrap())).unwrap(),
         ops::slice_axis(&partition, -1, n - 3, n).unwrap(),
-        moe_router(&logits, 3, true, Scoring::Softmax).unwrap().0,
+        route(&logits, 3, true, Scoring::Softmax).unwrap().0,
         ops::floor_divide(&order, &Array::scalar(2u32).unwrap()).unwrap(),
         ops::minimum(&counts, &Array::scalar(n - 1).unwrap()).unwrap(),
     ];

@@ -1,12 +1,13 @@
 //! No handle outlives its owner.
 
-use mlx::primitives::{Precision, Scoring, moe_router};
+use mlx::primitives::{Glu, Precision, Scoring};
 use mlx::quantization::Quantization;
 use mlx::{Dtype, live_arrays, memory, ops};
 
 use crate::support::alone::alone;
 use crate::support::bits::as_f32;
 use crate::support::data::Rng;
+use crate::support::route::route;
 
 fn round(rng: &mut Rng) -> mlx::Result<()> {
     let q = Quantization::affine(32, 4);
@@ -15,15 +16,14 @@ fn round(rng: &mut Rng) -> mlx::Result<()> {
     let rhs = rng.indices(&[2], 2);
     let y = mlx::primitives::gather_qmm_swiglu(
         &x,
-        &w,
-        &w,
+        Glu::new(&w, &w),
         None,
         Some(&rhs),
         true,
         false,
         Precision::Exact,
     )?;
-    let (indices, scores) = moe_router(&y, 2, true, Scoring::Softmax)?;
+    let (indices, scores) = route(&y, 2, true, Scoring::Softmax)?;
     mlx::async_eval([&indices, &scores])?;
     as_f32(&scores);
     for part in ops::split(&y, &[3], -1)? {

@@ -1,13 +1,14 @@
 //! The thread pool and the instruction sets: neither changes a bit of exact products.
 
 use mlx::primitives::{
-    Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu, moe_router, quantized_matmul,
+    Glu, Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu, quantized_matmul,
 };
 use mlx::quantization::{Quantization, QuantizedWeight};
 use mlx::{Array, Device, Dtype, Stream, ops, with_default_stream};
 
 use crate::support::alone::alone;
 use crate::support::data::{DTYPES, Rng, quantizations};
+use crate::support::route::route;
 
 struct Block {
     x: Array,
@@ -31,12 +32,12 @@ impl Block {
 
     /// A routed block from logits to output: all fused primitives in a row.
     fn run(&self, precision: Precision) -> mlx::Result<Vec<u8>> {
-        let (indices, scores) = moe_router(&self.logits, 3, true, Scoring::Softmax)?;
+        let (indices, scores) = route(&self.logits, 3, true, Scoring::Softmax)?;
         let x = ops::expand_dims(&self.x, &[-2, -3])?;
         let (gate, up) = (&self.gate, &self.up);
         let rhs = Some(&indices);
-        let h = gather_qmm_swiglu(&x, gate, up, None, rhs, true, false, precision)?;
-        gather_qmm_combine(&h, &self.down, &indices, &scores, precision)?.to_bytes()
+        let h = gather_qmm_swiglu(&x, Glu::new(gate, up), None, rhs, true, false, precision)?;
+        gather_qmm_combine(&h, &self.down, None, &indices, &scores, precision)?.to_bytes()
     }
 }
 

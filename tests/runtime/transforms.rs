@@ -3,7 +3,7 @@
 //! Stock `gather_qmm` has neither `jvp` nor `vmap`, so those are held against a finite difference
 //! and against a loop.
 
-use mlx::primitives::{Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu, moe_router};
+use mlx::primitives::{Glu, Precision, Scoring, gather_qmm_combine, gather_qmm_swiglu};
 use mlx::quantization::{Quantization, QuantizedWeight, gather_qmm};
 use mlx::transforms::{Imported, export_function, jvp, vjp, vmap};
 use mlx::{Array, Dtype, ops, primitives, quantization};
@@ -11,6 +11,7 @@ use mlx::{Array, Dtype, ops, primitives, quantization};
 use crate::support::alone::alone;
 use crate::support::bits::{assert_close, assert_lively, assert_same_bits};
 use crate::support::data::{self, Rng};
+use crate::support::route::route;
 
 struct Weights {
     gate: QuantizedWeight,
@@ -27,7 +28,15 @@ fn weights(rng: &mut Rng) -> (Array, Weights) {
 }
 
 fn fused(x: &Array, w: &Weights) -> mlx::Result<Array> {
-    gather_qmm_swiglu(x, &w.gate, &w.up, None, Some(&w.rhs), true, false, Precision::Exact)
+    gather_qmm_swiglu(
+        x,
+        Glu::new(&w.gate, &w.up),
+        None,
+        Some(&w.rhs),
+        true,
+        false,
+        Precision::Exact,
+    )
 }
 
 fn stock(x: &Array, w: &Weights) -> mlx::Result<Array> {
@@ -81,12 +90,12 @@ fn vectorised_primitives_equal_a_loop() {
     assert_close(&got[0], &ops::stack(&alone, 0).unwrap(), 1e-5, "swiglu");
 
     let route = |inputs: &[Array]| {
-        let (indices, scores) = moe_router(&inputs[0], 2, true, Scoring::Softmax)?;
+        let (indices, scores) = route(&inputs[0], 2, true, Scoring::Softmax)?;
         Ok(vec![indices, scores])
     };
     let logits = rng.array(&[3, 5, 8], Dtype::F32, 1.0);
     let got = vmap(route, &[logits.clone()], &[0], &[0, 0]).unwrap();
-    let (indices, scores) = moe_router(&logits, 2, true, Scoring::Softmax).unwrap();
+    let (indices, scores) = route(&logits, 2, true, Scoring::Softmax).unwrap();
     assert_same_bits(&got[0], &indices, "router indices");
     assert_same_bits(&got[1], &scores, "router scores");
 }
@@ -102,7 +111,7 @@ fn combine_and_matmul_gradients_are_the_stock_gradients() {
     let cotangent = rng.array(&[2, 12], Dtype::F32, 1.0);
     let (d, i) = (down(), indices());
     let fused = move |inputs: &[Array]| {
-        Ok(vec![gather_qmm_combine(&inputs[0], &d, &i, &inputs[1], Precision::Exact)?])
+        Ok(vec![gather_qmm_combine(&inputs[0], &d, None, &i, &inputs[1], Precision::Exact)?])
     };
     let (d, i) = (down(), indices());
     let stock = move |inputs: &[Array]| {

@@ -20,13 +20,17 @@ pub struct Pattern {
 pub const PATTERNS: &[Pattern] = &[
     Pattern {
         name: "moe_mlp",
-        about: "gate and up projections of the routed experts, with SwiGLU",
+        about: "gate and up projections of the routed experts, with what joins them",
     },
     Pattern {
         name: "moe_combine",
         about: "the routed experts' down projection with the weighted sum over experts",
     },
     Pattern { name: "moe_router", about: "scores, choice and weights of the experts" },
+    Pattern {
+        name: "swiglu_mlp",
+        about: "gate and up projections of dense and shared experts, with what joins them",
+    },
     Pattern {
         name: "quantized_linear",
         about: "every other quantised product, routers and output projection included",
@@ -50,6 +54,7 @@ const CPU: &[&str] = &[
     "moe_mlp",
     "moe_combine",
     "moe_router",
+    "swiglu_mlp",
     "quantized_linear",
     "qk_norm_rope",
     "attention",

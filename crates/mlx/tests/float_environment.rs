@@ -4,7 +4,7 @@
 
 use std::arch::asm;
 
-use mlx::primitives::{Precision, gather_qmm_swiglu, quantized_matmul};
+use mlx::primitives::{Glu, Precision, gather_qmm_swiglu, quantized_matmul};
 use mlx::quantization::{Mode, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype};
 
@@ -69,7 +69,8 @@ fn products(threads: i32) -> Vec<(String, Vec<u8>)> {
                     let name = format!("{isa} {mode} {dtype} {precision:?} {threads} threads");
                     let y = quantized_matmul(&x, &w, true, precision).unwrap();
                     results.push((name.clone(), y.to_bytes().unwrap()));
-                    let y = gather_qmm_swiglu(&x, &w, &w, None, None, true, false, precision);
+                    let y =
+                        gather_qmm_swiglu(&x, Glu::new(&w, &w), None, None, true, false, precision);
                     results.push((name + " swiglu", y.unwrap().to_bytes().unwrap()));
                 }
             }

@@ -1,5 +1,6 @@
-// Attention: softmax(q @ k^T * scale) @ v with grouped key and value heads and an optional causal mask, one launch, also
-// over keys and values of which every batch row has its own.
+// Attention: softmax(q @ k^T * scale) @ v with grouped key and value heads, an optional causal mask and window, sinks and
+// a rotated part of queries and keys apart from the rest, one launch, also over keys and values of which every batch row
+// has its own.
 
 #pragma once
 
@@ -12,18 +13,60 @@ namespace zmlx {
 
 class Attention : public Transformable<Attention> {
  public:
-  // q, then the keys of every cache, then the values of every cache: one for all batch rows, or one for each. Last, if
-  // given, how many keys of each cache count.
-  enum Input { kQ, kK };
-  static int num_caches(const std::vector<array>& inputs) {
-    return static_cast<int>(inputs.size() - 1) / 2;
-  }
-  static const array* lengths(const std::vector<array>& inputs) {
-    return inputs.size() % 2 == 0 ? &inputs.back() : nullptr;
-  }
+  struct State {
+    float scale;
+    bool causal;
+    Precision precision;
+    int window; // 0: all keys
+    bool has_rope;
+    bool has_sinks;
+    bool has_lengths;
+  };
 
-  Attention(mlx::core::Stream stream, float scale, bool causal, Precision precision)
-      : Transformable(stream), scale_(scale), causal_(causal), precision_(precision) {}
+  // q, then the keys of every cache, then the values of every cache: one for all batch rows, or one for each. Then, each
+  // if given: the rotated keys of every cache and the rotated queries; the sinks; how many keys of each cache count.
+  enum Input { kQ, kK };
+
+  // The inputs by their places.
+  class Inputs {
+   public:
+    Inputs(const std::vector<array>& in, const State& state) : in_(in), state_(state) {
+      size_t extra = 1 + state.has_rope + state.has_sinks + state.has_lengths;
+      caches_ = static_cast<int>(in.size() - extra) / (state.has_rope ? 3 : 2);
+    }
+    int caches() const {
+      return caches_;
+    }
+    const array& q() const {
+      return in_[kQ];
+    }
+    const array& k(int cache) const {
+      return in_[kK + cache];
+    }
+    const array& v(int cache) const {
+      return in_[kK + caches_ + cache];
+    }
+    // With a rotated part:
+    const array& k_rope(int cache) const {
+      return in_[kK + 2 * caches_ + cache];
+    }
+    const array& q_rope() const {
+      return in_[kK + 3 * caches_];
+    }
+    const array* sinks() const {
+      return state_.has_sinks ? &in_[in_.size() - 1 - state_.has_lengths] : nullptr;
+    }
+    const array* lengths() const {
+      return state_.has_lengths ? &in_.back() : nullptr;
+    }
+
+   private:
+    const std::vector<array>& in_;
+    const State& state_;
+    int caches_;
+  };
+
+  Attention(mlx::core::Stream stream, const State& state) : Transformable(stream), state_(state) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
 
@@ -33,13 +76,18 @@ class Attention : public Transformable<Attention> {
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
   auto state() const {
-    return std::make_tuple(scale_, causal_, precision_);
+    return std::make_tuple(
+        state_.scale,
+        state_.causal,
+        state_.precision,
+        state_.window,
+        state_.has_rope,
+        state_.has_sinks,
+        state_.has_lengths);
   }
 
  private:
-  float scale_;
-  bool causal_;
-  Precision precision_;
+  State state_;
 };
 
 } // namespace zmlx

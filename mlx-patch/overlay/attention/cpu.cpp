@@ -5,10 +5,13 @@
 //          axis. That order is stock's, so exact costs no speed. Exact keeps whole rows of scores, because stock rounds
 //          them before the softmax and sums the exponentials in order; fast runs over blocks of keys with a running
 //          maximum (arXiv:2205.14135) and rounds nothing before the result.
-// Layout:  one cache for all batch rows, or one of its own length for each. q, k, v by rows with any strides over batch, heads and length: cache slices are read in place. The result
-//          is [B, H, Lq, D] over memory [B, Lq, H, D], so that merging the heads copies nothing.
+//          A window cuts whole blocks of keys away; a sink starts its row's maximum and sum; rotated parts are a second
+//          product whose rounded values join the scores.
+// Layout:  one cache for all batch rows, or one of its own length for each. q, k, v by rows with any strides over batch,
+//          heads and length: cache slices are read in place. The result is [B, H, Lq, D] over memory [B, Lq, H, D], so
+//          that merging the heads copies nothing.
 // Tasks:   (batch row, key head, block of query rows), the longest causal rows first.
-// Bound:   decode: the bytes of k and v; prefill: 2 * H * Lq * Lk * (D + Dv) FLOPs, half of it when causal.
+// Bound:   decode: the bytes of k and v; prefill: 2 * H * Lq * Lk * (D + R + Dv) FLOPs, half of it when causal.
 // Limits:  exact: values behind the causal mask are taken to be finite (stock multiplies them by zero), and so are
 //          scores (a row whose visible scores are all -inf is not given stock's even weights).
 
@@ -88,94 +91,146 @@ int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact
 
 // What a task needs of its arrays: of a batch with many caches they would be dear to copy.
 struct Operands {
-  explicit Operands(const std::vector<array>& in, const array& out)
-      : q(in[Attention::kQ]), dtype(cpu::dtype_of(out.dtype())), y(const_cast<uint8_t*>(out.data<uint8_t>())) {
-    int caches = Attention::num_caches(in);
-    for (int i = 0; i < caches; i++) {
-      keys.emplace_back(in[Attention::kK + i]);
-      values.emplace_back(in[Attention::kK + caches + i]);
+  Operands(const std::vector<array>& inputs, const array& out, const Attention::State& state)
+      : Operands(Attention::Inputs(inputs, state), out, state.has_rope) {}
+
+  Operands(const Attention::Inputs& in, const array& out, bool has_rope)
+      : q(in.q()), dtype(cpu::dtype_of(out.dtype())), y(const_cast<uint8_t*>(out.data<uint8_t>())) {
+    for (int i = 0; i < in.caches(); i++) {
+      caches.push_back({Heads(in.k(i)), Heads(in.v(i)), std::nullopt, in.k(i).shape(2)});
+      if (has_rope) {
+        caches.back().k_rope.emplace(in.k_rope(i));
+      }
     }
-    if (auto counts = Attention::lengths(in)) {
+    if (auto counts = in.lengths()) {
       lengths = counts->data<int32_t>();
       length_stride = counts->strides(0);
+    }
+    if (has_rope) {
+      q_rope.emplace(in.q_rope());
+      R = in.q_rope().shape(3);
+    }
+    if (in.sinks()) {
+      sinks = array::unsafe_weak_copy(*in.sinks());
     }
     B = out.shape(0);
     H = out.shape(1);
     Lq = out.shape(2);
     Dv = out.shape(3);
-    D = in[Attention::kQ].shape(3);
-    Hkv = in[Attention::kK].shape(1);
+    D = in.q().shape(3);
+    Hkv = in.k(0).shape(1);
   }
 
+  // Once the arrays have their values.
+  void read() {
+    q.read();
+    if (q_rope) {
+      q_rope->read();
+    }
+    for (size_t i = 0; i < caches.size(); i++) {
+      auto& cache = caches[i];
+      cache.k.read();
+      cache.v.read();
+      if (cache.k_rope) {
+        cache.k_rope->read();
+      }
+      if (lengths) {
+        cache.length = std::clamp<int64_t>(lengths[i * length_stride], 1, cache.length);
+      }
+    }
+    if (sinks) {
+      head_sinks = cpu::read_floats(*sinks);
+    }
+  }
+
+  // A cache of a batch row's own, or the one that all share.
+  struct Cache {
+    Heads k;
+    Heads v;
+    std::optional<Heads> k_rope;
+    int64_t length;
+  };
+
   Heads q;
-  std::vector<Heads> keys;
-  std::vector<Heads> values;
+  std::optional<Heads> q_rope;
+  std::vector<Cache> caches;
+  std::optional<array> sinks;
+  std::vector<float> head_sinks;
   const int32_t* lengths{nullptr};
   int64_t length_stride{0};
   cpu::DType dtype;
   uint8_t* y;
   int64_t B, H, Lq, Dv, D, Hkv;
+  int64_t R{0};
 };
 
-void run(Operands& o, float scale, bool causal, Precision precision) {
+void run(Operands& o, const Attention::State& state) {
   namespace c = zmlx::cpu;
   auto& kernels = c::step_kernels();
-  bool exact = precision == Precision::Exact;
+  bool exact = state.precision == Precision::Exact;
   auto kernel = exact ? kernels.attention_exact : kernels.attention_fast;
   auto dtype = o.dtype;
   int64_t item = c::size_of(dtype);
-  int64_t caches = o.keys.size();
+  o.read();
+  auto& q = o.q;
+  auto& q_rope = o.q_rope;
+  auto& sinks = o.head_sinks;
+  auto& caches = o.caches;
   int64_t H = o.H;
   int64_t Lq = o.Lq;
   int64_t D = o.D;
   int64_t Dv = o.Dv;
+  int64_t R = o.R;
   int64_t Hkv = o.Hkv;
-  auto& q = o.q;
-  auto& keys = o.keys;
-  auto& values = o.values;
-  std::vector<int64_t> num_keys;
   int64_t longest = 0;
   int64_t all_keys = 0;
-  q.read();
-  for (int64_t i = 0; i < caches; i++) {
-    keys[i].read();
-    values[i].read();
-    int64_t held = keys[i].length();
-    num_keys.push_back(o.lengths ? std::clamp<int64_t>(o.lengths[i * o.length_stride], 1, held) : held);
-    longest = std::max(longest, num_keys.back());
-    all_keys += (caches > 1 ? 1 : o.B) * num_keys.back();
+  for (auto& cache : caches) {
+    longest = std::max(longest, cache.length);
+    all_keys += (caches.size() > 1 ? 1 : o.B) * cache.length;
   }
   int64_t repeats = H / Hkv;
   int64_t groups = o.B * Hkv;
   int64_t rows = Lq * repeats;
-  int64_t m = rows_per_task(groups, rows, longest, exact);
+  // Keys that the rows of a task see together.
+  auto span_of = [&](int64_t m) {
+    return state.window ? std::min<int64_t>(longest, state.window + m / repeats + 1 + c::kKeyBlock) : longest;
+  };
+  int64_t m = rows_per_task(groups, rows, span_of(c::kMaxQueries), exact);
+  int64_t span = span_of(m);
   int64_t blocks = (rows + m - 1) / m;
-  int64_t scratch = c::attention_scratch(m, longest, D, Dv, exact);
+  int64_t scratch = c::attention_scratch(m, span, D, Dv, R, exact);
   auto y = o.y;
 
   // A vector takes 16 multiply-adds, and a causal mask halves them.
-  int64_t work = all_keys * Hkv * rows * (D + Dv) / (causal && Lq > 1 ? 16 : 8);
+  int64_t work = std::min(all_keys, groups / Hkv * span) * Hkv * rows * (D + R + Dv) / (state.causal && Lq > 1 ? 16 : 8);
   c::parallel_for(groups * blocks, work, [&](int64_t index) {
     int64_t b = index % groups / Hkv;
     int64_t h = index % groups % Hkv;
-    int64_t first = (blocks - 1 - index / groups) * m;
-    // a cache of this row's own, or its part of the one that all share
-    int64_t cache = caches > 1 ? b : 0;
-    int64_t part = caches > 1 ? 0 : b;
-    auto& k = keys[cache];
-    auto& v = values[cache];
-    int64_t Lk = num_keys[cache];
+    int64_t first_row = (blocks - 1 - index / groups) * m;
+    auto& cache = caches[caches.size() > 1 ? b : 0];
+    int64_t part = caches.size() > 1 ? 0 : b;
+    int64_t Lk = cache.length;
     const uint8_t* queries[c::kMaxQueries];
+    const uint8_t* rotated[c::kMaxQueries];
     uint8_t* results[c::kMaxQueries];
+    int64_t first[c::kMaxQueries];
     int64_t visible[c::kMaxQueries];
+    float row_sinks[c::kMaxQueries];
     c::AttentionTask t = {};
-    t.num_rows = std::min(m, rows - first);
+    t.num_rows = std::min(m, rows - first_row);
     for (int i = 0; i < t.num_rows; i++) {
-      int64_t l = (first + i) / repeats;
-      int64_t head = h * repeats + (first + i) % repeats;
+      int64_t l = (first_row + i) / repeats;
+      int64_t head = h * repeats + (first_row + i) % repeats;
       queries[i] = q.at(b, head, l);
+      if (q_rope) {
+        rotated[i] = q_rope->at(b, head, l);
+      }
+      if (!sinks.empty()) {
+        row_sinks[i] = sinks[head];
+      }
       results[i] = y + ((b * Lq + l) * H + head) * Dv * item;
-      visible[i] = causal ? l + Lk - Lq + 1 : Lk;
+      visible[i] = state.causal ? l + Lk - Lq + 1 : Lk;
+      first[i] = state.window ? std::max<int64_t>(visible[i] - state.window, 0) : 0;
       if (visible[i] <= 0) {
         visible[i] = Lk;
         t.blind = i + 1;
@@ -184,16 +239,25 @@ void run(Operands& o, float scale, bool causal, Precision precision) {
     t.dtype = dtype;
     t.q = queries;
     t.out = results;
+    t.first = first;
     t.visible = visible;
-    t.k = k.at(part, h);
-    t.v = v.at(part, h);
-    t.k_row_bytes = k.row_bytes();
-    t.v_row_bytes = v.row_bytes();
-    t.num_keys = Lk;
+    t.sinks = sinks.empty() ? nullptr : row_sinks;
+    t.k = cache.k.at(part, h);
+    t.v = cache.v.at(part, h);
+    t.k_row_bytes = cache.k.row_bytes();
+    t.v_row_bytes = cache.v.row_bytes();
+    if (q_rope) {
+      t.q_rope = rotated;
+      t.k_rope = cache.k_rope->at(part, 0);
+      t.k_rope_row_bytes = cache.k_rope->row_bytes();
+      t.rope_dim = R;
+    }
+    t.span = t.blind ? Lk : span;
     t.head_dim = D;
     t.value_dim = Dv;
-    t.scale = scale;
-    t.scratch = static_cast<float*>(c::thread_scratch(c::Scratch::Kernel, scratch * sizeof(float)));
+    t.scale = state.scale;
+    int64_t floats = t.blind ? c::attention_scratch(m, Lk, D, Dv, R, exact) : scratch;
+    t.scratch = static_cast<float*>(c::thread_scratch(c::Scratch::Kernel, floats * sizeof(float)));
     kernel(t);
   });
 }
@@ -228,11 +292,9 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
   for (auto& a : inputs) {
     encoder.set_input_array(a);
   }
-  cpu::dispatch(
-      encoder,
-      [operands = Operands(inputs, out), scale = scale_, causal = causal_, precision = precision_]() mutable {
-        run(operands, scale, causal, precision);
-      });
+  cpu::dispatch(encoder, [operands = Operands(inputs, out, state_), state = state_]() mutable {
+    run(operands, state);
+  });
 }
 
 } // namespace zmlx

@@ -81,6 +81,26 @@ std::vector<uint8_t> read_dense(const array& a) {
   return out;
 }
 
+std::vector<float> read_floats(const array& a) {
+  auto bytes = read_dense(a);
+  std::vector<float> out(a.size());
+  auto convert = [&](auto* values) {
+    std::transform(values, values + a.size(), out.begin(), [](auto v) { return static_cast<float>(v); });
+  };
+  switch (dtype_of(a.dtype())) {
+    case DType::F32:
+      convert(reinterpret_cast<const float*>(bytes.data()));
+      break;
+    case DType::F16:
+      convert(reinterpret_cast<const float16_t*>(bytes.data()));
+      break;
+    case DType::BF16:
+      convert(reinterpret_cast<const bfloat16_t*>(bytes.data()));
+      break;
+  }
+  return out;
+}
+
 std::vector<uint32_t> read_indices(const array& a) {
   std::vector<uint32_t> out;
   out.reserve(a.size());
@@ -200,6 +220,22 @@ std::vector<Run> group_routes(std::vector<Route>& routes) {
     begin = end;
   }
   return runs;
+}
+
+int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose) {
+  constexpr int64_t kTasksPerThread = 32;
+  constexpr int64_t kFewestPerThread = 2;
+  int64_t threads = pool_size();
+  int64_t columns = kColumnBlock;
+  while (columns < 4 * kColumnBlock && runs * (N / (2 * columns)) >= kTasksPerThread * threads) {
+    columns *= 2;
+  }
+  if (transpose && threads > 1 && work >= kInlineWork) {
+    while (columns > kTransposedBlock && runs * ((N + columns - 1) / columns) < kFewestPerThread * threads) {
+      columns /= 2;
+    }
+  }
+  return columns;
 }
 
 void check_indices(const char* op, const std::vector<uint32_t>& indices, int64_t size, const char* what) {

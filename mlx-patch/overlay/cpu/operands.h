@@ -53,6 +53,8 @@ inline StridedBlocks matrices_of(const mlx::core::array& a) {
 
 // Any array as dense bytes in row-major order.
 std::vector<uint8_t> read_dense(const mlx::core::array& a);
+// Float32, float16 or bfloat16 as floats.
+std::vector<float> read_floats(const mlx::core::array& a);
 std::vector<uint32_t> read_indices(const mlx::core::array& a);
 
 // The quantized matrices of one projection.
@@ -95,11 +97,13 @@ struct Run {
 };
 std::vector<Run> group_routes(std::vector<Route>& routes);
 
+// Columns of one task where every run meets the same matrix. A kernel prepares its rows of x, and starts a stream of
+// prefetches, once a call: as many columns a call as still leave every thread tasks enough. A model with a large
+// vocabulary decodes 3 to 6 % faster for it. Few columns for many rows are cut finer, so that no thread goes without.
+int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose);
+
 // Throws std::out_of_range naming `op` when an index is not below `size`.
 void check_indices(const char* op, const std::vector<uint32_t>& indices, int64_t size, const char* what);
-
-// y[i] = silu(gate[i]) * up[i] as the stock ops round it: sigmoid, multiply, multiply. y may be gate or up.
-void swiglu(DType dtype, const void* gate, const void* up, void* y, int64_t n);
 
 // y[i] = sum over k of rows[k][i] * scores[k], rounded as the stock ops multiply, sum and astype round. rows [top_k, n].
 void weighted_sum(

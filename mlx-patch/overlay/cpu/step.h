@@ -19,20 +19,26 @@ struct RopeTable {
   bool traditional;
 };
 
-// Queries that share one key and value head. Row i sees keys 0 .. visible[i] - 1; `visible` does not fall, except that
-// the first `blind` rows see no key at all: MLX then weighs all keys alike, and their `visible` is num_keys.
+// Queries that share one key and value head. Row i sees keys first[i] .. visible[i] - 1; neither falls, except that the
+// first `blind` rows see no key at all: MLX then weighs all keys alike, and their `visible` is the number of keys.
 struct AttentionTask {
   DType dtype;
   int num_rows; // at most kMaxQueries
   int blind;
   const uint8_t* const* q; // rows of head_dim values
   uint8_t* const* out; // rows of value_dim values
+  const int64_t* first;
   const int64_t* visible;
+  const float* sinks; // a logit of each row beside its scores; null without
   const uint8_t* k; // key 0
   const uint8_t* v;
   int64_t k_row_bytes; // from one key to the next
   int64_t v_row_bytes;
-  int64_t num_keys;
+  const uint8_t* const* q_rope; // rows of rope_dim values, of queries and keys, if rope_dim > 0
+  const uint8_t* k_rope;
+  int64_t k_rope_row_bytes;
+  int64_t rope_dim;
+  int64_t span; // from the block of the first key that any row sees to the last key, at most
   int64_t head_dim;
   int64_t value_dim;
   float scale;
@@ -54,12 +60,14 @@ struct StepKernels {
   // freqs[i] = exp(-i * step)
   void (*inverse_frequencies)(float step, int64_t half, float* freqs);
   void (*rope_table)(DType t, float position, const float* inv_freqs, const RopeTable& table);
-  // y = rope(x * scale * weight), without the norm where weight is null; `buffer` takes 3 * (dim + kPad) floats
+  // y = rope(x * scale * weight * factor), without the norm where weight is null; `factor` is for what is turned alone and
+  // left out where it is 1; `buffer` takes 3 * (dim + kPad) floats
   void (*norm_rope_row)(
       DType t,
       const uint8_t* x,
       const uint8_t* weight,
       float scale,
+      float factor,
       const RopeTable& table,
       uint8_t* y,
       int64_t dim,
@@ -91,12 +99,18 @@ static inline int64_t round_up(int64_t n, int64_t to) {
 }
 
 // Floats that a task needs. The exact softmax keeps whole rows of scores, the fast one only a block.
-static inline int64_t
-attention_scratch(int64_t num_rows, int64_t num_keys, int64_t head_dim, int64_t value_dim, bool exact) {
-  int64_t scores = exact ? round_up(num_keys, kKeyBlock) : kKeyBlock;
+static inline int64_t attention_scratch(
+    int64_t num_rows,
+    int64_t span,
+    int64_t head_dim,
+    int64_t value_dim,
+    int64_t rope_dim,
+    bool exact) {
+  int64_t scores = exact ? round_up(span, kKeyBlock) + kKeyBlock : kKeyBlock;
   int64_t values = round_up(value_dim, kPad);
-  return num_rows * (round_up(head_dim, kMaxLanes) + scores + values) + kKeyBlock * (head_dim + values) +
-      8 * kMaxQueries + kPad;
+  int64_t keys = head_dim > rope_dim ? head_dim : rope_dim;
+  int64_t queries = round_up(head_dim, kMaxLanes) + round_up(rope_dim, kMaxLanes);
+  return num_rows * (queries + scores + values) + kKeyBlock * (keys + values + num_rows) + 8 * kMaxQueries + kPad;
 }
 
 } // namespace zmlx::cpu

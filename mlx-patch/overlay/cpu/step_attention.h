@@ -164,70 +164,97 @@ F smallest() {
   return V::select(V::lt(T::round(bf16), V::set(-3.4e38f)), V::set(-65504.0f), bf16);
 }
 
-// exp(score - max) of one row in place, scores rounded to the type first. x holds the raw products and has room for
-// whole vectors.
+// exp(score - max) of one row in place, scores rounded to the type first, for scores from .. to. x holds the raw products
+// and has room for whole vectors. Returns the maximum, of which `sink` is part.
 template <class T>
-void exp_row(float* x, int64_t n, bool blind) {
-  for (int64_t j = 0; j < n; j += W) {
+float exp_row(float* x, int64_t from, int64_t to, bool blind, const float* sink) {
+  int64_t start = from / W * W;
+  for (int64_t j = start; j < to; j += W) {
     V::store(x + j, blind ? smallest<T>() : T::round(V::load(x + j)));
   }
-  auto max = V::set(maximum_of(x, n));
-  for (int64_t j = 0; j < n; j += W) {
-    V::store(x + j, exp_of(V::sub(V::load(x + j), max)));
+  float max = maximum_of(x + from, to - from);
+  if (sink && (*sink != *sink || *sink > max)) {
+    max = *sink;
   }
+  for (int64_t j = start; j < to; j += W) {
+    V::store(x + j, exp_of(V::sub(V::load(x + j), V::set(max))));
+  }
+  return max;
 }
 
-// Sums of x[i][0 .. n[i] - 1], each in order; G chains hide the latency of one addition.
+inline float exp_of_one(float x) {
+  alignas(64) float lanes[W];
+  V::store(lanes, exp_of(V::set(x)));
+  return lanes[0];
+}
+
+// sums[i] += x[i][0 .. n[i] - 1], each in order; G chains hide the latency of one addition.
 template <int G>
-void sums_in_order(const float* x, int64_t stride, const int64_t* n, float* sums) {
-  float s[G] = {};
+void sums_in_order(const float* const* x, const int64_t* n, float* sums) {
+  float s[G];
   int64_t common = n[0];
-  for (int i = 1; i < G; i++) {
+  for (int i = 0; i < G; i++) {
+    s[i] = sums[i];
     common = n[i] < common ? n[i] : common;
   }
   for (int64_t j = 0; j < common; j++) {
     for (int i = 0; i < G; i++) {
-      s[i] += x[i * stride + j];
+      s[i] += x[i][j];
     }
   }
   for (int i = 0; i < G; i++) {
     for (int64_t j = common; j < n[i]; j++) {
-      s[i] += x[i * stride + j];
+      s[i] += x[i][j];
     }
     sums[i] = s[i];
   }
 }
 
-// Rows of scores in place: softmax over the first n[i] of each, rounded to the type; zeros up to padded.
+// Rows of scores in place: softmax over what each row sees of the keys from `begin` on, rounded to the type; zeros for
+// other keys up to padded.
 template <class T>
-void softmax_rows(float* x, int64_t stride, int m, const int64_t* n, int blind, int64_t padded) {
+void softmax_rows(const AttentionTask& t, float* x, int64_t stride, int64_t begin, int64_t padded) {
   float sums[kMaxQueries];
-  for (int i = 0; i < m; i++) {
-    exp_row<T>(x + i * stride, n[i], i < blind);
+  const float* seen[kMaxQueries];
+  int64_t n[kMaxQueries];
+  for (int i = 0; i < t.num_rows; i++) {
+    int64_t from = t.first[i] - begin;
+    const float* sink = t.sinks ? t.sinks + i : nullptr;
+    float max = exp_row<T>(x + i * stride, from, t.visible[i] - begin, i < t.blind, sink);
+    // stock puts the sink before the scores
+    sums[i] = sink ? exp_of_one(*sink - max) : 0;
+    seen[i] = x + i * stride + from;
+    n[i] = t.visible[i] - t.first[i];
   }
   int i = 0;
-  for (; i + 8 <= m; i += 8) {
-    sums_in_order<8>(x + i * stride, stride, n + i, sums + i);
+  for (; i + 8 <= t.num_rows; i += 8) {
+    sums_in_order<8>(seen + i, n + i, sums + i);
   }
-  for (; i < m; i++) {
-    sums_in_order<1>(x + i * stride, stride, n + i, sums + i);
+  for (; i < t.num_rows; i++) {
+    sums_in_order<1>(seen + i, n + i, sums + i);
   }
-  for (i = 0; i < m; i++) {
+  for (i = 0; i < t.num_rows; i++) {
     float* row = x + i * stride;
+    int64_t from = t.first[i] - begin;
+    int64_t to = t.visible[i] - begin;
     auto normalizer = V::set(1 / sums[i]);
-    for (int64_t j = 0; j < n[i]; j += W) {
+    for (int64_t j = from / W * W; j < to; j += W) {
       V::store(row + j, T::round(V::mul(V::load(row + j), normalizer)));
     }
-    __builtin_memset(row + n[i], 0, (padded - n[i]) * sizeof(float));
+    __builtin_memset(row, 0, from * sizeof(float));
+    __builtin_memset(row + to, 0, (padded - to) * sizeof(float));
   }
 }
 
 struct Scratch {
   int64_t q_stride;
+  int64_t q_rope_stride;
   int64_t score_stride;
   int64_t value_stride;
   float* q;
+  float* q_rope;
   float* scores;
+  float* rope_scores;
   float* out;
   float* kt;
   float* vf;
@@ -236,13 +263,16 @@ struct Scratch {
 
   Scratch(const AttentionTask& t, bool exact) {
     q_stride = round_up(t.head_dim, kMaxLanes);
-    score_stride = exact ? round_up(t.num_keys, kKeyBlock) : kKeyBlock;
+    q_rope_stride = round_up(t.rope_dim, kMaxLanes);
+    score_stride = exact ? round_up(t.span, kKeyBlock) + kKeyBlock : kKeyBlock;
     value_stride = round_up(t.value_dim, kPad);
     kt = t.scratch;
-    vf = kt + kKeyBlock * t.head_dim;
+    vf = kt + kKeyBlock * (t.head_dim > t.rope_dim ? t.head_dim : t.rope_dim);
     q = vf + kKeyBlock * value_stride;
-    scores = q + t.num_rows * q_stride;
-    out = scores + t.num_rows * score_stride;
+    q_rope = q + t.num_rows * q_stride;
+    scores = q_rope + t.num_rows * q_rope_stride;
+    rope_scores = scores + t.num_rows * score_stride;
+    out = rope_scores + t.num_rows * kKeyBlock;
     max = out + t.num_rows * value_stride;
     sum = max + kMaxQueries;
   }
@@ -264,40 +294,77 @@ inline int64_t most_visible(const AttentionTask& t) {
   return n;
 }
 
+// The block of keys with the first one that any row sees.
+inline int64_t first_block(const AttentionTask& t) {
+  return t.first[0] / kKeyBlock * kKeyBlock;
+}
+
+// Rows of queries times the scale, rounded to the type where that is asked for.
+template <class T, bool Round>
+void scale_queries(const AttentionTask& t, const uint8_t* const* from, int64_t dim, float* to, int64_t stride) {
+  auto scale = Round ? T::round(V::set(t.scale)) : V::set(t.scale);
+  for (int i = 0; i < t.num_rows; i++) {
+    for (int64_t d = 0; d < dim; d += W) {
+      auto q = V::mul(scale, load_some<T>(typed<T>(from[i]) + d, dim - d));
+      V::store(to + i * stride + d, Round ? T::round(q) : q);
+    }
+  }
+}
+
 template <class T>
 void attention_exact_t(const AttentionTask& t) {
   Scratch s(t, true);
-  auto scale = T::round(V::set(t.scale));
-  for (int i = 0; i < t.num_rows; i++) {
-    for (int64_t d = 0; d < t.head_dim; d += W) {
-      auto q = load_some<T>(typed<T>(t.q[i]) + d, t.head_dim - d);
-      V::store(s.q + i * s.q_stride + d, T::round(V::mul(scale, q)));
-    }
-  }
+  scale_queries<T, true>(t, t.q, t.head_dim, s.q, s.q_stride);
+  scale_queries<T, true>(t, t.q_rope, t.rope_dim, s.q_rope, s.q_rope_stride);
+  int64_t begin = first_block(t);
   int64_t end = most_visible(t);
-  for (int64_t k0 = 0; k0 < end; k0 += kKeyBlock) {
+  for (int64_t k0 = begin; k0 < end; k0 += kKeyBlock) {
     int64_t keys = end - k0 < kKeyBlock ? end - k0 : kKeyBlock;
+    int64_t width = round_up(keys, 2 * W);
     int row = first_row_that_sees(t, k0);
+    float* scores = s.scores + row * s.score_stride + k0 - begin;
     pack_keys<T>(t.k + k0 * t.k_row_bytes, t.k_row_bytes, keys, t.head_dim, s.kt);
     product<false>(
         s.q + row * s.q_stride,
         s.q_stride,
         s.kt,
         kKeyBlock,
-        s.scores + row * s.score_stride + k0,
+        scores,
         s.score_stride,
         t.num_rows - row,
-        round_up(keys, 2 * W),
+        width,
         t.head_dim,
         false);
+    if (t.rope_dim == 0) {
+      continue;
+    }
+    pack_keys<T>(t.k_rope + k0 * t.k_rope_row_bytes, t.k_rope_row_bytes, keys, t.rope_dim, s.kt);
+    product<false>(
+        s.q_rope + row * s.q_rope_stride,
+        s.q_rope_stride,
+        s.kt,
+        kKeyBlock,
+        s.rope_scores,
+        kKeyBlock,
+        t.num_rows - row,
+        width,
+        t.rope_dim,
+        false);
+    for (int i = 0; i < t.num_rows - row; i++) {
+      float* x = scores + i * s.score_stride;
+      for (int64_t j = 0; j < width; j += W) {
+        auto rotated = T::round(V::load(s.rope_scores + i * kKeyBlock + j));
+        V::store(x + j, V::add(T::round(V::load(x + j)), rotated));
+      }
+    }
   }
-  softmax_rows<T>(s.scores, s.score_stride, t.num_rows, t.visible, t.blind, round_up(end, kKeyBlock));
-  for (int64_t k0 = 0; k0 < end; k0 += kKeyBlock) {
+  softmax_rows<T>(t, s.scores, s.score_stride, begin, round_up(end - begin, kKeyBlock));
+  for (int64_t k0 = begin; k0 < end; k0 += kKeyBlock) {
     int64_t keys = end - k0 < kKeyBlock ? end - k0 : kKeyBlock;
     int row = first_row_that_sees(t, k0);
     widen_values<T>(t.v + k0 * t.v_row_bytes, t.v_row_bytes, keys, t.value_dim, s.vf, s.value_stride);
     product<false>(
-        s.scores + row * s.score_stride + k0,
+        s.scores + row * s.score_stride + k0 - begin,
         s.score_stride,
         s.vf,
         s.value_stride,
@@ -306,7 +373,7 @@ void attention_exact_t(const AttentionTask& t) {
         t.num_rows - row,
         s.value_stride,
         keys,
-        k0 > 0);
+        k0 > begin);
   }
   for (int i = 0; i < t.num_rows; i++) {
     for (int64_t d = 0; d < t.value_dim; d += W) {
@@ -319,44 +386,65 @@ void attention_exact_t(const AttentionTask& t) {
 template <class T>
 void attention_fast_t(const AttentionTask& t) {
   Scratch s(t, false);
-  auto scale = V::set(t.scale);
+  scale_queries<T, false>(t, t.q, t.head_dim, s.q, s.q_stride);
+  scale_queries<T, false>(t, t.q_rope, t.rope_dim, s.q_rope, s.q_rope_stride);
   for (int i = 0; i < t.num_rows; i++) {
-    for (int64_t d = 0; d < t.head_dim; d += W) {
-      auto q = load_some<T>(typed<T>(t.q[i]) + d, t.head_dim - d);
-      V::store(s.q + i * s.q_stride + d, V::mul(scale, q));
-    }
-    s.max[i] = -kInf;
-    s.sum[i] = 0;
+    s.max[i] = t.sinks ? t.sinks[i] : -kInf;
+    s.sum[i] = t.sinks ? 1 : 0;
   }
+  int64_t begin = first_block(t);
   int64_t end = most_visible(t);
-  for (int64_t k0 = 0; k0 < end; k0 += kKeyBlock) {
+  for (int64_t k0 = begin; k0 < end; k0 += kKeyBlock) {
     int64_t keys = end - k0 < kKeyBlock ? end - k0 : kKeyBlock;
     int row = first_row_that_sees(t, k0);
+    float* scores = s.scores + row * s.score_stride;
+    int64_t width = round_up(keys, 2 * W);
     pack_keys<T>(t.k + k0 * t.k_row_bytes, t.k_row_bytes, keys, t.head_dim, s.kt);
     product<true>(
         s.q + row * s.q_stride,
         s.q_stride,
         s.kt,
         kKeyBlock,
-        s.scores + row * s.score_stride,
+        scores,
         s.score_stride,
         t.num_rows - row,
-        round_up(keys, 2 * W),
+        width,
         t.head_dim,
         false);
+    if (t.rope_dim > 0) {
+      pack_keys<T>(t.k_rope + k0 * t.k_rope_row_bytes, t.k_rope_row_bytes, keys, t.rope_dim, s.kt);
+      product<true>(
+          s.q_rope + row * s.q_rope_stride,
+          s.q_rope_stride,
+          s.kt,
+          kKeyBlock,
+          scores,
+          s.score_stride,
+          t.num_rows - row,
+          width,
+          t.rope_dim,
+          true);
+    }
     for (int i = row; i < t.num_rows; i++) {
       float* x = s.scores + i * s.score_stride;
+      int64_t from = t.first[i] > k0 ? t.first[i] - k0 : 0;
       int64_t n = t.visible[i] - k0 < keys ? t.visible[i] - k0 : keys;
-      if (n <= 0) {
+      if (n <= from) {
         __builtin_memset(x, 0, kKeyBlock * sizeof(float));
         continue;
       }
       if (i < t.blind) {
-        __builtin_memset(x, 0, n * sizeof(float));
+        V::store(x, smallest<T>());
+        for (int64_t j = 1; j < n; j++) {
+          x[j] = x[0];
+        }
       }
-      float max = maximum_of(x, n);
+      float max = maximum_of(x + from, n - from);
       max = max > s.max[i] || max != max ? max : s.max[i];
       auto m = V::set(max);
+      for (int64_t j = 0; j < from; j++) {
+        x[j] = -kInf;
+      }
       for (int64_t j = n; j < round_up(n, W); j++) {
         x[j] = -kInf;
       }
@@ -369,11 +457,9 @@ void attention_fast_t(const AttentionTask& t) {
       __builtin_memset(x + n, 0, (kKeyBlock - n) * sizeof(float));
       float* out = s.out + i * s.value_stride;
       float keep = 0;
-      if (k0 > 0) {
-        alignas(64) float lanes[W];
-        V::store(lanes, exp_of(V::set(s.max[i] - max)));
-        keep = s.max[i] == max ? 1 : lanes[0];
-        if (keep != 1) {
+      if (k0 > begin || t.sinks) {
+        keep = s.max[i] == max ? 1 : exp_of_one(s.max[i] - max);
+        if (keep != 1 && k0 > begin) {
           for (int64_t d = 0; d < s.value_stride; d += W) {
             V::store(out + d, V::mul(V::load(out + d), V::set(keep)));
           }
@@ -393,7 +479,7 @@ void attention_fast_t(const AttentionTask& t) {
         t.num_rows - row,
         s.value_stride,
         keys,
-        k0 > 0);
+        k0 > begin);
   }
   for (int i = 0; i < t.num_rows; i++) {
     auto norm = V::set(1 / s.sum[i]);

@@ -38,11 +38,12 @@ void norm_rope_row(
     const uint8_t* x,
     const uint8_t* weight,
     float scale,
+    float factor,
     const RopeTable& table,
     uint8_t* y,
     int64_t dim,
     float* buffer) {
-  by_type(t, [&](auto type) { norm_rope_row_t<decltype(type)>(x, weight, scale, table, y, dim, buffer); });
+  by_type(t, [&](auto type) { norm_rope_row_t<decltype(type)>(x, weight, scale, factor, table, y, dim, buffer); });
 }
 
 void attention_exact(const AttentionTask& task) {

@@ -139,6 +139,7 @@ void norm_rope_row_t(
     const uint8_t* x_,
     const uint8_t* weight_,
     float scale,
+    float factor,
     const RopeTable& table,
     uint8_t* y_,
     int64_t dim,
@@ -155,6 +156,13 @@ void norm_rope_row_t(
       v = normed<T>(v, s, load_some<T>(weight + j, count));
     }
     V::store(buffer + j, v);
+  }
+  if (factor != 1) {
+    auto f = T::round(V::set(factor));
+    for (int64_t j = 0; j < 2 * half; j += W) {
+      auto v = T::round(V::mul(V::load(buffer + j), f));
+      store_some<TypeF32>(buffer + j, v, 2 * half - j);
+    }
   }
   const float* x1 = buffer;
   const float* x2 = buffer + half;

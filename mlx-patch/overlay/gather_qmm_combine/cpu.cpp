@@ -1,13 +1,13 @@
 // CPU backend of GatherQMMCombine.
 //
 // Idea:    a task owns a column block for a chunk of tokens: it runs the rows of every expert through that block into
-//          scratch, then weights and sums them in the order of k. The product [.., k, N] never reaches memory.
+//          scratch, adds their biases, then weights and sums them in the order of k. The product [.., k, N] never reaches memory.
 // Layout:  down [E, N, K * bits / 32] packed; block kernels of cpu/qmm.h.
 // Tasks:   (chunk of tokens, column block of 128), handed out dynamically.
 // Bound:   decode: top_k * N * K * (bits / 8 + 2 * sizeof(T) / group_size) bytes a token.
 // Limits:  none beyond MLX's own.
 
-#include "cpu/operands.h"
+#include "cpu/glu.h"
 #include "cpu/task.h"
 #include "cpu/thread_pool.h"
 #include "gather_qmm_combine/gather_qmm_combine.h"
@@ -21,12 +21,16 @@ namespace {
 // Tokens that one task takes together; bounds the scratch to kTokens * top_k * 128 values.
 constexpr int64_t kTokens = 512;
 
-void run(const std::vector<array>& in, array& out, const QuantParams& params, Precision precision) {
+void run(const std::vector<array>& in, array& out, const QuantParams& params, Precision precision, bool has_bias) {
   using P = GatherQMMCombine;
   namespace c = zmlx::cpu;
   auto dtype = c::dtype_of(out.dtype());
   int64_t item = c::size_of(dtype);
   c::QuantStack down(in[P::kW], in[P::kScales], params.affine() ? &in[P::kBiases] : nullptr, params, dtype);
+  std::optional<c::StridedBlocks> bias;
+  if (has_bias) {
+    bias.emplace(c::rows_of(in[P::bias_at(params)]));
+  }
   auto x = c::matrices_of(in[P::kX]);
   auto indices = c::read_indices(in[P::kRhsIndices]);
   c::check_indices("gather_qmm_combine", indices, down.size(), "rhs_indices");
@@ -72,6 +76,9 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
         ys[i] = products + route.out * width * item;
       }
       kernel(down.at(run.matrix), n0, n1, m, xs, ys);
+      for (int i = 0; bias && i < m; i++) {
+        c::add_bias_row(dtype, bias->at(run.matrix) + n0 * item, ys[i], width);
+      }
     }
     for (int64_t token = first; token < last; token++) {
       c::weighted_sum(
@@ -89,8 +96,8 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
 } // namespace
 
 void GatherQMMCombine::eval_cpu(const std::vector<array>& inputs, array& out) {
-  cpu::dispatch_task(stream(), inputs, out, [params = params_, precision = precision_](auto& in, auto& out) {
-    run(in, out, params, precision);
+  cpu::dispatch_task(stream(), inputs, out, [params = params_, precision = precision_, has_bias = has_bias_](auto& in, auto& out) {
+    run(in, out, params, precision, has_bias);
   });
 }
 

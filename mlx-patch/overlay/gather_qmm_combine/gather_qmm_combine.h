@@ -11,17 +11,24 @@ namespace zmlx {
 
 class GatherQMMCombine : public Transformable<GatherQMMCombine> {
  public:
-  // Inputs by name. The biases come last because only affine mode has them.
+  // Inputs by name. Then what only some have: in affine mode kBiases; then a bias of the projection.
   //   kX [.., k, 1, K]   kRhsIndices, kScores [.., k]   ->   [.., N]
   enum Input { kX, kRhsIndices, kScores, kW, kScales, kBiases };
+  static int bias_at(const QuantParams& params) {
+    return params.affine() ? kBiases + 1 : kBiases;
+  }
 
   GatherQMMCombine(
       mlx::core::Stream stream,
       int group_size,
       int bits,
       QuantizationMode mode,
-      Precision precision)
-      : Transformable(stream), params_{group_size, bits, mode, true}, precision_(precision) {}
+      Precision precision,
+      bool has_bias)
+      : Transformable(stream),
+        params_{group_size, bits, mode, true},
+        precision_(precision),
+        has_bias_(has_bias) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
 
@@ -30,12 +37,13 @@ class GatherQMMCombine : public Transformable<GatherQMMCombine> {
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
   auto state() const {
-    return std::make_tuple(params_.group_size, params_.bits, params_.mode, precision_);
+    return std::make_tuple(params_.group_size, params_.bits, params_.mode, precision_, has_bias_);
   }
 
  private:
   QuantParams params_;
   Precision precision_;
+  bool has_bias_;
 };
 
 } // namespace zmlx

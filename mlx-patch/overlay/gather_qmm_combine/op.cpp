@@ -4,6 +4,7 @@
 
 #include "mlx/ops.h"
 #include "zmlx/fallback.h"
+#include "zmlx/glu.h"
 #include "zmlx/mlx_api.h"
 
 namespace zmlx {
@@ -26,6 +27,7 @@ constexpr const char* kName = "gather_qmm_combine";
 array gather_qmm_combine(
     const array& x,
     const QuantizedWeight& down,
+    const std::optional<array>& bias,
     const array& rhs_indices,
     const array& scores,
     std::optional<int> group_size,
@@ -64,7 +66,7 @@ array gather_qmm_combine(
       {"top_k", x.shape(-3)},
       {"inner", inner},
       {"outer", outer},
-      {"bias", false}};
+      {"bias", bias_name(bias)}};
   require_support(kName, {s.device, dtype, precision, asked});
 
   auto w = cast_weight(down, dtype, params, s);
@@ -73,21 +75,28 @@ array gather_qmm_combine(
   if (params.affine()) {
     inputs.push_back(*w.biases);
   }
+  if (bias) {
+    inputs.push_back(*check_bias(kName, "down", bias, down, outer, dtype, s));
+  }
   Shape shape(routed.begin(), routed.end() - 1);
   shape.push_back(outer);
   return array(
       std::move(shape),
       dtype,
-      std::make_shared<GatherQMMCombine>(s, params.group_size, params.bits, params.mode, precision),
+      std::make_shared<GatherQMMCombine>(s, params.group_size, params.bits, params.mode, precision, bias.has_value()),
       std::move(inputs));
 }
 
 namespace {
 
 // y [.., k, 1, N] -> the weighted sum over k, [.., N], rounded as mlx-lm's MoE blocks do.
-array combine(const array& y_, const array& scores, Stream s) {
-  auto y = squeeze(y_, -2, s);
-  auto weighted = multiply(y, expand_dims(scores, -1, s), s);
+array combine(array y, const std::vector<array>& in, const QuantParams& p, bool has_bias, Stream s) {
+  using P = GatherQMMCombine;
+  if (has_bias) {
+    y = add_bias(y, in[P::bias_at(p)], in[P::kRhsIndices], s);
+  }
+  y = squeeze(y, -2, s);
+  auto weighted = multiply(y, expand_dims(in[P::kScores], -1, s), s);
   return astype(sum(weighted, -2, false, s), y.dtype(), s);
 }
 
@@ -96,7 +105,7 @@ std::optional<array> biases_of(const std::vector<array>& in, const QuantParams& 
 }
 
 // The definition: what the primitive computes, in stock ops. It has a vjp with respect to x and scores.
-Fallback stock(const QuantParams& p, Stream s) {
+Fallback stock(const QuantParams& p, bool has_bias, Stream s) {
   return [=](const std::vector<array>& in) {
     using P = GatherQMMCombine;
     auto y = linked::gather_qmm(
@@ -112,18 +121,18 @@ Fallback stock(const QuantParams& p, Stream s) {
         mode_name(p.mode),
         false,
         s);
-    return std::vector<array>{combine(y, in[P::kScores], s)};
+    return std::vector<array>{combine(y, in, p, has_bias, s)};
   };
 }
 
 // The same on dequantized weights: every transformation works.
-Fallback dequantized(const QuantParams& p, Stream s) {
+Fallback dequantized(const QuantParams& p, bool has_bias, Stream s) {
   return [=](const std::vector<array>& in) {
     using P = GatherQMMCombine;
     auto lhs = indices_or_default(kName, std::nullopt, in[P::kX], s);
     auto y = gather_dequantized(
         in[P::kX], {in[P::kW], in[P::kScales], biases_of(in, p)}, lhs, in[P::kRhsIndices], p, s);
-    return std::vector<array>{combine(y, in[P::kScores], s)};
+    return std::vector<array>{combine(y, in, p, has_bias, s)};
   };
 }
 
@@ -134,7 +143,7 @@ Fallback GatherQMMCombine::fallback(const std::vector<int>& argnums) {
   for (int i : argnums) {
     stock_has_it = stock_has_it && (i == kX || i == kScores);
   }
-  return stock_has_it ? stock(params_, stream()) : dequantized(params_, stream());
+  return stock_has_it ? stock(params_, has_bias_, stream()) : dequantized(params_, has_bias_, stream());
 }
 
 std::vector<Shape> GatherQMMCombine::output_shapes(const std::vector<array>& inputs) {
@@ -150,7 +159,8 @@ std::string refuse(const Request& r) {
   if (!r.flag("transpose")) {
     return "weights that are not transposed are not fused";
   }
-  return r.flag("bias") ? "a bias of the projection is not fused" : refuse_quantization(r);
+  auto reason = refuse_bias(r);
+  return reason.empty() ? refuse_quantization(r) : reason;
 }
 
 } // namespace
@@ -161,7 +171,8 @@ Definition define_gather_qmm_combine() {
       {"group_size", "bits", "mode", "transpose", "num_experts", "top_k", "inner", "outer", "bias"},
       refuse,
       refuse_quantized_on_cpu,
-      export_row<GatherQMMCombine>("GatherQMMCombine")};
+      export_row<GatherQMMCombine>("GatherQMMCombine"),
+      {{"bias", "none"}}};
 }
 
 } // namespace zmlx

@@ -1,31 +1,44 @@
-// GatherQMMSwiGLU: silu(x @ gate[rhs]) * (x @ up[rhs]) over routed experts, one launch.
+// GatherQMMSwiGLU: activation(x @ gate[rhs]) * (x @ up[rhs]) over routed experts, one launch.
 
 #pragma once
 
 #include <tuple>
 
 #include "zmlx/fallback.h"
+#include "zmlx/glu.h"
 #include "zmlx/quant_params.h"
 
 namespace zmlx {
 
 class GatherQMMSwiGLU : public Transformable<GatherQMMSwiGLU> {
  public:
-  // Inputs by name. The biases come last because only affine mode has them.
+  // Inputs by name. Then what only some have: in affine mode kGateBiases and kUpBiases; then a bias of each projection.
   enum Input { kX, kLhsIndices, kRhsIndices, kGateW, kGateScales, kUpW, kUpScales, kGateBiases, kUpBiases };
+  static int bias_at(const QuantParams& params) {
+    return params.affine() ? kUpBiases + 1 : kGateBiases;
+  }
 
-  GatherQMMSwiGLU(
-      mlx::core::Stream stream,
-      int group_size,
-      int bits,
-      QuantizationMode mode,
-      bool transpose,
-      bool sorted_indices,
-      Precision precision)
-      : Transformable(stream),
-        params_{group_size, bits, mode, transpose},
-        sorted_indices_(sorted_indices),
-        precision_(precision) {}
+  struct State {
+    int group_size;
+    int bits;
+    QuantizationMode mode;
+    bool transpose;
+    bool sorted_indices;
+    Precision precision;
+    Activation activation;
+    float alpha;
+    float limit;
+    bool has_bias;
+
+    QuantParams params() const {
+      return {group_size, bits, mode, transpose};
+    }
+    Glu glu() const {
+      return {activation, alpha, limit};
+    }
+  };
+
+  GatherQMMSwiGLU(mlx::core::Stream stream, const State& state) : Transformable(stream), state_(state) {}
 
   void eval_cpu(const std::vector<array>& inputs, array& out) override;
 
@@ -35,18 +48,20 @@ class GatherQMMSwiGLU : public Transformable<GatherQMMSwiGLU> {
 
   auto state() const {
     return std::make_tuple(
-        params_.group_size,
-        params_.bits,
-        params_.mode,
-        params_.transpose,
-        sorted_indices_,
-        precision_);
+        state_.group_size,
+        state_.bits,
+        state_.mode,
+        state_.transpose,
+        state_.sorted_indices,
+        state_.precision,
+        state_.activation,
+        state_.alpha,
+        state_.limit,
+        state_.has_bias);
   }
 
  private:
-  QuantParams params_;
-  bool sorted_indices_;
-  Precision precision_;
+  State state_;
 };
 
 } // namespace zmlx

@@ -18,7 +18,10 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& in, std::s
   if (out.size() == 0) {
     return;
   }
-  auto [group_size, bits, mode, transpose, sorted, precision] = primitive.state();
+  auto state = primitive.state();
+  auto group_size = std::get<0>(state);
+  auto bits = std::get<1>(state);
+  auto mode = std::get<2>(state);
   bool affine = mode == QuantizationMode::Affine;
   GatherQmmSwigluParams params = {};
   params.K = in[P::kX].shape(-1);
@@ -45,7 +48,7 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& in, std::s
   encoder.set_output_array(out, 9);
   encoder.set_bytes(params, 10);
   indices.encode(encoder, 11);
-  // biases of the experts, which the kernel has and the op does not: any buffer, `has_bias` is 0
+  // biases of the experts, which are refused: any buffer, `has_bias` is 0
   encoder.set_input_array(in[P::kX], 14);
   encoder.set_input_array(in[P::kX], 15);
   auto products = in[P::kLhsIndices].size();

@@ -1,4 +1,4 @@
-// MoERouter: scores of all experts, the top_k of them in argpartition's order, and their (normalised) weights.
+// MoERouter: scores of all experts, which of them are chosen, in argpartition's order, and their weights.
 
 #pragma once
 
@@ -9,16 +9,33 @@
 
 namespace zmlx {
 
-enum class RouterScoring { Softmax, Sigmoid };
+enum class RouterScoring : uint8_t { Softmax, Sigmoid, SoftmaxOfTopK };
 
 class MoERouter : public Transformable<MoERouter, FusedPrimitive> {
  public:
-  // Input: logits [.., E]. Outputs: indices [.., top_k] u32, scores [.., top_k] in the type of the logits.
-  enum Input { kLogits };
+  // Inputs: logits [.., E]; then the selection bias [E] and the scale of each expert [E], of those that there are.
+  // Outputs: indices [.., top_k] u32, scores [.., top_k].
+  enum Input { kLogits, kOptional };
   enum Output { kIndices, kScores };
 
-  MoERouter(mlx::core::Stream stream, int top_k, bool normalize, RouterScoring scoring)
-      : Transformable(stream), top_k_(top_k), normalize_(normalize), scoring_(scoring) {}
+  // As RouterParams, with the type of the weights resolved.
+  struct State {
+    int top_k;
+    RouterScoring scoring;
+    bool precise;
+    bool descending;
+    bool in_f32;
+    bool has_selection_bias;
+    int num_groups;
+    int top_k_groups;
+    bool normalize;
+    float epsilon;
+    bool has_expert_scale;
+    float scale;
+    mlx::core::Dtype::Val weights;
+  };
+
+  MoERouter(mlx::core::Stream stream, const State& state) : Transformable(stream), state_(state) {}
 
   void eval_cpu(const std::vector<array>& inputs, std::vector<array>& outputs) override;
 
@@ -32,13 +49,24 @@ class MoERouter : public Transformable<MoERouter, FusedPrimitive> {
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
   auto state() const {
-    return std::make_tuple(top_k_, normalize_, scoring_);
+    return std::make_tuple(
+        state_.top_k,
+        state_.scoring,
+        state_.precise,
+        state_.descending,
+        state_.in_f32,
+        state_.has_selection_bias,
+        state_.num_groups,
+        state_.top_k_groups,
+        state_.normalize,
+        state_.epsilon,
+        state_.has_expert_scale,
+        state_.scale,
+        state_.weights);
   }
 
  private:
-  int top_k_;
-  bool normalize_;
-  RouterScoring scoring_;
+  State state_;
 };
 
 } // namespace zmlx

@@ -92,8 +92,9 @@ void run(const std::vector<array>& in, array& out, const QKNormRope::State& stat
           kernels.rope_table(dtype, position_of(in[P::kOffset], b, l, state.scale), inv_freqs.data(), table);
           position = p;
         }
+        auto to = y + ((b * H + h) * L + l) * row_bytes;
         kernels.norm_rope_row(
-            dtype, x[i], weight, weight ? scale[i] : 1.0f, table, y + ((b * H + h) * L + l) * row_bytes, D, buffer);
+            dtype, x[i], weight, weight ? scale[i] : 1.0f, state.input_scale, table, to, D, buffer);
       }
     }
   });

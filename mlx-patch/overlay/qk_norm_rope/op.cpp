@@ -53,7 +53,8 @@ array qk_norm_rope(
       {"norm", weight.has_value()},
       {"dims", rope.dims},
       {"traditional", rope.traditional},
-      {"freqs", rope.freqs.has_value()}};
+      {"freqs", rope.freqs.has_value()},
+      {"input_scale", static_cast<double>(rope.input_scale)}};
   require_support("qk_norm_rope", {s.device, dtype, Precision::Exact, asked});
   std::vector<array> inputs = {
       astype(x, dtype, s), offset.dtype().size() == 4 ? offset : astype(offset, int32, s)};
@@ -71,7 +72,8 @@ array qk_norm_rope(
       rope.dims,
       rope.traditional,
       rope.freqs ? 1.0f : rope.base,
-      rope.scale};
+      rope.scale,
+      rope.input_scale};
   return array(
       {x.shape(0), num_heads, x.shape(1), head_dim},
       dtype,
@@ -93,6 +95,11 @@ Fallback stock(const QKNormRope::State& state, Stream s) {
       x = fast::rms_norm(x, in[next++], state.eps, s);
     }
     x = transpose(x, {0, 2, 1, 3}, s);
+    if (state.input_scale != 1) {
+      auto factor = array(state.input_scale, x.dtype());
+      auto parts = split(x, Shape{state.dims}, -1, s);
+      x = concatenate({multiply(parts[0], factor, s), parts[1]}, -1, s);
+    }
     auto freqs = state.has_freqs ? std::optional<array>(in[next]) : std::nullopt;
     auto base = state.has_freqs ? std::nullopt : std::optional<float>(state.base);
     return std::vector<array>{fast::rope(
@@ -136,6 +143,7 @@ std::vector<Shape> QKNormRope::output_shapes(const std::vector<array>& inputs) {
 namespace {
 
 std::string refuse(const Request& r) {
+  r.number("input_scale");
   auto dims = r.integer("dims");
   auto head_dim = r.integer("head_dim");
   if (dims <= 0 || dims % 2 != 0 || dims > head_dim) {
@@ -150,10 +158,11 @@ std::string refuse(const Request& r) {
 Definition define_qk_norm_rope() {
   return {
       "qk_norm_rope",
-      {"num_heads", "head_dim", "norm", "dims", "traditional", "freqs"},
+      {"num_heads", "head_dim", "norm", "dims", "traditional", "freqs", "input_scale"},
       refuse,
       refuse_on_cpu,
-      export_row<QKNormRope>("QKNormRope")};
+      export_row<QKNormRope>("QKNormRope"),
+      {{"input_scale", 1.0}}};
 }
 
 } // namespace zmlx

@@ -1,4 +1,4 @@
-// QKNormRope: rope(rms_norm(split_heads(x))), one launch; without the norm where there is no weight.
+// QKNormRope: rope(factor * rms_norm(split_heads(x))), one launch; without the norm where there is no weight.
 
 #pragma once
 
@@ -23,6 +23,7 @@ class QKNormRope : public Transformable<QKNormRope> {
     bool traditional;
     float base;
     float scale;
+    float input_scale;
 
     bool operator==(const State&) const = default;
   };
@@ -45,7 +46,8 @@ class QKNormRope : public Transformable<QKNormRope> {
         state_.dims,
         state_.traditional,
         state_.base,
-        state_.scale);
+        state_.scale,
+        state_.input_scale);
   }
 
  private:

@@ -31,12 +31,30 @@ struct QuantizedWeight {
   std::optional<array> biases;
 };
 
-// silu(x @ gate[rhs]) * (x @ up[rhs]), one launch. Same conventions and defaults as mlx::core::gather_qmm:
+// What joins the gate and up projections of a gated feed-forward:
+//   "silu"            silu(gate) * up
+//   "gelu_tanh"       gelu(gate) * up, by the approximation with tanh
+//   "clipped_swiglu"  (clip(up) + 1) * g * sigmoid(alpha * g) with g = min(gate, limit); up is kept within +-limit
+struct GluParams {
+  std::string activation = "silu";
+  float alpha = 0;
+  float limit = 0;
+};
+
+// Two projections of the same input, quantized alike, with a bias [.., N] each or none.
+struct GluProjections {
+  QuantizedWeight gate;
+  QuantizedWeight up;
+  std::optional<array> gate_bias = {};
+  std::optional<array> up_bias = {};
+};
+
+// activation(x @ gate[rhs]) * (x @ up[rhs]), one launch. Same conventions and defaults as mlx::core::gather_qmm:
 //   x [.., M, K]; lhs_indices, rhs_indices broadcast against each other -> [.., M, N]
 array gather_qmm_swiglu(
     const array& x,
-    const QuantizedWeight& gate,
-    const QuantizedWeight& up,
+    const GluProjections& projections,
+    const GluParams& glu,
     std::optional<array> lhs_indices,
     std::optional<array> rhs_indices,
     bool transpose,
@@ -47,11 +65,23 @@ array gather_qmm_swiglu(
     Precision precision,
     StreamOrDevice s = {});
 
-// y[.., N] = sum_k scores[.., k] * (x[.., k, 1, K] @ down[rhs_indices[.., k]]^T), in the dtype of the product.
-// Rounds as stock: gather_qmm, squeeze, multiply by scores[.., None], sum(-2), astype.
+// activation(x @ gate^T) * (x @ up^T), one launch: x [.., K], gate and up [N, K] -> [.., N]
+array swiglu_mlp(
+    const array& x,
+    const GluProjections& projections,
+    const GluParams& glu,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    Precision precision,
+    StreamOrDevice s = {});
+
+// y[.., N] = sum_k scores[.., k] * (x[.., k, 1, K] @ down[rhs_indices[.., k]]^T + bias[rhs_indices[.., k]]), in the dtype
+// of the product. Rounds as stock: gather_qmm, add, squeeze, multiply by scores[.., None], sum(-2), astype.
 array gather_qmm_combine(
     const array& x,
     const QuantizedWeight& down,
+    const std::optional<array>& bias,
     const array& rhs_indices,
     const array& scores,
     std::optional<int> group_size,
@@ -60,14 +90,38 @@ array gather_qmm_combine(
     Precision precision,
     StreamOrDevice s = {});
 
-// Routing on gate logits [.., E] -> {indices [.., top_k] u32, scores [.., top_k]}.
-// scoring "softmax" (precise) or "sigmoid"; the selection, its order and the bits are those of
-// argpartition(scores, -top_k)[-top_k:], take_along_axis, and scores / sum(scores) if `normalize`.
+// How a router goes from logits to experts and weights, but for the arrays.
+struct RouterParams {
+  int top_k;
+  // "softmax", "sigmoid", or "softmax_of_top_k": logits choose, softmax over the chosen ones.
+  std::string scoring;
+  // Whether softmax accumulates in float32.
+  bool precise = true;
+  // The first of argpartition(-scores, top_k - 1), in place of the last of argpartition(scores, -top_k).
+  bool descending = false;
+  // Scores in float32 whatever the type of the logits.
+  bool in_f32 = false;
+  // Of num_groups groups of experts the top_k_groups best are kept, by the sum of their two best scores each; the
+  // scores of the others count as zero.
+  int num_groups = 1;
+  int top_k_groups = 1;
+  // Weights divided by their sum, to which epsilon is added.
+  bool normalize = false;
+  float epsilon = 0;
+  // What the weights are multiplied by in the end.
+  float scale = 1;
+  // What type they then get.
+  std::optional<mlx::core::Dtype> weights = {};
+};
+
+// Routing on gate logits [.., E] -> {indices [.., top_k] u32, weights [.., top_k]}: the choice, its order and the bits of
+// the stock ops in moe_router/op.cpp.
+//   selection_bias [E] is added, in float32, to the scores that choose; expert_scale [E] multiplies the weights.
 std::pair<array, array> moe_router(
     const array& logits,
-    int top_k,
-    bool normalize,
-    const std::string& scoring,
+    const RouterParams& params,
+    const std::optional<array>& selection_bias,
+    const std::optional<array>& expert_scale,
     StreamOrDevice s = {});
 
 // x @ w, as mlx::core::quantized_matmul.
@@ -90,16 +144,18 @@ array rms_norm(const array& x, const array& weight, float eps, StreamOrDevice s 
 std::pair<array, array>
 add_rms_norm(const array& x, const array& r, const array& weight, float eps, StreamOrDevice s = {});
 
-// Parameters of mlx::core::fast::rope; `base` is not used where there are frequencies [dims / 2].
+// Parameters of mlx::core::fast::rope; `base` is not used where there are frequencies [dims / 2]. What is turned is first
+// multiplied by `input_scale` (yarn's mscale).
 struct RopeParams {
   int dims;
   bool traditional;
   float base;
   float scale;
   std::optional<array> freqs;
+  float input_scale = 1;
 };
 
-// split heads, fast::rms_norm over a head (none without weight), transpose, fast::rope.
+// split heads, fast::rms_norm over a head (none without weight), transpose, multiply, fast::rope.
 //   x [B, L, num_heads * D] or [B, L, num_heads, D]; weight [D]; offset, an integer, scalar or [B]
 //   -> [B, num_heads, L, D]
 array qk_norm_rope(
@@ -111,16 +167,33 @@ array qk_norm_rope(
     const array& offset,
     StreamOrDevice s = {});
 
+// The rotated parts of queries and keys that are kept apart from the rest (multi-head latent attention): their scaled
+// product, rounded, is added to the scores.
+struct AttentionRope {
+  array q; // [B, H, Lq, R]
+  std::vector<array> keys; // for every cache [.., 1, Lk, R], which all heads share
+};
+
+// What attention may have besides queries, keys and values.
+struct AttentionOptions {
+  // Integers from 1 to Lk, one for each k: only so many of its first keys count.
+  std::optional<array> lengths = {};
+  // Under a causal mask, how many keys a query sees at most, its own included; 0: all.
+  int window = 0;
+  // [H]: a logit of each head that takes part in its softmax alone (arXiv:2309.17453).
+  std::optional<array> sinks = {};
+  std::optional<AttentionRope> rope = {};
+};
+
 // mlx::core::fast::scaled_dot_product_attention without a mask or with a causal one.
 //   q [B, H, Lq, D]; k [B, Hkv, Lk, D]; v [B, Hkv, Lk, Dv] -> [B, H, Lq, Dv], whose memory is [B, Lq, H, Dv]
-// One k and v for all batch rows; or for each row its own, [1, Hkv, Lk, D] and [1, Hkv, Lk, Dv], of any length. With
-// lengths, integers from 1 to Lk for each k, only so many of its first keys count.
+// One k and v for all batch rows; or for each row its own, [1, Hkv, Lk, D] and [1, Hkv, Lk, Dv], of any length.
 // Exact for float16 and bfloat16 only.
 array attention(
     const array& q,
     const std::vector<array>& keys,
     const std::vector<array>& values,
-    const std::optional<array>& lengths,
+    const AttentionOptions& options,
     float scale,
     bool causal,
     Precision precision,

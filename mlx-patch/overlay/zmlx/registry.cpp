@@ -72,17 +72,43 @@ std::string no_gpu_kernel(const char* primitive) {
   return std::string("no gpu kernel for ") + primitive + " is compiled into this build";
 }
 
+// The variant that kernels with these ones do not have, or empty.
+std::string refuse_variant(
+    const Definition& definition,
+    const std::vector<std::string_view>& known,
+    const Request& request) {
+  for (auto& plain : definition.variants) {
+    auto& asked = request.parameters;
+    auto p = std::find_if(asked.begin(), asked.end(), [&](auto& p) { return p.name == plain.name; });
+    bool is_plain = p != asked.end() && p->value == plain.value;
+    if (!is_plain && std::find(known.begin(), known.end(), plain.name) == known.end()) {
+      std::ostringstream reason;
+      reason << std::boolalpha << "the gpu kernel for " << definition.name << " has '" << plain.name << "' ";
+      std::visit([&](auto value) { reason << value << " alone"; }, plain.value);
+      return reason.str();
+    }
+  }
+  return "";
+}
+
 std::string refusal_here(const Row& row, const Request& request) {
   if (request.device == Device::cpu) {
     return row.definition.refuse_cpu(request);
   }
-  return row.gpu ? row.gpu->refuse(request) : no_gpu_kernel(row.definition.name);
+  if (!row.gpu) {
+    return no_gpu_kernel(row.definition.name);
+  }
+  auto reason = refuse_variant(row.definition, row.gpu->variants, request);
+  return reason.empty() ? row.gpu->refuse(request) : reason;
 }
 
 std::string refusal_on_metal(const Row& row, const Request& request) {
   auto& definition = row.definition;
-  return definition.refuse_metal ? definition.refuse_metal(request)
-                                 : std::string("there is no Metal kernel for ") + definition.name;
+  if (!definition.refuse_metal) {
+    return std::string("there is no Metal kernel for ") + definition.name;
+  }
+  auto reason = refuse_variant(definition, definition.metal_variants, request);
+  return reason.empty() ? definition.refuse_metal(request) : reason;
 }
 
 using Backend = std::string (*)(const Row&, const Request&);

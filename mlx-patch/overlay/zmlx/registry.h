@@ -8,6 +8,8 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "mlx/primitives.h"
@@ -33,20 +35,28 @@ struct Definition {
   ExportRow row;
   // What the Metal kernels do not, asked in every build; null where there are none.
   Refusal refuse_metal = nullptr;
+  // Parameters that stand for more work, with the values that stand for none. A GPU is not given any other value of
+  // them unless its backend lists the name.
+  std::vector<Parameter> variants = {};
+  // Those that the Metal kernels have.
+  std::vector<std::string_view> metal_variants = {};
 };
 
 // What a backend for the GPU adds.
 struct GpuBackend {
   Refusal refuse;
   void (*eval)(const mlx::core::Primitive&, const std::vector<array>& inputs, std::span<array> outputs);
+  // The names of the definition's variants that its kernels have.
+  std::vector<std::string_view> variants = {};
 };
 
 // A backend whose `eval_gpu` is `kEval(primitive, inputs, outputs)`.
 template <typename P, void (*kEval)(const P&, const std::vector<array>&, std::span<array>)>
-GpuBackend gpu_backend(Refusal refuse) {
-  return {refuse, [](const mlx::core::Primitive& p, const std::vector<array>& inputs, std::span<array> outputs) {
-            kEval(static_cast<const P&>(p), inputs, outputs);
-          }};
+GpuBackend gpu_backend(Refusal refuse, std::vector<std::string_view> variants = {}) {
+  auto eval = [](const mlx::core::Primitive& p, const std::vector<array>& inputs, std::span<array> outputs) {
+    kEval(static_cast<const P&>(p), inputs, outputs);
+  };
+  return {refuse, eval, std::move(variants)};
 }
 
 struct Row {

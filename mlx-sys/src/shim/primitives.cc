@@ -28,6 +28,42 @@ zmlx::QuantizedWeight weight(const ArrayVec& v) {
       v.v.size() == 3 ? std::optional<mx::array>(v.v[2]) : std::nullopt};
 }
 
+// `biases` are none or two.
+zmlx::GluProjections projections(const ArrayVec& gate, const ArrayVec& up, const ArrayVec& biases) {
+  if (biases.v.empty()) {
+    return {weight(gate), weight(up)};
+  }
+  if (biases.v.size() != 2) {
+    throw std::invalid_argument(
+        "[projections] expected no biases or two, got " + std::to_string(biases.v.size()));
+  }
+  return {weight(gate), weight(up), biases.v[0], biases.v[1]};
+}
+
+zmlx::GluParams params(const GluParams& g) {
+  return {std::string(g.activation), g.alpha, g.limit};
+}
+
+zmlx::RouterParams params(const RouterParams& r) {
+  return {
+      r.top_k,
+      std::string(r.scoring),
+      r.precise,
+      r.descending,
+      r.in_f32,
+      r.num_groups,
+      r.top_k_groups,
+      r.normalize,
+      r.epsilon,
+      r.scale,
+      r.casts ? std::optional<mx::Dtype>(to_dtype(r.weights)) : std::nullopt};
+}
+
+std::optional<zmlx::AttentionRope> rope(const ArrayPtr& q, const ArrayVec& keys) {
+  auto queries = opt(q);
+  return queries ? std::optional<zmlx::AttentionRope>({*queries, keys.v}) : std::nullopt;
+}
+
 std::vector<mx::array> both(std::pair<mx::array, mx::array> outputs) {
   return {std::move(outputs.first), std::move(outputs.second)};
 }
@@ -69,6 +105,8 @@ ArrayPtr fused_gather_qmm_swiglu(
     const Array& x,
     const ArrayVec& gate,
     const ArrayVec& up,
+    const ArrayVec& biases,
+    const GluParams& glu,
     const ArrayPtr& lhs_indices,
     const ArrayPtr& rhs_indices,
     bool transpose,
@@ -79,8 +117,8 @@ ArrayPtr fused_gather_qmm_swiglu(
       "gather_qmm_swiglu",
       box(zmlx::gather_qmm_swiglu(
           x.a,
-          weight(gate),
-          weight(up),
+          projections(gate, up, biases),
+          params(glu),
           opt(lhs_indices),
           opt(rhs_indices),
           transpose,
@@ -95,6 +133,7 @@ ArrayPtr fused_gather_qmm_swiglu(
 ArrayPtr fused_gather_qmm_combine(
     const Array& x,
     const ArrayVec& down,
+    const ArrayPtr& bias,
     const Array& rhs_indices,
     const Array& scores,
     const QuantParams& q,
@@ -104,6 +143,7 @@ ArrayPtr fused_gather_qmm_combine(
       box(zmlx::gather_qmm_combine(
           x.a,
           weight(down),
+          opt(bias),
           rhs_indices.a,
           scores.a,
           q.group_size,
@@ -113,11 +153,15 @@ ArrayPtr fused_gather_qmm_combine(
           current())));
 }
 
-ArrayVecPtr
-fused_moe_router(const Array& logits, int32_t top_k, bool normalize, rust::Str scoring) {
+ArrayVecPtr fused_moe_router(
+    const Array& logits,
+    const RouterParams& router,
+    const ArrayPtr& selection_bias,
+    const ArrayPtr& expert_scale) {
   ZMLX_OP(
       "moe_router",
-      box(both(zmlx::moe_router(logits.a, top_k, normalize, std::string(scoring), current()))));
+      box(both(zmlx::moe_router(
+          logits.a, params(router), opt(selection_bias), opt(expert_scale), current()))));
 }
 
 ArrayPtr fused_quantized_matmul(
@@ -156,6 +200,7 @@ ArrayPtr fused_qk_norm_rope(
     bool traditional,
     float base,
     float scale,
+    float input_scale,
     const ArrayPtr& freqs,
     const Array& offset) {
   ZMLX_OP(
@@ -165,7 +210,7 @@ ArrayPtr fused_qk_norm_rope(
           num_heads,
           opt(weight),
           eps,
-          {dims, traditional, base, scale, opt(freqs)},
+          {dims, traditional, base, scale, opt(freqs), input_scale},
           offset.a,
           current())));
 }
@@ -175,13 +220,45 @@ ArrayPtr fused_attention(
     const ArrayVec& keys,
     const ArrayVec& values,
     const ArrayPtr& lengths,
+    const ArrayPtr& sinks,
+    const ArrayPtr& q_rope,
+    const ArrayVec& rope_keys,
     float scale,
     bool causal,
+    int32_t window,
     bool fast) {
   ZMLX_OP(
       "attention",
       box(zmlx::attention(
-          q.a, keys.v, values.v, opt(lengths), scale, causal, precision(fast), current())));
+          q.a,
+          keys.v,
+          values.v,
+          {opt(lengths), window, opt(sinks), rope(q_rope, rope_keys)},
+          scale,
+          causal,
+          precision(fast),
+          current())));
+}
+
+ArrayPtr fused_swiglu_mlp(
+    const Array& x,
+    const ArrayVec& gate,
+    const ArrayVec& up,
+    const ArrayVec& biases,
+    const GluParams& glu,
+    const QuantParams& q,
+    bool fast) {
+  ZMLX_OP(
+      "swiglu_mlp",
+      box(zmlx::swiglu_mlp(
+          x.a,
+          projections(gate, up, biases),
+          params(glu),
+          q.group_size,
+          q.bits,
+          std::string(q.mode),
+          precision(fast),
+          current())));
 }
 
 ArrayPtr

@@ -20,6 +20,8 @@ struct StreamId;
 struct QuantParams;
 struct Support;
 struct Parameter;
+struct RouterParams;
+struct GluParams;
 struct Callback;
 struct GraphNode;
 
@@ -304,6 +306,8 @@ ArrayPtr fused_gather_qmm_swiglu(
     const Array& x,
     const ArrayVec& gate,
     const ArrayVec& up,
+    const ArrayVec& biases,
+    const GluParams& glu,
     const ArrayPtr& lhs_indices,
     const ArrayPtr& rhs_indices,
     bool transpose,
@@ -313,12 +317,16 @@ ArrayPtr fused_gather_qmm_swiglu(
 ArrayPtr fused_gather_qmm_combine(
     const Array& x,
     const ArrayVec& down,
+    const ArrayPtr& bias,
     const Array& rhs_indices,
     const Array& scores,
     const QuantParams& q,
     bool fast);
-ArrayVecPtr
-fused_moe_router(const Array& logits, int32_t top_k, bool normalize, rust::Str scoring);
+ArrayVecPtr fused_moe_router(
+    const Array& logits,
+    const RouterParams& router,
+    const ArrayPtr& selection_bias,
+    const ArrayPtr& expert_scale);
 ArrayPtr fused_quantized_matmul(
     const Array& x,
     const ArrayVec& w,
@@ -336,6 +344,7 @@ ArrayPtr fused_qk_norm_rope(
     bool traditional,
     float base,
     float scale,
+    float input_scale,
     const ArrayPtr& freqs,
     const Array& offset);
 ArrayPtr fused_attention(
@@ -343,8 +352,20 @@ ArrayPtr fused_attention(
     const ArrayVec& keys,
     const ArrayVec& values,
     const ArrayPtr& lengths,
+    const ArrayPtr& sinks,
+    const ArrayPtr& q_rope,
+    const ArrayVec& rope_keys,
     float scale,
     bool causal,
+    int32_t window,
+    bool fast);
+ArrayPtr fused_swiglu_mlp(
+    const Array& x,
+    const ArrayVec& gate,
+    const ArrayVec& up,
+    const ArrayVec& biases,
+    const GluParams& glu,
+    const QuantParams& q,
     bool fast);
 ArrayPtr
 fused_cache_append(const Array& buffer, const Array& tokens, int32_t row, const Array& lengths);

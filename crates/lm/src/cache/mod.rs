@@ -37,6 +37,13 @@ pub enum AttentionMask {
     None,
     /// Those up to their own.
     Causal,
+    /// Those up to their own, the last ones only.
+    Window {
+        /// How many, their own included.
+        size: i32,
+        /// The same as [`AttentionMask::Array`] has it.
+        array: Array,
+    },
     /// Those where it is true, `[L, T]`.
     Array(Array),
 }
@@ -47,13 +54,18 @@ impl AttentionMask {
         match self {
             Self::None => Mask::None,
             Self::Causal => Mask::Causal,
-            Self::Array(array) => Mask::Array(array),
+            Self::Array(array) | Self::Window { array, .. } => Mask::Array(array),
         }
     }
 
-    /// Whether it is data that a kernel has to read.
-    pub fn is_array(&self) -> bool {
-        matches!(self, Self::Array(_))
+    /// Whether queries see only keys up to their own, and how many of the last; `None` where only an array says it.
+    pub fn as_causal(&self) -> Option<(bool, Option<i32>)> {
+        match self {
+            Self::None => Some((false, None)),
+            Self::Causal => Some((true, None)),
+            Self::Window { size, .. } => Some((true, Some(*size))),
+            Self::Array(_) => None,
+        }
     }
 
     /// As data, `[L, T]` bool, for `l` queries and `t` keys; `None` where all keys are seen.
@@ -64,7 +76,7 @@ impl AttentionMask {
         Ok(match self {
             Self::None => None,
             Self::Causal => Some(causal(l, t - l)?),
-            Self::Array(array) => Some(array.clone()),
+            Self::Array(array) | Self::Window { array, .. } => Some(array.clone()),
         })
     }
 }
@@ -90,12 +102,13 @@ fn causal(l: i32, offset: i32) -> Result<Array> {
 }
 
 /// The same with `offset + i < j + window` besides.
-fn windowed(l: i32, offset: i32, window: i32) -> Result<Array> {
+fn windowed(l: i32, offset: i32, window: i32) -> Result<AttentionMask> {
     let keys = ops::arange(0.0, f64::from(offset + l), 1.0, Dtype::I32)?;
     let queries = ops::arange(f64::from(offset), f64::from(offset + l), 1.0, Dtype::I32)?;
     let queries = ops::expand_dims(&queries, &[1])?;
     let near = ops::less(&queries, &ops::add(&keys, &Array::scalar(window)?)?)?;
-    Ok(ops::logical_and(&causal(l, offset)?, &near)?)
+    let array = ops::logical_and(&causal(l, offset)?, &near)?;
+    Ok(AttentionMask::Window { size: window, array })
 }
 
 /// Keys and values that attention reads, `[B, H, T, D]`.
@@ -194,9 +207,7 @@ impl LayerCache {
         match (self, window) {
             (Self::Window(ring), window) => ring.mask(l, window),
             (Self::Fixed(kv), window) => Ok(AttentionMask::Array(kv.mask(l, window)?)),
-            (_, Some(window)) if self.len() + l > window => {
-                Ok(AttentionMask::Array(windowed(l, self.len(), window)?))
-            }
+            (_, Some(window)) if self.len() + l > window => windowed(l, self.len(), window),
             _ if l > 1 => Ok(AttentionMask::Causal),
             _ => Ok(AttentionMask::None),
         }

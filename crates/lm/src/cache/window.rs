@@ -170,10 +170,10 @@ impl WindowCache {
         if l > 1 {
             let window = window.unwrap_or(self.max_size);
             let before = self.offset.min(self.max_size - 1);
-            return Ok(match before + l > window {
-                true => AttentionMask::Array(windowed(l, before, window)?),
-                false => AttentionMask::Causal,
-            });
+            return match before + l > window {
+                true => windowed(l, before, window),
+                false => Ok(AttentionMask::Causal),
+            };
         }
         let Some(window) = window else { return Ok(AttentionMask::None) };
         if self.offset < window || self.max_size <= window {

@@ -38,8 +38,10 @@ impl Activation {
     pub(super) fn asked(self) -> primitives::Activation {
         match self {
             Self::Silu => primitives::Activation::Silu,
-            Self::GeluTanh => primitives::Activation::Gelu,
-            Self::ClippedSwiglu { .. } => primitives::Activation::ClippedSwiglu,
+            Self::GeluTanh => primitives::Activation::GeluTanh,
+            Self::ClippedSwiglu { alpha, limit } => {
+                primitives::Activation::ClippedSwiglu { alpha, limit }
+            }
         }
     }
 }

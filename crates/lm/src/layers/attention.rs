@@ -1,6 +1,5 @@
-use mlx::primitives::{self, Ask};
 use mlx::quantization::QuantizedWeight;
-use mlx::{Array, fast, ops};
+use mlx::{Array, fast, ops, primitives};
 
 use super::site::ask;
 use super::{
@@ -373,18 +372,8 @@ impl Attention {
             Some(norm) => (norm.forward(&x)?, None),
             None => (x, norm),
         };
-        let kernel = self.rope.as_ref().and_then(Rope::kernel);
-        if let (Path::Fused(_), Some(rope)) = (self.norm_rope_path, kernel) {
-            let (weight, eps) = norm.map(RmsNorm::parts).unzip();
-            let eps = eps.unwrap_or_default();
-            return Ok(match at {
-                Position::Static(offset) => {
-                    primitives::qk_norm_rope(&x, heads, weight, eps, rope, *offset)?
-                }
-                Position::Dynamic(offset) => {
-                    primitives::qk_norm_rope_dynamic(&x, heads, weight, eps, rope, offset)?
-                }
-            });
+        if let (Path::Fused(_), Some(rope)) = (self.norm_rope_path, &self.rope) {
+            return rope.forward_heads(&x, heads, norm, at);
         }
         let mut x = x.reshape(&[x.dim(0), x.dim(1), heads, self.heads.head_dim])?;
         if let Some(norm) = norm {
@@ -405,29 +394,26 @@ impl Attention {
         v: &Array,
         rows: &mut LayerRows<'_, '_>,
     ) -> Result<Option<Array>> {
-        let (Path::Fused(Fusion { precision, .. }), None) = (self.path, self.window) else {
-            return Ok(None);
-        };
+        let Path::Fused(Fusion { precision, .. }) = self.path else { return Ok(None) };
         let fused = self.append_path != Path::Stock;
         let Some(rows) = rows.update_growing(k, v, fused)? else { return Ok(None) };
-        let (lengths, causal) = (Some(&rows.lengths), q.dim(2) > 1);
-        Ok(Some(primitives::attention_rows(
-            q,
-            &rows.keys,
-            &rows.values,
-            lengths,
-            self.scale,
-            causal,
-            precision,
-        )?))
+        let (keys, values, lengths) = (&rows.keys, &rows.values, Some(&rows.lengths));
+        let (window, sinks) = (self.window, self.sinks.as_ref());
+        let causal = q.dim(2) > 1 || window.is_some();
+        let options = primitives::AttentionOptions { causal, window, sinks, rope: None };
+        let y =
+            primitives::attention_rows(q, keys, values, lengths, self.scale, options, precision)?;
+        Ok(Some(y))
     }
 
     fn attend(&self, q: &Array, k: &Array, v: &Array, mask: &AttentionMask) -> Result<Array> {
-        if let (Path::Fused(Fusion { precision, .. }), false) = (self.path, mask.is_array()) {
-            let causal = matches!(mask, AttentionMask::Causal);
-            return Ok(primitives::attention(q, k, v, self.scale, causal, precision)?);
-        }
         let (scale, sinks) = (self.scale, self.sinks.as_ref());
+        if let (Path::Fused(Fusion { precision, .. }), Some((causal, window))) =
+            (self.path, mask.as_causal())
+        {
+            let options = primitives::AttentionOptions { causal, window, sinks, rope: None };
+            return Ok(primitives::attention(q, k, v, scale, options, precision)?);
+        }
         Ok(fast::scaled_dot_product_attention(q, k, v, scale, mask.as_mask(), sinks)?)
     }
 
@@ -468,23 +454,11 @@ impl Fusable for Attention {
             sites.push(Site { module: at.clone(), kind, pattern, questions, path });
         };
         if let Some(rope) = &self.rope {
-            let question = |rope: &fast::Rope, num_heads| -> Box<dyn Ask> {
-                Box::new(primitives::QkNormRope {
-                    num_heads,
-                    head_dim,
-                    norm,
-                    dims: rope.dims,
-                    traditional: rope.traditional,
-                    freqs: rope.freqs.is_some(),
-                })
-            };
-            let questions = match rope.kernel() {
-                Some(rope) if has_keys => {
-                    Ok(vec![question(rope, num_heads), question(rope, num_kv_heads)])
-                }
-                Some(rope) => Ok(vec![question(rope, num_heads)]),
-                None => Err("a scaled input or a dynamic base has no fused form".to_owned()),
-            };
+            let mut questions = vec![rope.question(num_heads, head_dim, norm)];
+            if has_keys {
+                questions.push(rope.question(num_kv_heads, head_dim, norm));
+            }
+            let questions = Ok(questions);
             push("qk_norm_rope", questions, &mut self.norm_rope_path);
         }
         let question = primitives::Attention {
@@ -496,6 +470,7 @@ impl Fusable for Attention {
             window: self.window,
             mask: false,
             sinks: self.sinks.is_some(),
+            rope_dim: 0,
         };
         push("attention", ask(question), &mut self.path);
         push("cache_append", ask(primitives::CacheAppend), &mut self.append_path);

@@ -65,6 +65,11 @@ impl Linear {
         &self.weight
     }
 
+    /// Its bias.
+    pub(super) fn bias(&self) -> Option<&Array> {
+        self.bias.as_ref()
+    }
+
     /// Its site, as a module of the kind given.
     pub(super) fn sites_as<'a>(
         &'a mut self,

@@ -1,10 +1,11 @@
+use mlx::primitives::{self, Ask, AttentionOptions, RopeParts};
 use mlx::{Array, fast, ops};
 
 use super::{
-    Fusable, Indexer, IndexerOptions, Linear, Mixer, ModuleKind, ModulePath, MultiLinear, Path,
+    Fusable, Fusion, Indexer, IndexerOptions, Linear, Mixer, ModuleKind, ModulePath, MultiLinear, Path,
     RmsNorm, Rope, Site,
 };
-use crate::cache::{KeysValues, KvCache, LayerCache, masked};
+use crate::cache::{KeysValues, KvCache, LayerCache, Position, masked};
 use crate::error::{Error, Result};
 use crate::placement::Split;
 use crate::step::LayerRows;
@@ -57,6 +58,8 @@ pub struct Mla {
     num_heads: i32,
     kv_lora_rank: i32,
     qk_nope_head_dim: i32,
+    qk_rope_head_dim: i32,
+    v_head_dim: i32,
     scale: f32,
     norm_rope_path: Path,
     path: Path,
@@ -137,10 +140,49 @@ impl Mla {
             num_heads: scope.per_rank("attention heads", num_heads)?,
             kv_lora_rank,
             qk_nope_head_dim: nope,
+            qk_rope_head_dim: rope,
+            v_head_dim,
             scale: options.scale as f32,
             norm_rope_path: Path::Stock,
             path: Path::Stock,
         })
+    }
+
+    /// Single tokens of sequences with a cache each, in one launch, where the primitive can.
+    ///
+    /// - `q`: `[B, H, 1, D_nope]` and, rotated, `[B, H, 1, D_rope]`; `kv` as for [`Mla::attend`]
+    fn attend_together(
+        &self,
+        [q_nope, q_pe]: [&Array; 2],
+        [latent, k_pe]: [&Array; 2],
+        rows: &mut LayerRows<'_, '_>,
+    ) -> Result<Option<Array>> {
+        let (Path::Fused(Fusion { precision, .. }), None, 1) =
+            (self.path, &self.indexer, q_nope.dim(2))
+        else {
+            return Ok(None);
+        };
+        let Some(rows) = rows.update_growing(latent, k_pe, false)? else { return Ok(None) };
+        let q = self.embed_q.forward(q_nope)?; // [B, H, 1, rank]
+        let rope = Some(RopeParts { q: q_pe, keys: &rows.values });
+        let options = AttentionOptions { rope, ..AttentionOptions::default() };
+        let (latents, lengths) = (&rows.keys, Some(&rows.lengths));
+        let y = primitives::attention_rows(
+            &q, latents, latents, lengths, self.scale, options, precision,
+        )?;
+        Ok(Some(self.unembed_out.forward(&y)?))
+    }
+
+    /// Queries and the key that all heads share, turned.
+    ///
+    /// - `q`: `[B, L, H, D_rope]`, `k`: `[B, L, D_rope]`; returns `[B, H, L, D_rope]` and `[B, 1, L, D_rope]`
+    fn rotate(&self, q: &Array, k: &Array, at: &Position) -> Result<[Array; 2]> {
+        if let Path::Fused(_) = self.norm_rope_path {
+            let turn = |x, heads| self.rope.forward_heads(x, heads, None, at);
+            return Ok([turn(q, self.num_heads)?, turn(k, 1)?]);
+        }
+        let (q, k) = (q.transpose(&[0, 2, 1, 3])?, ops::expand_dims(k, &[1])?);
+        Ok([self.rope.forward(&q, at)?, self.rope.forward(&k, at)?])
     }
 
     /// Attention of one sequence's new tokens, or of several sequences in one cache.
@@ -165,6 +207,7 @@ impl Mla {
             cache => (cache, None),
         };
         let mask = cache.mask(l, None)?;
+        let causal = mask.as_causal();
         let KeysValues::Dense(mut latent, mut k_pe) = cache.update(&kv[0], &kv[1])? else {
             return Err(no_cache("quantized"));
         };
@@ -173,14 +216,21 @@ impl Mla {
             [latent, k_pe] = indexer.narrow([latent, k_pe], &mut mask, index, cache)?;
         }
 
-        let q_pe = ops::multiply(&q_pe, &Array::scalar_like(self.scale, &q_pe)?)?;
-        let mut scores = ops::matmul(&q_pe, &ops::swapaxes(&k_pe, -1, -2)?)?; // [B, H, L, T]
-        if let Some(mask) = mask {
-            scores = masked(&scores, &mask)?;
-        }
-        let attend = |q: &Array, k: &Array, v: &Array| {
-            let mask = fast::Mask::Array(&scores);
-            fast::scaled_dot_product_attention(q, k, v, self.scale, mask, None)
+        let attend = |q: &Array, k: &Array, v: &Array| match (self.path, causal) {
+            (Path::Fused(Fusion { precision, .. }), Some((causal, window))) => {
+                let rope = Some(RopeParts { q: &q_pe, keys: std::slice::from_ref(&k_pe) });
+                let options = AttentionOptions { causal, window, sinks: None, rope };
+                Ok(primitives::attention(q, k, v, self.scale, options, precision)?)
+            }
+            _ => {
+                let q_pe = ops::multiply(&q_pe, &Array::scalar_like(self.scale, &q_pe)?)?;
+                let mut scores = ops::matmul(&q_pe, &ops::swapaxes(&k_pe, -1, -2)?)?; // [B, H, L, T]
+                if let Some(mask) = &mask {
+                    scores = masked(&scores, mask)?;
+                }
+                let mask = fast::Mask::Array(&scores);
+                Ok::<_, Error>(fast::scaled_dot_product_attention(q, k, v, self.scale, mask, None)?)
+            }
         };
         if l == 1 {
             let q = self.embed_q.forward(&q_nope)?; // [B, H, 1, rank]
@@ -188,7 +238,7 @@ impl Mla {
         }
         let k = self.embed_q.forward_transposed(&latent)?; // [B, H, T, D_nope]
         let v = self.unembed_out.forward(&latent)?; // [B, H, T, D_v]
-        Ok(attend(&q_nope, &k, &v)?)
+        attend(&q_nope, &k, &v)
     }
 }
 
@@ -203,22 +253,25 @@ impl Mixer for Mla {
         let (b, l, nope) = (x.dim(0), x.dim(1), self.qk_nope_head_dim);
         let positions = rows.positions()?;
         let (q, q_latent) = self.queries.forward(x)?;
-        let q = q.reshape(&[b, l, self.num_heads, -1])?.transpose(&[0, 2, 1, 3])?;
-        let q_nope = ops::slice_axis(&q, -1, 0, nope)?; // [B, H, L, D_nope]
-        let q_pe = ops::slice_axis(&q, -1, nope, q.dim(-1))?;
-        let q_pe = self.rope.forward(&q_pe, &positions)?; // [B, H, L, D_rope]
+        let q = q.reshape(&[b, l, self.num_heads, -1])?;
+        let q_nope = ops::slice_axis(&q, -1, 0, nope)?.transpose(&[0, 2, 1, 3])?; // [B, H, L, D_nope]
+        let q_pe = ops::slice_axis(&q, -1, nope, q.dim(-1))?; // [B, L, H, D_rope]
 
         let kv = self.kv_a_proj_with_mqa.forward(x)?;
         let latent = ops::slice_axis(&kv, -1, 0, self.kv_lora_rank)?;
         let latent = ops::expand_dims(&self.kv_a_layernorm.forward(&latent)?, &[1])?; // [B, 1, L, rank]
-        let k_pe = ops::slice_axis(&kv, -1, self.kv_lora_rank, kv.dim(-1))?;
-        let k_pe = self.rope.forward(&ops::expand_dims(&k_pe, &[1])?, &positions)?; // [B, 1, L, D_rope]
+        let k_pe = ops::slice_axis(&kv, -1, self.kv_lora_rank, kv.dim(-1))?; // [B, L, D_rope]
+        let [q_pe, k_pe] = self.rotate(&q_pe, &k_pe, &positions)?;
 
-        let y = match &self.indexer {
-            None => rows.each(2, [&q_nope, &q_pe, &latent, &k_pe], |[a, b, c, d], cache| {
-                self.attend([a, b], [c, d], None, cache)
-            })?,
-            Some(indexer) => {
+        let together = self.attend_together([&q_nope, &q_pe], [&latent, &k_pe], &mut rows)?;
+        let y = match (together, &self.indexer) {
+            (Some(y), _) => y,
+            (None, None) => {
+                rows.each(2, [&q_nope, &q_pe, &latent, &k_pe], |[a, b, c, d], cache| {
+                    self.attend([a, b], [c, d], None, cache)
+                })?
+            }
+            (None, Some(indexer)) => {
                 let [q, k, w] = &indexer.project(x, &q_latent, &positions)?;
                 let inputs = [&q_nope, &q_pe, &latent, &k_pe, q, k, w];
                 rows.each(2, inputs, |[a, b, c, d, q, k, w], cache| {
@@ -246,16 +299,35 @@ impl Fusable for Mla {
         if let Some(indexer) = &mut self.indexer {
             indexer.sites(&at.pp("indexer"), sites);
         }
-        let mut refuse = |pattern, reason: &str, path| {
-            let questions = Err(reason.to_owned());
+        let (num_heads, rope_dim) = (self.num_heads, self.qk_rope_head_dim);
+        let mut push = |pattern, questions, path| {
             let kind = ModuleKind::Attention;
             sites.push(Site { module: at.clone(), kind, pattern, questions, path });
         };
-        let reason = "latent attention turns a part of each head, which has no fused form";
-        refuse("qk_norm_rope", reason, &mut self.norm_rope_path);
-        let reason =
-            "latent attention adds the scores of its rotated part, which has no fused form";
-        refuse("attention", reason, &mut self.path);
+        let rope = |heads| self.rope.question(heads, rope_dim, false);
+        push("qk_norm_rope", Ok(vec![rope(num_heads), rope(1)]), &mut self.norm_rope_path);
+        let question = |num_kv_heads, head_dim, value_dim, causal| -> Box<dyn Ask> {
+            Box::new(primitives::Attention {
+                num_heads,
+                num_kv_heads,
+                head_dim,
+                value_dim,
+                causal,
+                window: None,
+                mask: false,
+                sinks: false,
+                rope_dim,
+            })
+        };
+        let rank = self.kv_lora_rank;
+        let questions = match &self.indexer {
+            Some(_) => Err("an indexer chooses the keys by a mask, which is not fused".to_owned()),
+            None => Ok(vec![
+                question(1, rank, rank, false),
+                question(num_heads, self.qk_nope_head_dim, self.v_head_dim, true),
+            ]),
+        };
+        push("attention", questions, &mut self.path);
         self.embed_q.sites(&at.pp("embed_q"), sites);
         self.unembed_out.sites(&at.pp("unembed_out"), sites);
         self.o_proj.sites(&at.pp("o_proj"), sites);

@@ -1,6 +1,10 @@
 use mlx::Array;
+use mlx::primitives::{self, Ask, Glu, SwigluMlp};
 
-use super::{Activation, Fusable, GluOptions, Linear, ModulePath, Site};
+use super::site::bias_types;
+use super::{
+    Activation, Fusable, Fusion, GluOptions, Linear, ModuleKind, ModulePath, Path, Questions, Site,
+};
 use crate::error::Result;
 use crate::placement::Split;
 use crate::weights::Scope;
@@ -12,6 +16,7 @@ pub struct Mlp {
     up_proj: Linear,
     down_proj: Linear,
     activation: Activation,
+    path: Path,
 }
 
 impl Mlp {
@@ -42,6 +47,7 @@ impl Mlp {
             up_proj: load("up_proj", Split::Outputs, hidden_size, intermediate_size)?,
             down_proj: load("down_proj", Split::Inputs, intermediate_size, hidden_size)?,
             activation,
+            path: Path::Stock,
         })
     }
 
@@ -50,13 +56,44 @@ impl Mlp {
     /// # Errors
     /// `Mlx`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
-        self.down_proj.forward(&self.activation.gated(&gate, &up)?)
+        let hidden = match (self.path, self.glu()) {
+            (Path::Fused(Fusion { precision, .. }), Some(glu)) => {
+                primitives::swiglu_mlp(x, glu, precision)?
+            }
+            _ => self.activation.gated(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?,
+        };
+        self.down_proj.forward(&hidden)
+    }
+
+    /// Both projections, where they are packed.
+    fn glu(&self) -> Option<Glu<'_>> {
+        let [gate, up] = [&self.gate_proj, &self.up_proj].map(|linear| linear.weight().quantized());
+        let biases = self.gate_proj.bias().zip(self.up_proj.bias()).map(|(gate, up)| [gate, up]);
+        Some(Glu { biases, activation: self.activation.asked(), ..Glu::new(gate?, up?) })
+    }
+
+    /// What the fused projections are asked; nothing where they are dense, which is stock's business.
+    fn questions(&self) -> Option<Questions> {
+        let Glu { gate, up, biases, activation } = self.glu()?;
+        if gate.quantization != up.quantization {
+            let (gate, up) = (gate.quantization, up.quantization);
+            let reason =
+                format!("gate_proj and up_proj are quantised differently: {gate} and {up}");
+            return Some(Err(reason));
+        }
+        let question = |bias| -> Box<dyn Ask> {
+            Box::new(SwigluMlp { bias, activation, ..SwigluMlp::of(gate) })
+        };
+        Some(Ok(bias_types(biases).into_iter().map(question).collect()))
     }
 }
 
 impl Fusable for Mlp {
     fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        if let Some(questions) = self.questions() {
+            let (module, kind, path) = (at.clone(), ModuleKind::Mlp, &mut self.path);
+            sites.push(Site { module, kind, pattern: "swiglu_mlp", questions, path });
+        }
         self.gate_proj.sites(&at.pp("gate_proj"), sites);
         self.up_proj.sites(&at.pp("up_proj"), sites);
         self.down_proj.sites(&at.pp("down_proj"), sites);

@@ -1,8 +1,7 @@
-use mlx::{Array, ops, primitives};
+use mlx::{Array, ops};
 
 use super::{
     Fusable, GluOptions, Linear, Mlp, ModuleKind, ModulePath, Path, Routing, Site, SwitchGlu,
-    Weight,
 };
 use crate::error::Result;
 use crate::weights::{Role, Scope};
@@ -171,10 +170,7 @@ impl MoeBlock {
         let logits = self.gate.forward(routed)?; // [B, L, E]
         let (indices, scores) = match self.router_path {
             Path::Stock => self.routing.select(&logits)?,
-            Path::Fused(_) => {
-                let Routing { top_k, norm_topk_prob, .. } = self.routing;
-                primitives::moe_router(&logits, top_k, norm_topk_prob, self.routing.scoring())?
-            }
+            Path::Fused(_) => self.routing.select_fused(&logits)?,
         };
         let y = self.experts(x, &indices, &scores)?;
         match &self.shared {
@@ -196,8 +192,10 @@ impl MoeBlock {
             Some(precision) => experts.fused_hidden(x, indices, precision)?,
             None => experts.stock_hidden(x, indices)?,
         }; // [B, L, top_k, 1, N]
-        if let (Some(precision), Weight::Quantized(w)) = (down, &experts.down_proj.weight) {
-            return Ok(primitives::gather_qmm_combine(&hidden, w, indices, scores, precision)?);
+        if let Some(precision) = down
+            && let Some(y) = experts.fused_combine(&hidden, indices, scores, precision)?
+        {
+            return Ok(y);
         }
         let y = experts.down_proj.forward(&hidden, indices, false)?;
         self.routing.combine(&ops::squeeze(&y, &[-2])?, scores)

@@ -1,5 +1,7 @@
+use std::borrow::Cow;
 use std::f64::consts::PI;
 
+use mlx::primitives::{self, Ask, ScaledRope};
 use mlx::{Array, Dtype, fast, ops};
 use serde::Deserialize;
 
@@ -194,9 +196,59 @@ impl Rope {
         })
     }
 
-    /// The whole of it as the kernels take it; `None` when there is more to it.
-    pub(super) fn kernel(&self) -> Option<&fast::Rope> {
-        (self.input_scale.is_none() && self.dynamic.is_none()).then_some(&self.kernel)
+    /// As the kernels take it for `l` tokens from a position on.
+    ///
+    /// # Errors
+    /// `Argument` for a dynamic base at a position that is read when the graph runs.
+    fn kernel_at(&self, l: i32, position: &Position) -> Result<Cow<'_, fast::Rope>> {
+        match (&self.dynamic, position) {
+            (None, _) => Ok(Cow::Borrowed(&self.kernel)),
+            (Some(dynamic), Position::Static(offset)) => {
+                let base = dynamic.base_at(l + offset, self.kernel.dims);
+                Ok(Cow::Owned(fast::Rope { base, ..self.kernel.clone() }))
+            }
+            (Some(_), Position::Dynamic(_)) => {
+                let reason = "a dynamic base has to be known while the graph is built";
+                Err(Error::argument("position", "an array", reason))
+            }
+        }
+    }
+
+    /// Heads split, normed and turned in one launch.
+    ///
+    /// - `x`: `[B, L, H * D]` or `[B, L, H, D]`; returns `[B, H, L, D]`
+    pub(super) fn forward_heads(
+        &self,
+        x: &Array,
+        num_heads: i32,
+        norm: Option<&RmsNorm>,
+        position: &Position,
+    ) -> Result<Array> {
+        let (weight, eps) = norm.map(RmsNorm::parts).unzip();
+        let eps = eps.unwrap_or_default();
+        let kernel = self.kernel_at(x.dim(1), position)?;
+        let rope = ScaledRope { rope: &kernel, input_scale: self.input_scale.unwrap_or(1.0) };
+        Ok(match position {
+            Position::Static(offset) => {
+                primitives::qk_norm_rope(x, num_heads, weight, eps, rope, *offset)?
+            }
+            Position::Dynamic(offset) => {
+                primitives::qk_norm_rope_dynamic(x, num_heads, weight, eps, rope, offset)?
+            }
+        })
+    }
+
+    /// What [`Rope::forward_heads`] asks of its primitive.
+    pub(super) fn question(&self, num_heads: i32, head_dim: i32, norm: bool) -> Box<dyn Ask> {
+        Box::new(primitives::QkNormRope {
+            num_heads,
+            head_dim,
+            norm,
+            dims: self.kernel.dims,
+            traditional: self.kernel.traditional,
+            freqs: self.kernel.freqs.is_some(),
+            input_scale: self.input_scale.unwrap_or(1.0),
+        })
     }
 
     /// - `x`: `[B, H, L, D]`, whose first row stands at `position`; returns the same shape.
@@ -206,22 +258,10 @@ impl Rope {
     pub fn forward(&self, x: &Array, position: &Position) -> Result<Array> {
         let scaled = self.scaled(x)?;
         let x = scaled.as_ref().unwrap_or(x);
-        let stretched;
-        let kernel = match (&self.dynamic, position) {
-            (None, _) => &self.kernel,
-            (Some(dynamic), Position::Static(offset)) => {
-                let base = dynamic.base_at(x.dim(-2) + offset, self.kernel.dims);
-                stretched = fast::Rope { base, ..self.kernel.clone() };
-                &stretched
-            }
-            (Some(_), Position::Dynamic(_)) => {
-                let reason = "a dynamic base has to be known while the graph is built";
-                return Err(Error::argument("position", "an array", reason));
-            }
-        };
+        let kernel = self.kernel_at(x.dim(-2), position)?;
         Ok(match position {
-            Position::Static(offset) => fast::rope(x, kernel, *offset)?,
-            Position::Dynamic(offset) => fast::rope_dynamic(x, kernel, offset)?,
+            Position::Static(offset) => fast::rope(x, &kernel, *offset)?,
+            Position::Dynamic(offset) => fast::rope_dynamic(x, &kernel, offset)?,
         })
     }
 

@@ -135,17 +135,28 @@ fn attention_scale_equals_mlx_lm() {
 }
 
 #[test]
-fn fused_kernels_get_only_what_they_can_do() {
-    let kernel_of = |name: &str| {
+fn base_and_input_scale_are_what_kernels_get() {
+    let named = |name: &str| {
         let case = golden().into_iter().find(|case| case["name"] == name).unwrap();
-        rope_for(&case).kernel().is_some()
+        rope_for(&case)
+    };
+    let base_at = |rope: &Rope, l, at: i32| {
+        rope.kernel_at(l, &Position::Static(at)).map(|kernel| kernel.base)
     };
     for name in ["none", "linear", "llama3", "telechat3-yarn", "proportional", "longrope short"] {
-        assert!(kernel_of(name), "{name}");
+        assert_eq!(named(name).input_scale, None, "{name}");
     }
-    for name in ["dynamic", "yarn", "longrope"] {
-        assert!(!kernel_of(name), "{name}");
+    for name in ["yarn", "longrope"] {
+        let rope = named(name);
+        assert!(rope.input_scale.is_some(), "{name}");
+        assert_eq!(base_at(&rope, 1, 100_000).unwrap(), rope.kernel.base, "{name}");
     }
+    let dynamic = named("dynamic");
+    assert_eq!(base_at(&dynamic, 3, 0).unwrap(), dynamic.kernel.base);
+    assert!(base_at(&dynamic, 3, 100_000).unwrap() > dynamic.kernel.base);
+    assert_eq!(base_at(&dynamic, 1, 99).unwrap(), base_at(&dynamic, 100, 0).unwrap());
+    let later = Position::Dynamic(Array::scalar(7).unwrap());
+    assert!(dynamic.kernel_at(1, &later).is_err() && named("yarn").kernel_at(1, &later).is_ok());
 }
 
 #[test]

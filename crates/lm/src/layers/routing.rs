@@ -1,4 +1,4 @@
-use mlx::primitives::{MoeRouter, Scoring};
+use mlx::primitives::{self, MoeRouter, Scoring};
 use mlx::{Array, Dtype, ops};
 
 use super::Questions;
@@ -89,7 +89,8 @@ impl Routing {
     /// # Errors
     /// `Mlx`.
     /// # Source
-    /// mlx-lm `qwen3_moe.py`, `deepseek_v3.py` (`group_expert_select`), `lfm2_moe.py`, `gpt_oss.py`, `minimax.py`.
+    /// mlx-lm `qwen3_moe.py`, `deepseek_v3.py` (`group_expert_select`), `lfm2_moe.py`, `gpt_oss.py`, `minimax.py`,
+    /// `gemma4_text.py` (`Router`).
     pub fn select(&self, logits: &Array) -> Result<(Array, Array)> {
         let logits = if self.in_f32 { logits.astype(Dtype::F32)? } else { logits.clone() };
         let scores = match self.score {
@@ -148,36 +149,40 @@ impl Routing {
         Ok(ops::sum(&weighted, &[-2], false)?.astype(y.dtype())?)
     }
 
-    /// What the fused router is asked.
-    pub(super) fn questions(&self, num_experts: i32) -> Questions {
-        let other = if self.expert_scale.is_some() {
-            "a factor of each expert"
-        } else if self.choice != Choice::LastOfAscending {
-            "experts in descending order"
-        } else if self.norm_eps != 0.0 {
-            "an epsilon in the sum of weights"
-        } else if self.in_f32 || self.dtype.is_some() {
-            "weights of another type than the logits"
-        } else {
-            return ask(MoeRouter {
-                num_experts,
-                top_k: self.top_k,
-                normalize: self.norm_topk_prob,
-                scoring: self.scoring(),
-                selection_bias: self.selection_bias.is_some(),
-                num_groups: self.groups.map_or(1, |groups| groups.num_groups),
-                scale: self.scale.unwrap_or(1.0),
-            });
-        };
-        Err(format!("the fused router does not do {other}"))
+    /// [`select`](Self::select) in one launch.
+    pub(crate) fn select_fused(&self, logits: &Array) -> Result<(Array, Array)> {
+        let router = self.router(logits.dim(-1));
+        let (bias, scale) = (self.selection_bias.as_ref(), self.expert_scale.as_ref());
+        Ok(primitives::moe_router(logits, &router, bias, scale)?)
     }
 
-    /// The scoring as the fused router spells it.
-    pub(super) fn scoring(&self) -> Scoring {
-        match self.score {
-            Score::Softmax => Scoring::Softmax,
-            Score::Sigmoid => Scoring::Sigmoid,
-            Score::SoftmaxOfChosen { .. } => Scoring::SoftmaxOfTopK,
+    /// What the fused router is asked.
+    pub(super) fn questions(&self, num_experts: i32) -> Questions {
+        ask(self.router(num_experts))
+    }
+
+    fn router(&self, num_experts: i32) -> MoeRouter {
+        let (scoring, precise) = match self.score {
+            Score::Softmax => (Scoring::Softmax, true),
+            Score::Sigmoid => (Scoring::Sigmoid, true),
+            Score::SoftmaxOfChosen { precise } => (Scoring::SoftmaxOfTopK, precise),
+        };
+        let groups = self.groups.unwrap_or(Groups { num_groups: 1, top_k: 1 });
+        MoeRouter {
+            num_experts,
+            top_k: self.top_k,
+            scoring,
+            precise,
+            descending: self.choice == Choice::FirstOfDescending,
+            in_f32: self.in_f32,
+            selection_bias: self.selection_bias.is_some(),
+            num_groups: groups.num_groups,
+            top_k_groups: groups.top_k,
+            normalize: self.norm_topk_prob,
+            epsilon: self.norm_eps,
+            expert_scale: self.expert_scale.is_some(),
+            scale: self.scale.unwrap_or(1.0),
+            weights: self.dtype,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use mlx::primitives::Ask;
 use mlx::quantization::QuantizedWeight;
+use mlx::{Array, Dtype};
 
 use super::{Path, Weight};
 
@@ -43,6 +44,8 @@ pub enum ModuleKind {
     Moe,
     /// The projection from hidden state to experts.
     Router,
+    /// A dense feed-forward up to its down projection.
+    Mlp,
     /// A linear layer or an output projection.
     Linear,
     /// Attention without its projections.
@@ -84,6 +87,13 @@ impl ModulePath {
     pub fn layer_index(&self) -> Option<usize> {
         self.layer
     }
+}
+
+/// The types that a question about two projections is asked with: those of their biases, or none.
+pub(super) fn bias_types(biases: Option<[&Array; 2]>) -> Vec<Option<Dtype>> {
+    let mut types = biases.map_or(vec![None], |biases| biases.map(|b| Some(b.dtype())).to_vec());
+    types.dedup();
+    types
 }
 
 /// A weight in packed form, or why a fused path has no use for it.

@@ -1,7 +1,7 @@
-use mlx::primitives::{self, GatherQmmCombine, GatherQmmSwiglu, Precision};
+use mlx::primitives::{self, Ask, GatherQmmCombine, GatherQmmSwiglu, Glu, Precision};
 use mlx::{Array, ops, quantization};
 
-use super::site::{ask, packed};
+use super::site::{ask, bias_types, packed};
 use super::{Activation, GluOptions, Questions, Weight};
 use crate::error::Result;
 use crate::placement::Split;
@@ -161,15 +161,37 @@ impl SwitchGlu {
             return self.stock_hidden(x, indices);
         };
         let x = ops::expand_dims(x, &[-2, -3])?;
+        let (biases, activation) = (self.glu_biases(), self.activation.asked());
+        let glu = Glu { gate, up, biases, activation };
         let indices = Some(indices);
-        Ok(primitives::gather_qmm_swiglu(&x, gate, up, None, indices, true, false, precision)?)
+        Ok(primitives::gather_qmm_swiglu(&x, glu, None, indices, true, false, precision)?)
+    }
+
+    /// The down projection of hidden rows `[.., top_k, 1, N]` and their weighted sum from one launch, `[.., K]`; nothing
+    /// where weights are dense.
+    pub(super) fn fused_combine(
+        &self,
+        hidden: &Array,
+        indices: &Array,
+        scores: &Array,
+        precision: Precision,
+    ) -> Result<Option<Array>> {
+        let Weight::Quantized(down) = &self.down_proj.weight else { return Ok(None) };
+        let bias = self.down_proj.bias.as_ref();
+        let y = primitives::gather_qmm_combine(hidden, down, bias, indices, scores, precision)?;
+        Ok(Some(y))
     }
 
     /// What the fused down projection with its weighted sum is asked.
     pub(super) fn combine_questions(&self, top_k: i32) -> Questions {
         let down = packed("down_proj", &self.down_proj.weight)?;
-        let bias = self.down_proj.bias.is_some();
+        let bias = self.down_proj.bias.as_ref().map(Array::dtype);
         ask(GatherQmmCombine { bias, ..GatherQmmCombine::of(down, top_k) })
+    }
+
+    fn glu_biases(&self) -> Option<[&Array; 2]> {
+        let biases = self.gate_proj.bias.as_ref().zip(self.up_proj.bias.as_ref());
+        biases.map(|(gate, up)| [gate, up])
     }
 
     /// Number of experts.
@@ -185,8 +207,11 @@ impl SwitchGlu {
         let gate = packed("gate_proj", &self.gate_proj.weight)?;
         let up = packed("up_proj", &self.up_proj.weight)?;
         if gate.quantization == up.quantization {
-            let (bias, activation) = (self.gate_proj.bias.is_some(), self.activation.asked());
-            return ask(GatherQmmSwiglu { bias, activation, ..GatherQmmSwiglu::of(gate, top_k) });
+            let activation = self.activation.asked();
+            let question = |bias| -> Box<dyn Ask> {
+                Box::new(GatherQmmSwiglu { bias, activation, ..GatherQmmSwiglu::of(gate, top_k) })
+            };
+            return Ok(bias_types(self.glu_biases()).into_iter().map(question).collect());
         }
         let (gate, up) = (gate.quantization, up.quantization);
         Err(format!("gate_proj and up_proj are quantised differently: {gate} and {up}"))

@@ -29,7 +29,7 @@ fn mask_text(mask: &AttentionMask) -> String {
     match mask {
         AttentionMask::None => "n".to_owned(),
         AttentionMask::Causal => "c".to_owned(),
-        AttentionMask::Array(mask) => {
+        AttentionMask::Array(mask) | AttentionMask::Window { array: mask, .. } => {
             let seen = mask.to_vec::<bool>().unwrap();
             seen.into_iter().map(|seen| if seen { '1' } else { '0' }).collect()
         }

@@ -85,23 +85,25 @@ fn route(routing: &Routing, logits: &[f64]) -> BTreeMap<usize, f64> {
         let total: f64 = weights.iter().sum::<f64>() + f64::from(routing.norm_eps);
         weights.iter_mut().for_each(|w| *w /= total);
     }
+    if let Some(scale) = &routing.expert_scale {
+        let scale = values(scale);
+        weights.iter_mut().zip(&chosen).for_each(|(w, e)| *w *= scale[*e]);
+    }
     if let Some(scale) = routing.scale {
         weights.iter_mut().for_each(|w| *w *= f64::from(scale));
     }
     chosen.into_iter().zip(weights).collect()
 }
 
-#[test]
-fn every_kind_of_routing_chooses_and_weighs_as_plain_arithmetic_does() {
-    const TOKENS: usize = 23;
-    const EXPERTS: usize = 16;
+/// Every kind of routing that there is, over 16 experts.
+fn routings() -> Vec<(&'static str, Routing)> {
+    let per_expert = |f: &dyn Fn(usize) -> f32| {
+        Array::from_slice(&(0..16).map(f).collect::<Vec<_>>(), &[16]).unwrap()
+    };
     let plain = Routing::softmax(4);
-    let bias = Array::from_slice(
-        &(0..EXPERTS).map(|e| 0.3 * (e % 5) as f32).collect::<Vec<_>>(),
-        &[EXPERTS as i32],
-    );
     let sigmoid = Routing { score: Score::Sigmoid, in_f32: true, ..plain.clone() };
-    let biased = Routing { selection_bias: Some(bias.unwrap()), ..sigmoid.clone() };
+    let bias = per_expert(&|e| 0.3 * (e % 5) as f32);
+    let biased = Routing { selection_bias: Some(bias), ..sigmoid.clone() };
     let grouped = Routing {
         groups: Some(Groups { num_groups: 4, top_k: 2 }),
         choice: Choice::FirstOfDescending,
@@ -109,21 +111,52 @@ fn every_kind_of_routing_chooses_and_weighs_as_plain_arithmetic_does() {
         scale: Some(2.5),
         ..biased.clone()
     };
-    let of_chosen = Score::SoftmaxOfChosen { precise: true };
-    for (name, routing) in [
+    let of_chosen = |precise| Score::SoftmaxOfChosen { precise };
+    let scaled = Some(per_expert(&|e| 0.5 + 0.1 * e as f32));
+    vec![
         ("softmax", plain.clone()),
         ("softmax, normed", Routing { norm_topk_prob: true, ..plain.clone() }),
         ("sigmoid", sigmoid.clone()),
         ("sigmoid, bias", biased.clone()),
-        (
-            "sigmoid, normed with epsilon",
-            Routing { norm_topk_prob: true, norm_eps: 0.1, ..sigmoid },
-        ),
+        ("sigmoid, epsilon", Routing { norm_topk_prob: true, norm_eps: 0.1, ..sigmoid }),
         ("groups", grouped),
         ("one group", Routing { groups: Some(Groups { num_groups: 1, top_k: 1 }), ..biased }),
-        ("of chosen", Routing { score: of_chosen, ..plain.clone() }),
+        ("of chosen", Routing { score: of_chosen(true), ..plain.clone() }),
+        (
+            "of chosen, scaled",
+            Routing { score: of_chosen(false), expert_scale: scaled, ..plain.clone() },
+        ),
         ("descending", Routing { choice: Choice::FirstOfDescending, ..plain }),
-    ] {
+    ]
+}
+
+#[test]
+fn every_kind_of_routing_is_fused_with_the_bits_of_stock() {
+    if mlx::build_info().primitives.is_empty() {
+        return;
+    }
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        for weights in [None, Some(Dtype::Bf16), Some(Dtype::F32)] {
+            for (name, routing) in routings() {
+                let routing = Routing { dtype: weights, ..routing };
+                let logits = normal(&[2, 11, 16], 7).astype(dtype).unwrap();
+                let stock = routing.select(&logits).unwrap();
+                let fused = routing.select_fused(&logits).unwrap();
+                for (fused, stock) in [(fused.0, stock.0), (fused.1, stock.1)] {
+                    let what = format!("{name} {dtype}, weights {weights:?}");
+                    assert_eq!(fused.dtype(), stock.dtype(), "{what}");
+                    assert_eq!(fused.to_bytes().unwrap(), stock.to_bytes().unwrap(), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_routing_chooses_and_weighs_as_plain_arithmetic_does() {
+    const TOKENS: usize = 23;
+    const EXPERTS: usize = 16;
+    for (name, routing) in routings() {
         let logits = normal(&[1, TOKENS as i32, EXPERTS as i32], 5);
         let (indices, scores) = routing.select(&logits).unwrap();
         assert_eq!(indices.shape(), [1, TOKENS as i32, 4], "{name}");

@@ -6,6 +6,7 @@ mod decoder;
 mod engine;
 mod families;
 mod fixture;
+mod fused_attention;
 mod generate;
 mod gpt_oss;
 mod latent;

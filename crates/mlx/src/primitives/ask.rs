@@ -67,6 +67,12 @@ impl Parameters {
         self.with("group_size", q.group_size).with("bits", q.bits).with("mode", q.mode.name())
     }
 
+    /// These and whether a projection has a bias, by the name of its type.
+    #[must_use]
+    pub(super) fn bias(self, bias: Option<Dtype>) -> Self {
+        self.with("bias", bias.map_or("none", Dtype::name))
+    }
+
     /// Names and values in the order in which they came.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, Value)> + '_ {
         self.0.iter().copied()
@@ -115,29 +121,6 @@ impl From<bool> for Value {
 impl From<&'static str> for Value {
     fn from(v: &'static str) -> Self {
         Value::Text(v)
-    }
-}
-
-/// What is applied to the gate of a gated feed-forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Activation {
-    /// `x · sigmoid(x)`.
-    Silu,
-    /// The Gaussian error linear unit, any variant.
-    Gelu,
-    /// gpt-oss's SwiGLU with limits.
-    ClippedSwiglu,
-}
-
-impl Activation {
-    /// Name of the activation.
-    pub fn name(self) -> &'static str {
-        match self {
-            Activation::Silu => "silu",
-            Activation::Gelu => "gelu",
-            Activation::ClippedSwiglu => "clipped_swiglu",
-        }
     }
 }
 

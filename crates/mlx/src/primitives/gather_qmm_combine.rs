@@ -3,8 +3,9 @@
 use zmlx_sys::ffi;
 
 use super::{AFFINE_4, Ask, Parameters, Precision, dims, parts};
+use crate::array::opt;
 use crate::quantization::{Quantization, QuantizedWeight, check_indices, product};
-use crate::{Array, Result};
+use crate::{Array, Dtype, Result};
 
 /// What [`gather_qmm_combine`] is asked.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,8 +22,8 @@ pub struct GatherQmmCombine {
     pub inner: i32,
     /// Columns of the result, N.
     pub outer: i32,
-    /// Whether the projection adds a bias for each of its N columns.
-    pub bias: bool,
+    /// The type of the projection's bias, if it has one.
+    pub bias: Option<Dtype>,
 }
 
 impl GatherQmmCombine {
@@ -34,7 +35,7 @@ impl GatherQmmCombine {
         top_k: 8,
         inner: 768,
         outer: 2048,
-        bias: false,
+        bias: None,
     };
 
     /// For `down` `[E, N, K]` without a bias.
@@ -47,7 +48,7 @@ impl GatherQmmCombine {
             top_k,
             inner,
             outer,
-            bias: false,
+            bias: None,
         }
     }
 }
@@ -65,15 +66,16 @@ impl Ask for GatherQmmCombine {
             .with("top_k", self.top_k)
             .with("inner", self.inner)
             .with("outer", self.outer)
-            .with("bias", self.bias)
+            .bias(self.bias)
     }
 }
 
 /// Down projection and weighted sum of each token's experts in one launch.
 ///
-/// Stock: `gather_qmm(x, down, indices)`, squeeze, `· scores[.., None]`, `sum(-2)`.
+/// Stock: `gather_qmm(x, down, indices)`, `+ bias[indices]`, squeeze, `· scores[.., None]`, `sum(-2)`.
 ///
-/// - `x`: `[.., k, 1, K]`; `down`: `[E, N, K]`; `indices`: `[.., k]` `uint32`; `scores`: `[.., k]`
+/// - `x`: `[.., k, 1, K]`; `down`: `[E, N, K]`; `bias`: `[E, N]` of a type that promotes to that of
+///   the product; `indices`: `[.., k]` `uint32`; `scores`: `[.., k]`
 /// - returns `[.., N]`, dtype of `x`
 ///
 /// # Source
@@ -81,6 +83,7 @@ impl Ask for GatherQmmCombine {
 pub fn gather_qmm_combine(
     x: &Array,
     down: &QuantizedWeight,
+    bias: Option<&Array>,
     indices: &Array,
     scores: &Array,
     precision: Precision,
@@ -90,10 +93,14 @@ pub fn gather_qmm_combine(
     let out = Array::wrap(ffi::fused_gather_qmm_combine(
         x.raw(),
         &parts(down),
+        &opt(bias),
         indices.raw(),
         scores.raw(),
         &down.quantization.params(),
         precision == Precision::Fast,
     )?);
-    product(x, down, out)
+    match bias {
+        Some(_) => Ok(out),
+        None => product(x, down, out),
+    }
 }

@@ -2,10 +2,10 @@
 
 use zmlx_sys::ffi;
 
-use super::{AFFINE_4, Activation, Ask, Parameters, Precision, dims, parts};
+use super::{AFFINE_4, Activation, Ask, Glu, Parameters, Precision, dims};
 use crate::array::opt;
 use crate::quantization::{Quantization, QuantizedWeight, check_indices, product};
-use crate::{Array, Result};
+use crate::{Array, Dtype, Result};
 
 /// What [`gather_qmm_swiglu`] is asked.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,9 +22,9 @@ pub struct GatherQmmSwiglu {
     pub inner: i32,
     /// Columns of the result, N.
     pub outer: i32,
-    /// Whether the projections add a bias for each of their N columns.
-    pub bias: bool,
-    /// What is applied to the gate.
+    /// The type of the projections' biases, if they have any.
+    pub bias: Option<Dtype>,
+    /// What joins the two.
     pub activation: Activation,
 }
 
@@ -37,7 +37,7 @@ impl GatherQmmSwiglu {
         top_k: 8,
         inner: 2048,
         outer: 768,
-        bias: false,
+        bias: None,
         activation: Activation::Silu,
     };
 
@@ -51,7 +51,7 @@ impl GatherQmmSwiglu {
             top_k,
             inner,
             outer,
-            bias: false,
+            bias: None,
             activation: Activation::Silu,
         }
     }
@@ -70,18 +70,20 @@ impl Ask for GatherQmmSwiglu {
             .with("top_k", self.top_k)
             .with("inner", self.inner)
             .with("outer", self.outer)
-            .with("bias", self.bias)
+            .bias(self.bias)
             .with("activation", self.activation.name())
     }
 }
 
-/// SwiGLU of each token's routed experts in one launch: silu(x·Wg[e]ᵀ) ∘ (x·Wu[e]ᵀ).
+/// SwiGLU of each token's routed experts in one launch, silu(x·Wg[e]ᵀ) ∘ (x·Wu[e]ᵀ), other activations
+/// likewise.
 ///
-/// Stock: [`gather_qmm`](crate::quantization::gather_qmm) twice, then
-/// [`swiglu`](crate::ops::swiglu).
+/// Stock: [`gather_qmm`](crate::quantization::gather_qmm) twice, the biases that the indices take, then
+/// [`swiglu`](crate::ops::swiglu), [`geglu`](crate::ops::geglu) or
+/// [`clipped_swiglu`](crate::ops::clipped_swiglu).
 ///
 /// - `x`: `[.., M, K]` `bfloat16` | `float16` | `float32`
-/// - `gate`, `up`: `[E, N, K]` quantized alike (`[E, K, N]` without `transpose`)
+/// - `glu`: matrices `[E, N, K]` (`[E, K, N]` without `transpose`), biases `[E, N]`
 /// - `lhs_indices`, `rhs_indices`: as in `gather_qmm`
 /// - returns `[indices.., M, N]`, dtype of `x`
 ///
@@ -89,40 +91,34 @@ impl Ask for GatherQmmSwiglu {
 /// `InvalidArgument` at the call, `Unsupported` without the feature, `Backend` at `eval`.
 ///
 /// # Source
-/// arXiv:2002.05202; mlx-lm `switch_layers.py` (`SwitchGLU`).
-#[allow(clippy::too_many_arguments, reason = "the op's own arguments, as MLX names them")]
+/// arXiv:2002.05202; mlx-lm `switch_layers.py` (`SwitchGLU`), `activations.py` (`swiglu_oai`).
 pub fn gather_qmm_swiglu(
     x: &Array,
-    gate: &QuantizedWeight,
-    up: &QuantizedWeight,
+    glu: Glu<'_>,
     lhs_indices: Option<&Array>,
     rhs_indices: Option<&Array>,
     transpose: bool,
     sorted: bool,
     precision: Precision,
 ) -> Result<Array> {
-    if gate.quantization != up.quantization {
-        return Err(crate::Error::InvalidArgument {
-            message: format!(
-                "[gather_qmm_swiglu] gate and up must be quantized alike, got {} and {}",
-                gate.quantization, up.quantization
-            ),
-        });
-    }
-    gate.check("gather_qmm_swiglu")?;
-    up.check("gather_qmm_swiglu")?;
+    glu.check("gather_qmm_swiglu")?;
     check_indices("gather_qmm_swiglu", "lhs_indices", lhs_indices, x)?;
-    check_indices("gather_qmm_swiglu", "rhs_indices", rhs_indices, &gate.w)?;
+    check_indices("gather_qmm_swiglu", "rhs_indices", rhs_indices, &glu.gate.w)?;
     let out = Array::wrap(ffi::fused_gather_qmm_swiglu(
         x.raw(),
-        &parts(gate),
-        &parts(up),
+        &glu.gate_parts(),
+        &glu.up_parts(),
+        &glu.bias_parts(),
+        &glu.activation.params(),
         &opt(lhs_indices),
         &opt(rhs_indices),
         transpose,
-        &gate.quantization.params(),
+        &glu.gate.quantization.params(),
         sorted,
         precision == Precision::Fast,
     )?);
-    product(x, gate, out)
+    match glu.biases {
+        Some(_) => Ok(out),
+        None => product(x, glu.gate, out),
+    }
 }

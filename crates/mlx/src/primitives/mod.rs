@@ -14,11 +14,13 @@ mod attention;
 mod cache_append;
 mod gather_qmm_combine;
 mod gather_qmm_swiglu;
+mod glu;
 mod greedy_token;
 mod moe_router;
 mod qk_norm_rope;
 mod quantized_matmul;
 mod rms_norm;
+mod swiglu_mlp;
 
 use zmlx_sys::{UniquePtr, ffi};
 
@@ -27,16 +29,18 @@ use crate::array::array_vec;
 use crate::quantization::{Mode, Quantization, QuantizedWeight};
 
 pub use add_rms_norm::{AddRmsNorm, add_rms_norm};
-pub use ask::{Activation, Ask, Parameters, Setting, Value, supports, supports_on_metal};
-pub use attention::{Attention, attention, attention_rows};
+pub use ask::{Ask, Parameters, Setting, Value, supports, supports_on_metal};
+pub use attention::{Attention, AttentionOptions, RopeParts, attention, attention_rows};
 pub use cache_append::{CacheAppend, cache_append};
 pub use gather_qmm_combine::{GatherQmmCombine, gather_qmm_combine};
 pub use gather_qmm_swiglu::{GatherQmmSwiglu, gather_qmm_swiglu};
+pub use glu::{Activation, Glu};
 pub use greedy_token::{GreedyToken, greedy_token};
 pub use moe_router::{MoeRouter, Scoring, moe_router};
-pub use qk_norm_rope::{QkNormRope, qk_norm_rope, qk_norm_rope_dynamic};
+pub use qk_norm_rope::{QkNormRope, ScaledRope, qk_norm_rope, qk_norm_rope_dynamic};
 pub use quantized_matmul::{QuantizedMatmul, quantized_matmul};
 pub use rms_norm::{RmsNorm, rms_norm};
+pub use swiglu_mlp::{SwigluMlp, swiglu_mlp};
 
 /// Each primitive with a typical question: Qwen3-30B-A3B at 4 bits.
 pub const TYPICAL: &[&dyn Ask] = &[
@@ -50,6 +54,7 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &Attention::TYPICAL,
     &CacheAppend,
     &GreedyToken::TYPICAL,
+    &SwigluMlp::TYPICAL,
 ];
 
 /// What the order and width of accumulation may be.

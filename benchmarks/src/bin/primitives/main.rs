@@ -3,13 +3,15 @@
 //! Exact outputs must equal stock's bits and fast ones must be near them before anything is timed.
 //! `cargo run --release -p zmlx-benchmarks --bin primitives -- --help`
 
+mod families;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use mlx::primitives::{self, Precision, Scoring};
+use mlx::primitives::{self, Glu, MoeRouter, Precision, Scoring};
 use mlx::quantization::{self, Mode, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, ops};
 use serde::Serialize;
@@ -263,6 +265,7 @@ fn cases() -> Vec<Case> {
     ] {
         cases.push(linear(rows, k, n, Dtype::Bf16, q4));
     }
+    cases.extend(families::cases());
     cases
 }
 
@@ -283,7 +286,13 @@ fn swiglu(m: Moe, tokens: i32, dtype: Dtype, q: Quantization) -> Case {
                 move |i: usize| {
                     let index = Some(&indices[i % NUM_INPUTS]);
                     primitives::gather_qmm_swiglu(
-                        &x, &gate, &up, None, index, true, false, precision,
+                        &x,
+                        Glu::new(&gate, &up),
+                        None,
+                        index,
+                        true,
+                        false,
+                        precision,
                     )
                 }
             };
@@ -318,7 +327,7 @@ fn combine(m: Moe, tokens: i32, dtype: Dtype, q: Quantization) -> Case {
                 let (scores, indices) = (scores.clone(), indices.clone());
                 move |i: usize| {
                     let index = &indices[i % NUM_INPUTS];
-                    primitives::gather_qmm_combine(&x, &down, index, &scores, precision)
+                    primitives::gather_qmm_combine(&x, &down, None, index, &scores, precision)
                 }
             };
             Ok(Ways {
@@ -362,8 +371,9 @@ fn router(m: Moe, tokens: i32, dtype: Dtype) -> Case {
                 }),
                 exact: Box::new(move |i| {
                     let logits = &fused[i % NUM_INPUTS];
-                    let (indices, scores) =
-                        primitives::moe_router(logits, k, true, Scoring::Softmax)?;
+                    let router =
+                        MoeRouter { normalize: true, ..MoeRouter::new(e, k, Scoring::Softmax) };
+                    let (indices, scores) = primitives::moe_router(logits, &router, None, None)?;
                     join(&indices, &scores)
                 }),
                 fast: None,
