@@ -167,6 +167,7 @@ pub mod ffi {
         fn logaddexp(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn matmul(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn addmm(c: &Array, a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn conv1d(x: &Array, w: &Array, groups: i32) -> Result<UniquePtr<Array>>;
         fn equal(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn not_equal(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn less(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;

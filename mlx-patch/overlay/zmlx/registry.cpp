@@ -113,6 +113,12 @@ std::vector<std::string> primitives() {
   return names;
 }
 
+std::string name_of(Dtype dtype) {
+  std::ostringstream name;
+  name << dtype;
+  return name.str();
+}
+
 Support supports(std::string_view primitive, const Request& request) {
   auto* row = find(primitive);
   if (!row) {

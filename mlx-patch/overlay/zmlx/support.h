@@ -46,4 +46,7 @@ struct Support {
 // is missing or unknown is the reason, by name.
 Support supports(std::string_view primitive, const Request& request);
 
+// "bfloat16".
+std::string name_of(mlx::core::Dtype dtype);
+
 } // namespace zmlx

@@ -157,6 +157,7 @@ ArrayPtr all(const Array& a, rust::Slice<const int32_t> axes, bool keepdims);
 ArrayPtr any(const Array& a, rust::Slice<const int32_t> axes, bool keepdims);
 ArrayPtr logsumexp(const Array& a, rust::Slice<const int32_t> axes, bool keepdims);
 ArrayPtr addmm(const Array& c, const Array& a, const Array& b);
+ArrayPtr conv1d(const Array& x, const Array& w, int32_t groups);
 ArrayPtr astype(const Array& a, DtypeId dtype);
 ArrayPtr view(const Array& a, DtypeId dtype);
 ArrayPtr select(const Array& cond, const Array& a, const Array& b);
