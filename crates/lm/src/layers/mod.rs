@@ -1,5 +1,6 @@
 //! Layers: the ops that mlx-lm's modules run, in its order. Whether a weight is quantised is the layer's business.
 
+mod activation;
 mod attention;
 mod embedding;
 mod head;
@@ -13,6 +14,7 @@ mod site;
 mod switch;
 mod weight;
 
+pub use activation::{Activation, GluOptions};
 pub use attention::{Attention, AttentionOptions, Heads};
 pub use embedding::Embedding;
 pub use head::{Head, logprobs};

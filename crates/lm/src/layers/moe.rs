@@ -1,7 +1,5 @@
-use mlx::primitives::{self, GatherQmmCombine};
-use mlx::{Array, ops};
+use mlx::{Array, ops, primitives};
 
-use super::site::{ask, packed};
 use super::{Fusable, Linear, Mlp, ModuleKind, ModulePath, Path, Routing, Site, SwitchGlu, Weight};
 use crate::error::Result;
 
@@ -100,9 +98,7 @@ impl Fusable for MoeBlock {
         let top_k = routing.top_k;
         push("moe_router", routing.questions(switch_mlp.num_experts()), router_path);
         push("moe_mlp", switch_mlp.questions(top_k), mlp_path);
-        let questions = packed("down_proj", &switch_mlp.down_proj.weight)
-            .and_then(|down| ask(GatherQmmCombine::of(down, top_k)));
-        push("moe_combine", questions, combine_path);
+        push("moe_combine", switch_mlp.combine_questions(top_k), combine_path);
         if let Some(SharedExperts { mlp, gate }) = shared {
             mlp.sites(&at.pp("shared_expert"), sites);
             if let Some(gate) = gate {

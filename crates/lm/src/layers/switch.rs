@@ -1,8 +1,8 @@
-use mlx::primitives::{self, GatherQmmSwiglu, Precision};
+use mlx::primitives::{self, GatherQmmCombine, GatherQmmSwiglu, Precision};
 use mlx::{Array, ops, quantization};
 
 use super::site::{ask, packed};
-use super::{Questions, Weight};
+use super::{Activation, GluOptions, Questions, Weight};
 use crate::error::Result;
 use crate::placement::Split;
 use crate::weights::{Role, Scope};
@@ -15,6 +15,8 @@ pub(super) const SORT_FROM_ENTRIES: usize = 64;
 #[derive(Debug, Clone)]
 pub struct SwitchLinear {
     pub(crate) weight: Weight,
+    /// `[E, N]`.
+    bias: Option<Array>,
 }
 
 impl SwitchLinear {
@@ -23,9 +25,25 @@ impl SwitchLinear {
     /// # Errors
     /// As [`Weight::load`].
     pub fn load(scope: &Scope<'_>, num_experts: i32, in_dims: i32, out_dims: i32) -> Result<Self> {
-        Ok(Self {
-            weight: Weight::load(&scope.role(Role::Experts), &[num_experts, out_dims, in_dims])?,
-        })
+        Self::load_with(scope, num_experts, in_dims, out_dims, false)
+    }
+
+    /// Takes `[num_experts, out_dims, in_dims]` weights and, if `bias`, a bias of `[num_experts, out_dims]`.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load_with(
+        scope: &Scope<'_>,
+        num_experts: i32,
+        in_dims: i32,
+        out_dims: i32,
+        bias: bool,
+    ) -> Result<Self> {
+        let scope = scope.role(Role::Experts);
+        let weight = Weight::load(&scope, &[num_experts, out_dims, in_dims])?;
+        let bias =
+            if bias { Some(scope.take_float("bias", &[num_experts, out_dims])?) } else { None };
+        Ok(Self { weight, bias })
     }
 
     /// - `x`: `[.., 1, K]`, `indices`: `[..]` u32 of experts; returns `[.., 1, N]`.
@@ -33,7 +51,7 @@ impl SwitchLinear {
     /// # Errors
     /// `Mlx`.
     pub fn forward(&self, x: &Array, indices: &Array, sorted_indices: bool) -> Result<Array> {
-        Ok(match &self.weight {
+        let y = match &self.weight {
             Weight::Dense(w) => {
                 let wt = ops::swapaxes(w, -1, -2)?;
                 quantization::gather_mm(x, &wt, None, Some(indices), sorted_indices)?
@@ -41,7 +59,13 @@ impl SwitchLinear {
             Weight::Quantized(w) => {
                 quantization::gather_qmm(x, w, None, Some(indices), true, sorted_indices)?
             }
-        })
+        };
+        match &self.bias {
+            Some(bias) => {
+                Ok(ops::add(&y, &ops::expand_dims(&ops::take(bias, indices, 0)?, &[-2])?)?)
+            }
+            None => Ok(y),
+        }
     }
 
     /// Its weight.
@@ -50,12 +74,13 @@ impl SwitchLinear {
     }
 }
 
-/// The experts' feed-forward: `down(silu(gate(x)) * up(x))` with each token's own experts.
+/// The experts' feed-forward, `down(silu(gate(x)) * up(x))` with each token's own experts; other activations likewise.
 #[derive(Debug, Clone)]
 pub struct SwitchGlu {
     pub(crate) gate_proj: SwitchLinear,
     pub(crate) up_proj: SwitchLinear,
     pub(crate) down_proj: SwitchLinear,
+    activation: Activation,
 }
 
 impl SwitchGlu {
@@ -69,13 +94,31 @@ impl SwitchGlu {
         hidden_size: i32,
         intermediate_size: i32,
     ) -> Result<Self> {
+        let options = GluOptions::default();
+        Self::load_with(scope, num_experts, hidden_size, intermediate_size, options)
+    }
+
+    /// The same with what `options` say.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load_with(
+        scope: &Scope<'_>,
+        num_experts: i32,
+        hidden_size: i32,
+        intermediate_size: i32,
+        options: GluOptions,
+    ) -> Result<Self> {
+        let GluOptions { bias, activation } = options;
         let load = |name: &str, split, in_dims, out_dims| {
-            SwitchLinear::load(&scope.pp(name).split(split), num_experts, in_dims, out_dims)
+            let scope = scope.pp(name).split(split);
+            SwitchLinear::load_with(&scope, num_experts, in_dims, out_dims, bias)
         };
         Ok(Self {
             gate_proj: load("gate_proj", Split::Outputs, hidden_size, intermediate_size)?,
             up_proj: load("up_proj", Split::Outputs, hidden_size, intermediate_size)?,
             down_proj: load("down_proj", Split::Inputs, intermediate_size, hidden_size)?,
+            activation,
         })
     }
 
@@ -101,10 +144,10 @@ impl SwitchGlu {
     fn project(&self, x: &Array, indices: &Array, sorted: bool) -> Result<Array> {
         let up = self.up_proj.forward(x, indices, sorted)?;
         let gate = self.gate_proj.forward(x, indices, sorted)?;
-        self.down_proj.forward(&ops::swiglu(&gate, &up)?, indices, sorted)
+        self.down_proj.forward(&self.activation.gated(&gate, &up)?, indices, sorted)
     }
 
-    /// The hidden rows `silu(gate(x)) * up(x)` from one launch, `[.., top_k, 1, N]`; from stock ops where weights
+    /// The hidden rows, such as `silu(gate(x)) * up(x)`, from one launch, `[.., top_k, 1, N]`; from stock ops where weights
     /// are dense.
     pub(super) fn fused_hidden(
         &self,
@@ -122,6 +165,13 @@ impl SwitchGlu {
         Ok(primitives::gather_qmm_swiglu(&x, gate, up, None, indices, true, false, precision)?)
     }
 
+    /// What the fused down projection with its weighted sum is asked.
+    pub(super) fn combine_questions(&self, top_k: i32) -> Questions {
+        let down = packed("down_proj", &self.down_proj.weight)?;
+        let bias = self.down_proj.bias.is_some();
+        ask(GatherQmmCombine { bias, ..GatherQmmCombine::of(down, top_k) })
+    }
+
     /// Number of experts.
     pub(super) fn num_experts(&self) -> i32 {
         match &self.gate_proj.weight {
@@ -135,7 +185,8 @@ impl SwitchGlu {
         let gate = packed("gate_proj", &self.gate_proj.weight)?;
         let up = packed("up_proj", &self.up_proj.weight)?;
         if gate.quantization == up.quantization {
-            return ask(GatherQmmSwiglu::of(gate, top_k));
+            let (bias, activation) = (self.gate_proj.bias.is_some(), self.activation.asked());
+            return ask(GatherQmmSwiglu { bias, activation, ..GatherQmmSwiglu::of(gate, top_k) });
         }
         let (gate, up) = (gate.quantization, up.quantization);
         Err(format!("gate_proj and up_proj are quantised differently: {gate} and {up}"))
@@ -146,7 +197,7 @@ impl SwitchGlu {
         let x = ops::expand_dims(x, &[-2, -3])?;
         let up = self.up_proj.forward(&x, indices, false)?;
         let gate = self.gate_proj.forward(&x, indices, false)?;
-        Ok(ops::swiglu(&gate, &up)?)
+        self.activation.gated(&gate, &up)
     }
 }
 

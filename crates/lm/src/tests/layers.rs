@@ -8,8 +8,8 @@ use tempfile::TempDir;
 use crate::cache::Cache;
 use crate::checkpoint::Checkpoint;
 use crate::layers::{
-    Attention, AttentionOptions, Choice, Groups, Heads, Linear, Mlp, MoeBlock, Rope, Routing,
-    Score, SharedExperts, SwitchGlu,
+    Activation, Attention, AttentionOptions, Choice, GluOptions, Groups, Heads, Linear, Mlp,
+    MoeBlock, Rope, Routing, Score, SharedExperts, SwitchGlu,
 };
 use crate::placement::Placement;
 use crate::step::{Rows, Step};
@@ -367,5 +367,64 @@ fn shared_experts_are_added_with_and_without_their_gate() {
         }
         let block = moe.clone().with_shared(SharedExperts { mlp: mlp.clone(), gate });
         assert_close(&values(&block.forward(&x).unwrap()), &expected, "shared experts");
+    }
+}
+
+#[test]
+fn experts_with_biases_and_every_activation_do_as_plain_arithmetic_does() {
+    const E: usize = 4;
+    const N: usize = 16;
+    let (e, n) = (E as i32, N as i32);
+    let tensors: [(&str, &[i32]); 6] = [
+        ("gate_proj.weight", &[e, n, D]),
+        ("gate_proj.bias", &[e, n]),
+        ("up_proj.weight", &[e, n, D]),
+        ("up_proj.bias", &[e, n]),
+        ("down_proj.weight", &[e, D, n]),
+        ("down_proj.bias", &[e, D]),
+    ];
+    let gelu = |x: f64| 0.5 * x * (1.0 + (0.797_884_560_8 * (x + 0.044_715 * x.powi(3))).tanh());
+    // a limit that inputs of this size reach
+    let clipped = |g: f64, u: f64| {
+        let (g, u) = (g.min(0.9), u.clamp(-0.9, 0.9));
+        (u + 1.0) * g * sigmoid(1.702 * g)
+    };
+    type Gated<'a> = &'a dyn Fn(f64, f64) -> f64;
+    let cases: [(Activation, Gated<'_>); 3] = [
+        (Activation::Silu, &|g, u| g * sigmoid(g) * u),
+        (Activation::GeluTanh, &|g, u| gelu(g) * u),
+        (Activation::ClippedSwiglu { alpha: 1.702, limit: 0.9 }, &clipped),
+    ];
+    for (activation, gated) in cases {
+        let (arrays, weights, _dir) = weights(&tensors);
+        let options = GluOptions { bias: true, activation };
+        let experts = SwitchGlu::load_with(&weights.root(), e, D, n, options).unwrap();
+        weights.finish().unwrap();
+        // expert `index` of a projection
+        let project = |name: &str, index: usize, x: &[f64]| {
+            let part = |name: String, size: usize| {
+                values(&arrays[&name])[index * size..(index + 1) * size].to_vec()
+            };
+            let rows = if name == "down_proj" { D as usize } else { N };
+            let w = part(format!("{name}.weight"), rows * x.len());
+            product(x, &w, Some(&part(format!("{name}.bias"), rows)))
+        };
+        // as they come, and sorted by expert
+        for tokens in [7, 40] {
+            let x = normal(&[1, tokens, D], 4);
+            let chosen: Vec<u32> = (0..2 * tokens as u32).map(|i| (i * 7 + i / 3) % 4).collect();
+            let indices = Array::from_slice(&chosen, &[1, tokens, 2]).unwrap();
+            let got = experts.forward(&x, &indices).unwrap();
+            let mut expected = Vec::new();
+            for (x, chosen) in values(&x).chunks(D as usize).zip(chosen.chunks(2)) {
+                for index in chosen.iter().map(|index| *index as usize) {
+                    let gate = project("gate_proj", index, x);
+                    let up = project("up_proj", index, x);
+                    let hidden: Vec<f64> = gate.iter().zip(up).map(|(g, u)| gated(*g, u)).collect();
+                    expected.extend(project("down_proj", index, &hidden));
+                }
+            }
+            assert_close(&values(&got), &expected, &format!("{activation:?}, {tokens} tokens"));
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Elementwise operations and the matrix product.
 
+use std::f64::consts::FRAC_2_PI;
+
 use zmlx_sys::ffi;
 
 use super::{any, unless_empty};
@@ -205,6 +207,30 @@ pub fn silu(a: &Array) -> Result<Array> {
 /// silu(gate) · up, as three stock ops (mlx-lm's `swiglu`; arXiv:2002.05202).
 pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
     multiply(&silu(gate)?, up)
+}
+
+/// x · ½ (1 + tanh(√(2/π) (x + 0.044715 x³))) in stock ops (mlx's `nn.gelu_approx`; arXiv:1606.08415). The numbers are
+/// rounded to the dtype of `a` first, as Python's are.
+pub fn gelu_approx(a: &Array) -> Result<Array> {
+    let number = |value: f64| Array::scalar_like(value as f32, a);
+    let cubic = multiply(&number(0.044715)?, &power(a, &number(3.0)?)?)?;
+    let inner = multiply(&number(FRAC_2_PI.sqrt())?, &add(a, &cubic)?)?;
+    multiply(&multiply(&number(0.5)?, a)?, &add(&number(1.0)?, &tanh(&inner)?)?)
+}
+
+/// gelu(gate) · up with [`gelu_approx`] (mlx-lm's `geglu`; arXiv:2002.05202).
+pub fn geglu(gate: &Array, up: &Array) -> Result<Array> {
+    multiply(&gelu_approx(gate)?, up)
+}
+
+/// (clip(up) + 1) · g · sigmoid(alpha · g), g = min(gate, limit), in stock ops (mlx-lm's `swiglu_oai`; gpt-oss). `up` is
+/// kept within ±`limit`; the numbers are rounded to the dtype of `gate` first.
+pub fn clipped_swiglu(gate: &Array, up: &Array, alpha: f32, limit: f32) -> Result<Array> {
+    let number = |value: f32| Array::scalar_like(value, gate);
+    let gate = minimum(gate, &number(limit)?)?;
+    let up = minimum(&maximum(up, &number(-limit)?)?, &number(limit)?)?;
+    let gated = multiply(&gate, &sigmoid(&multiply(&number(alpha)?, &gate)?)?)?;
+    multiply(&add(&up, &number(1.0)?)?, &gated)
 }
 
 /// Softmax along `axis`; `precise` accumulates in `float32` whatever the dtype.
