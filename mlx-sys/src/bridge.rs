@@ -419,6 +419,14 @@ pub mod ffi {
             q: &QuantParams,
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
+        fn fused_short_conv(
+            x: &Array,
+            weight: &Array,
+            bias: &UniquePtr<Array>,
+            state: &Array,
+            gated: bool,
+        ) -> Result<UniquePtr<ArrayVec>>;
+        fn fused_gated_delta(inputs: &ArrayVec, norm_eps: f32) -> Result<UniquePtr<ArrayVec>>;
         fn fused_rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<UniquePtr<Array>>;
         fn fused_qk_norm_rope(
             x: &Array,

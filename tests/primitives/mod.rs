@@ -5,9 +5,11 @@ mod combine;
 mod empty;
 mod extremes;
 mod fast;
+mod gated_delta;
 mod quantized;
 mod registry;
 mod router;
+mod short_conv;
 mod step;
 mod swiglu;
 

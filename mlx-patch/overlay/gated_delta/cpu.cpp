@@ -37,7 +37,13 @@ mlx::core::Strides transposed(const mlx::core::Shape& shape) {
 }
 
 bool is_transposed(const array& state) {
-  return state.strides() == transposed(state.shape()) && state.data_size() == state.size();
+  auto strides = transposed(state.shape());
+  for (int axis = 0; axis < state.ndim(); axis++) {
+    if (state.shape(axis) > 1 && state.strides(axis) != strides[axis]) {
+      return false;
+    }
+  }
+  return true;
 }
 
 // softplus(a + dt_bias) in the type of the sum
@@ -95,7 +101,7 @@ struct Job {
 // The memory that a head starts with, its values together; written to `into` where it lies otherwise.
 template <typename T>
 const float* memory_before(const Job<T>& job, int64_t batch, int64_t head, float* into) {
-  auto& state = job.state;
+  const array& state = job.state;
   auto from = state.data<float>() + batch * state.strides(0) + head * state.strides(1);
   if (is_transposed(state)) {
     return from;
@@ -224,7 +230,7 @@ void GatedDelta::eval_cpu(const std::vector<array>& inputs, std::vector<array>& 
   y.set_data(mlx::core::allocator::malloc(y.nbytes()));
   auto& state = inputs[kState];
   auto& next = outputs[kNewState];
-  if (state.is_donatable() && is_transposed(state)) {
+  if (state.is_donatable() && state.data_size() == state.size() && is_transposed(state)) {
     next.copy_shared_buffer(state);
   } else {
     auto flags = next.flags();

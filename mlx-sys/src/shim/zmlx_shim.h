@@ -295,6 +295,14 @@ ArrayPtr fused_quantized_matmul(
     bool transpose,
     const QuantParams& q,
     bool fast);
+ArrayVecPtr fused_short_conv(
+    const Array& x,
+    const Array& weight,
+    const ArrayPtr& bias,
+    const Array& state,
+    bool gated);
+// qkv, z, b, a, a_log, dt_bias, norm, state
+ArrayVecPtr fused_gated_delta(const ArrayVec& inputs, float norm_eps);
 ArrayPtr fused_rms_norm(const Array& x, const Array& weight, float eps);
 ArrayPtr fused_qk_norm_rope(
     const Array& x,

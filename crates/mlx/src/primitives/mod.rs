@@ -10,6 +10,7 @@
 
 mod ask;
 mod attention;
+mod gated_delta;
 mod gather_qmm_combine;
 mod gather_qmm_swiglu;
 mod greedy_token;
@@ -17,6 +18,7 @@ mod moe_router;
 mod qk_norm_rope;
 mod quantized_matmul;
 mod rms_norm;
+mod short_conv;
 
 use zmlx_sys::{UniquePtr, ffi};
 
@@ -26,6 +28,7 @@ use crate::quantization::{Mode, Quantization, QuantizedWeight};
 
 pub use ask::{Activation, Ask, Parameters, Setting, Value, supports};
 pub use attention::{Attention, attention, attention_rows};
+pub use gated_delta::{GatedDelta, GatedDeltaInputs, gated_delta};
 pub use gather_qmm_combine::{GatherQmmCombine, gather_qmm_combine};
 pub use gather_qmm_swiglu::{GatherQmmSwiglu, gather_qmm_swiglu};
 pub use greedy_token::{GreedyToken, greedy_token};
@@ -33,8 +36,9 @@ pub use moe_router::{MoeRouter, Scoring, moe_router};
 pub use qk_norm_rope::{QkNormRope, qk_norm_rope, qk_norm_rope_dynamic};
 pub use quantized_matmul::{QuantizedMatmul, quantized_matmul};
 pub use rms_norm::{RmsNorm, rms_norm};
+pub use short_conv::{ShortConv, short_conv};
 
-/// Each primitive with a typical question: Qwen3-30B-A3B at 4 bits.
+/// Each primitive with a typical question: Qwen3-30B-A3B at 4 bits; of recurrent layers, LFM2-8B-A1B and Qwen3.5-35B-A3B.
 pub const TYPICAL: &[&dyn Ask] = &[
     &GatherQmmSwiglu::TYPICAL,
     &GatherQmmCombine::TYPICAL,
@@ -43,6 +47,8 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &RmsNorm::TYPICAL,
     &QkNormRope::TYPICAL,
     &Attention::TYPICAL,
+    &ShortConv::TYPICAL,
+    &GatedDelta::TYPICAL,
     &GreedyToken::TYPICAL,
 ];
 
