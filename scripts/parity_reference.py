@@ -74,40 +74,60 @@ def wide_cases(count, seed):
     return cases
 
 
-def lively(model, seed):
-    """Random weights whose activations stay finite, whose routing spreads over the experts and
-    whose greedy output does not collapse onto one token: unit-gain matrices (fan-in scaling),
-    norms around one, sharper query norms so that attention is not uniform, sharper routing, and
+# What families call their routers, and what only shifts their choice.
+ROUTERS = ("gate.weight", "router.weight")
+CHOICE_BIASES = ("e_score_correction_bias", "expert_bias")
+
+
+def lively(path, noise, tied):
+    """A random weight such that activations stay finite, routing spreads over the experts and
+    greedy output does not collapse onto one token: unit-gain matrices (fan-in scaling), norms
+    around one, sharper query norms so that attention is not uniform, sharper routing, and
     embeddings small enough that a tied head does not just repeat the last token."""
+    module = path.rsplit(".", 2)[-2] if path.count(".") else ""
+    unit = noise / noise.shape[-1] ** 0.5
+    if path.endswith("norm.weight"):
+        return (2.0 if module == "q_norm" else 1.0) * (1.0 + 0.2 * noise)
+    if path.endswith("embed_tokens.weight"):
+        return 2.5 * unit if tied else noise
+    if path.endswith("lm_head.weight"):
+        return 3.0 * unit
+    if path.endswith(tuple("." + name for name in ROUTERS)):
+        return 1.5 * unit
+    if path.endswith("down_proj.weight"):
+        return 2.5 * unit
+    if path.endswith(CHOICE_BIASES):
+        return 0.1 * noise
+    if path.endswith(".bias"):
+        return 0.2 * noise
+    return unit
+
+
+def lively_weights(model, family, seed):
+    """All weights of a model anew. A family's own `lively(path, noise)` goes first; where it has
+    nothing to say it returns None."""
     key = mx.random.key(seed)
-    tied = model.args.tie_word_embeddings
+    names = [path for path, _ in tree_flatten(model.parameters())]
+    tied = not any(path.endswith("lm_head.weight") for path in names)
+    own = getattr(family, "lively", lambda path, noise: None)
     out = []
     for path, value in tree_flatten(model.parameters()):
         key, sub = mx.random.split(key)
         noise = mx.random.normal(value.shape, key=sub)
-        if path.endswith("norm.weight"):
-            gain = 2.0 if path.endswith("q_norm.weight") else 1.0
-            value = gain * (1.0 + 0.2 * noise)
-        elif path.endswith("embed_tokens.weight"):
-            value = noise * (2.5 / value.shape[-1] ** 0.5 if tied else 1.0)
-        elif path.endswith("lm_head.weight"):
-            value = noise * (3.0 / value.shape[-1] ** 0.5)
-        elif path.endswith("mlp.gate.weight"):
-            value = noise * (1.5 / value.shape[-1] ** 0.5)
-        elif path.endswith("down_proj.weight"):
-            value = noise * (2.5 / value.shape[-1] ** 0.5)
-        else:
-            value = noise / value.shape[-1] ** 0.5
-        out.append((path, value))
+        chosen = own(path, noise)
+        out.append((path, lively(path, noise, tied) if chosen is None else chosen))
     return tree_unflatten(out)
 
 
 def build(model_type, case, folder):
     """Write the case's checkpoint as mlx_lm.convert would."""
-    config = {**FAMILIES[model_type].BASE_CONFIG, **case.config, "model_type": model_type}
-    family = importlib.import_module(f"mlx_lm.models.{model_type}")
-    model = family.Model(family.ModelArgs.from_dict(config))
-    model.update(lively(model, case.seed))
+    family = FAMILIES[model_type]
+    config = {"model_type": model_type, **family.BASE_CONFIG, **case.config}
+    # a family that wraps its fields, say under text_config, does so in `wrap`
+    config = getattr(family, "wrap", lambda config: config)(config)
+    model_class, args_class = lm_utils._get_classes(config)
+    model = model_class(args_class.from_dict(config))
+    model.update(lively_weights(model, family, case.seed))
     model.set_dtype(DTYPES[case.dtype])
     config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[case.dtype]
     if case.bits is not None:
@@ -274,6 +294,11 @@ def compare_text(args, folder, max_tokens, comparison):
         comparison.check(label, ids, margins, summary["token_ids"])
 
 
+def read_vocab_size(folder):
+    config = json.loads((folder / "config.json").read_text())
+    return config["vocab_size"] if "vocab_size" in config else config["text_config"]["vocab_size"]
+
+
 def random_prompt(rng, length, vocab_size):
     return [rng.randrange(vocab_size) for _ in range(length)]
 
@@ -281,7 +306,7 @@ def random_prompt(rng, length, vocab_size):
 def run_case(args, model_type, case, root, comparison):
     folder = root / case.name
     build(model_type, case, folder)
-    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    vocab_size = read_vocab_size(folder)
     rng = random.Random(case.seed)
     prompts = [random_prompt(rng, n, vocab_size) for n in case.prompts]
     return folder, compare_ids(args, folder, prompts, case.max_tokens, comparison)
@@ -289,7 +314,7 @@ def run_case(args, model_type, case, root, comparison):
 
 def run_folder(args, folder, comparison):
     """A checkpoint that exists already; with a tokenizer, text prompts too."""
-    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    vocab_size = read_vocab_size(folder)
     rng = random.Random(5)
     longer = [random_prompt(rng, n, vocab_size) for n in (1, 17, 60)]
     distinct, margins, modules = compare_ids(args, folder, [[1, 5, 9]], 64, comparison)

@@ -1,6 +1,6 @@
 """Cases of qwen3_moe: experts in all or some layers, tied and untied, mixed quantisations."""
 
-from parity_case import Case
+from parity_case import Case, wide_dense, wide_experts
 
 BASE_CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -87,27 +87,10 @@ CASES = [
 
 def wide(rng, step):
     """A configuration that the fixed cases do not reach; widths are multiples of `step`."""
-    heads, kv_heads = rng.choice([(4, 2), (3, 1), (5, 5), (8, 2)])
-    head_dim = rng.choice([32, 64])
-    while (heads * head_dim) % step:
-        head_dim *= 2
-    layers = rng.randint(1, 4)
-    experts = rng.choice([3, 8, 20, 64])
+    config = {**wide_dense(rng, step), **wide_experts(rng, step)}
+    layers = config["num_hidden_layers"]
     return {
-        "hidden_size": step * rng.randint(1, 3 if step > 64 else 5),
-        "num_hidden_layers": layers,
-        "intermediate_size": step * rng.randint(1, 3),
-        "moe_intermediate_size": step * rng.randint(1, 3),
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "num_experts": experts,
-        "num_experts_per_tok": rng.randint(1, min(8, experts)),
+        **config,
         "decoder_sparse_step": rng.choice([1, 1, 2]),
         "mlp_only_layers": rng.sample(range(layers), rng.randint(0, layers - 1)),
-        "norm_topk_prob": rng.random() < 0.5,
-        "tie_word_embeddings": rng.random() < 0.5,
-        "vocab_size": rng.randint(100, 1500),
-        "rope_theta": rng.choice([1e4, 5e5, 1e6, 1e7]),
-        "rms_norm_eps": rng.choice([1e-5, 1e-6]),
     }

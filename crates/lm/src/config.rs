@@ -107,7 +107,9 @@ pub trait Fields: DeserializeOwned {
     ///
     /// # Errors
     /// `Config`.
-    fn check(&self, config: &ModelConfig) -> Result<()>;
+    fn check(&self, _config: &ModelConfig) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A checkpoint's configuration: what every model needs, plus the raw fields for its own [`Fields`].
@@ -200,9 +202,6 @@ impl ModelConfig {
         }
         impl Fields for Vocab {
             const TOP_LEVEL: &'static [&'static str] = &["vocab_size"];
-            fn check(&self, _: &ModelConfig) -> Result<()> {
-                Ok(())
-            }
         }
         let (vocab, _) = self.read::<Vocab>()?;
         Ok(vocab.vocab_size.unsigned_abs())

@@ -265,6 +265,18 @@ impl<'a> Scope<'a> {
         Err(Error::checkpoint(self.folder(), reason))
     }
 
+    /// That ranks do not share the model, for parts that every rank would need the others for.
+    ///
+    /// # Errors
+    /// `Checkpoint` when they do.
+    pub fn not_shared(&self, what: &str) -> Result<()> {
+        if self.weights.placement.size == 1 {
+            return Ok(());
+        }
+        let reason = format!("`{}` has {what}, which ranks cannot share", self.prefix);
+        Err(Error::checkpoint(self.folder(), reason))
+    }
+
     /// Loads the layers `{scope}.0`, `{scope}.1`, .. that the placement holds; the others' weights are left out.
     ///
     /// # Errors
@@ -283,6 +295,19 @@ impl<'a> Scope<'a> {
             number.is_none_or(|i| i >= num_layers || held.contains(&i))
         });
         held.map(|i| load(i as i32, self.pp(i))).collect()
+    }
+
+    /// What part of the model is loaded.
+    pub fn placement(&self) -> &'a Placement {
+        self.weights.placement()
+    }
+
+    /// Drops the weight `name` if it is there.
+    ///
+    /// # Errors
+    /// As [`Weights::rewrite`].
+    pub fn drop(&self, name: &str) -> Result<()> {
+        self.weights.rewrite(&Rules::new().drop(&self.full(name)))
     }
 
     /// The module path that this scope stands for.

@@ -47,6 +47,15 @@ impl Heads {
     }
 }
 
+/// How queries and keys are normalised, with which epsilon.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum QkNorm {
+    /// Each head by itself, with weights for one head.
+    Heads(f32),
+    /// All heads together, with weights for all.
+    Whole(f32),
+}
+
 /// What an attention layer is made of.
 #[derive(Debug, Clone)]
 pub struct AttentionOptions {
@@ -58,8 +67,8 @@ pub struct AttentionOptions {
     pub qkv_bias: bool,
     /// Whether the output projection has one.
     pub output_bias: bool,
-    /// Epsilon of the norms of each query and key head, where there are any.
-    pub qk_norm: Option<f32>,
+    /// Norms of queries and keys, where there are any.
+    pub qk_norm: Option<QkNorm>,
     /// Rotation of queries and keys, where there is any.
     pub rope: Option<Rope>,
     /// How many tokens a query sees, its own included; `None`: all before it.
@@ -95,6 +104,7 @@ pub struct Attention {
     v_proj: Linear,
     o_proj: Linear,
     qk_norm: Option<(RmsNorm, RmsNorm)>,
+    norm_is_whole: bool,
     rope: Option<Rope>,
     sinks: Option<Array>,
     heads: Heads,
@@ -119,7 +129,10 @@ impl Attention {
             let scope = scope.pp(name).split(Split::Outputs);
             Linear::load_with(&scope, hidden_size, width, qkv_bias)
         };
-        let norm = |name: &str, eps| RmsNorm::load(&scope.pp(name), head_dim, eps);
+        let norms = |eps, q_dims, k_dims| -> Result<_> {
+            let norm = |name: &str, dims| RmsNorm::load(&scope.pp(name), dims, eps);
+            Ok(Some((norm("q_norm", q_dims)?, norm("k_norm", k_dims)?)))
+        };
         let heads = Heads {
             num_heads: scope.per_rank("query heads", num_heads)?,
             num_kv_heads: scope.per_rank("key and value heads", num_kv_heads)?,
@@ -134,9 +147,14 @@ impl Attention {
                 Linear::load_with(&scope, wide, hidden_size, options.output_bias)?
             },
             qk_norm: match options.qk_norm {
-                Some(eps) => Some((norm("q_norm", eps)?, norm("k_norm", eps)?)),
+                Some(QkNorm::Heads(eps)) => norms(eps, head_dim, head_dim)?,
+                Some(QkNorm::Whole(eps)) => {
+                    scope.not_shared("a norm over all heads")?;
+                    norms(eps, wide, narrow)?
+                }
                 None => None,
             },
+            norm_is_whole: matches!(options.qk_norm, Some(QkNorm::Whole(_))),
             rope: options.rope,
             sinks: match options.sinks {
                 true => Some(scope.split(Split::Outputs).take_float("sinks", &[num_heads])?),
@@ -150,6 +168,11 @@ impl Attention {
             norm_rope_path: Path::Stock,
             path: Path::Stock,
         })
+    }
+
+    /// How many tokens a query sees, where that is limited.
+    pub fn window(&self) -> Option<i32> {
+        self.window
     }
 
     /// - `x`: `[B, L, D]`; returns the same shape.
@@ -187,7 +210,12 @@ impl Attention {
         let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
         let (b, l) = (q.dim(0), q.dim(1));
         let positions = rows.positions()?;
-        let (q_norm, k_norm) = self.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
+        let norms = self.qk_norm.as_ref().map(|(q, k)| (q, k));
+        let (q, k, norms) = match norms.filter(|_| self.norm_is_whole) {
+            Some((q_norm, k_norm)) => (q_norm.forward(&q)?, k_norm.forward(&k)?, None),
+            None => (q, k, norms),
+        };
+        let (q_norm, k_norm) = norms.unzip();
         let q = self.norm_rope(q, num_heads, q_norm, &positions)?; // [B, H, L, D]
         let k = self.norm_rope(k, num_kv_heads, k_norm, &positions)?; // [B, H_kv, L, D]
         let v = v.reshape(&[b, l, num_kv_heads, head_dim])?.transpose(&[0, 2, 1, 3])?;
@@ -288,6 +316,11 @@ impl Fusable for Attention {
         self.q_proj.sites(&at.pp("q_proj"), sites);
         self.k_proj.sites(&at.pp("k_proj"), sites);
         self.v_proj.sites(&at.pp("v_proj"), sites);
+        let norm = self.qk_norm.is_some() && !self.norm_is_whole;
+        if let (Some((q_norm, k_norm)), true) = (&mut self.qk_norm, self.norm_is_whole) {
+            q_norm.sites(&at.pp("q_norm"), sites);
+            k_norm.sites(&at.pp("k_norm"), sites);
+        }
         let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
         let mut push = |pattern, questions, path| {
             let kind = ModuleKind::Attention;
@@ -298,7 +331,7 @@ impl Fusable for Attention {
                 Box::new(primitives::QkNormRope {
                     num_heads,
                     head_dim,
-                    norm: self.qk_norm.is_some(),
+                    norm,
                     dims: rope.dims,
                     traditional: rope.traditional,
                     freqs: rope.freqs.is_some(),

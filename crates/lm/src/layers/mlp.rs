@@ -1,16 +1,17 @@
-use mlx::{Array, ops};
+use mlx::Array;
 
-use super::{Fusable, Linear, ModulePath, Site};
+use super::{Activation, Fusable, GluOptions, Linear, ModulePath, Site};
 use crate::error::Result;
 use crate::placement::Split;
 use crate::weights::Scope;
 
-/// The dense feed-forward `down(silu(gate(x)) * up(x))` (arXiv:2002.05202).
+/// The dense feed-forward `down(silu(gate(x)) * up(x))` (arXiv:2002.05202); other activations likewise.
 #[derive(Debug, Clone)]
 pub struct Mlp {
     gate_proj: Linear,
     up_proj: Linear,
     down_proj: Linear,
+    activation: Activation,
 }
 
 impl Mlp {
@@ -19,13 +20,28 @@ impl Mlp {
     /// # Errors
     /// As [`Linear::load`].
     pub fn load(scope: &Scope<'_>, hidden_size: i32, intermediate_size: i32) -> Result<Self> {
+        Self::load_with(scope, hidden_size, intermediate_size, GluOptions::default())
+    }
+
+    /// The same with what `options` say.
+    ///
+    /// # Errors
+    /// As [`Linear::load`].
+    pub fn load_with(
+        scope: &Scope<'_>,
+        hidden_size: i32,
+        intermediate_size: i32,
+        options: GluOptions,
+    ) -> Result<Self> {
+        let GluOptions { bias, activation } = options;
         let load = |name: &str, split, in_dims, out_dims| {
-            Linear::load(&scope.pp(name).split(split), in_dims, out_dims)
+            Linear::load_with(&scope.pp(name).split(split), in_dims, out_dims, bias)
         };
         Ok(Self {
             gate_proj: load("gate_proj", Split::Outputs, hidden_size, intermediate_size)?,
             up_proj: load("up_proj", Split::Outputs, hidden_size, intermediate_size)?,
             down_proj: load("down_proj", Split::Inputs, intermediate_size, hidden_size)?,
+            activation,
         })
     }
 
@@ -35,7 +51,7 @@ impl Mlp {
     /// `Mlx`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
         let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
-        self.down_proj.forward(&ops::swiglu(&gate, &up)?)
+        self.down_proj.forward(&self.activation.gated(&gate, &up)?)
     }
 }
 

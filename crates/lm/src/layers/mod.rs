@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod decoder_layer;
 mod embedding;
 mod head;
 mod linear;
@@ -15,12 +16,13 @@ mod switch;
 mod weight;
 
 pub use activation::{Activation, GluOptions};
-pub use attention::{Attention, AttentionOptions, Heads};
+pub use attention::{Attention, AttentionOptions, Heads, QkNorm};
+pub use decoder_layer::{DecoderLayer, FeedForward, LayerNames, LayerOptions, Mixer};
 pub use embedding::Embedding;
 pub use head::{Head, logprobs};
 pub use linear::Linear;
 pub use mlp::Mlp;
-pub use moe::{MoeBlock, SharedExperts};
+pub use moe::{MoeBlock, MoeNames, MoeOptions, SharedExperts, SharedOptions};
 pub use norm::RmsNorm;
 pub use rope::{Factors, Rope, RopeOptions, RopeScaling};
 pub use routing::{Choice, Groups, Routing, Score};

@@ -1,7 +1,64 @@
 use mlx::{Array, ops, primitives};
 
-use super::{Fusable, Linear, Mlp, ModuleKind, ModulePath, Path, Routing, Site, SwitchGlu, Weight};
+use super::{
+    Fusable, GluOptions, Linear, Mlp, ModuleKind, ModulePath, Path, Routing, Site, SwitchGlu,
+    Weight,
+};
 use crate::error::Result;
+use crate::weights::{Role, Scope};
+
+/// What the parts of a mixture of experts are called in checkpoints.
+#[derive(Debug, Clone, Copy)]
+pub struct MoeNames {
+    /// The router.
+    pub gate: &'static str,
+    /// The stacks of experts.
+    pub experts: &'static str,
+    /// Experts that every token goes through.
+    pub shared: &'static str,
+    /// What weighs those.
+    pub shared_gate: &'static str,
+}
+
+/// Those of Qwen.
+impl Default for MoeNames {
+    fn default() -> Self {
+        Self {
+            gate: "gate",
+            experts: "switch_mlp",
+            shared: "shared_expert",
+            shared_gate: "shared_expert_gate",
+        }
+    }
+}
+
+/// What a mixture of experts is made of.
+#[derive(Debug, Clone)]
+pub struct MoeOptions {
+    /// Width of the residual stream.
+    pub hidden_size: i32,
+    /// Number of experts.
+    pub num_experts: i32,
+    /// Inner width of one.
+    pub intermediate_size: i32,
+    /// What else the experts are made of.
+    pub glu: GluOptions,
+    /// From router logits to experts and weights.
+    pub routing: Routing,
+    /// Experts that every token goes through, where there are any.
+    pub shared: Option<SharedOptions>,
+    /// What the parts are called.
+    pub names: MoeNames,
+}
+
+/// What experts that every token goes through are made of.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedOptions {
+    /// Their inner width, all together.
+    pub intermediate_size: i32,
+    /// Whether a sigmoid weighs them for each token.
+    pub gated: bool,
+}
 
 /// Experts that every token goes through.
 #[derive(Debug, Clone)]
@@ -32,13 +89,43 @@ pub struct MoeBlock {
     router_path: Path,
     mlp_path: Path,
     combine_path: Path,
+    names: MoeNames,
 }
 
 impl MoeBlock {
+    /// Takes the router, the experts and, if asked for, those that all tokens share.
+    ///
+    /// # Errors
+    /// As [`Linear::load`], [`SwitchGlu::load`] and [`Mlp::load`].
+    pub fn load(scope: &Scope<'_>, options: MoeOptions) -> Result<Self> {
+        let MoeOptions { hidden_size, num_experts, glu, names, .. } = options;
+        let gate = scope.pp(names.gate).role(Role::Router);
+        let gate = Linear::load(&gate, hidden_size, num_experts)?;
+        let (experts, width) = (scope.pp(names.experts), options.intermediate_size);
+        let experts = SwitchGlu::load_with(&experts, num_experts, hidden_size, width, glu)?;
+        let block = Self::new(gate, options.routing, experts).with_names(names);
+        let Some(SharedOptions { intermediate_size, gated }) = options.shared else {
+            return Ok(block);
+        };
+        Ok(block.with_shared(SharedExperts {
+            mlp: Mlp::load(&scope.pp(names.shared), hidden_size, intermediate_size)?,
+            gate: match gated {
+                true => Some(Linear::load(&scope.pp(names.shared_gate), hidden_size, 1)?),
+                false => None,
+            },
+        }))
+    }
+
     /// A block on stock ops.
     pub fn new(gate: Linear, routing: Routing, switch_mlp: SwitchGlu) -> Self {
         let (router_path, mlp_path, combine_path) = Default::default();
-        Self { gate, routing, switch_mlp, shared: None, router_path, mlp_path, combine_path }
+        let names = MoeNames::default();
+        Self { gate, routing, switch_mlp, shared: None, router_path, mlp_path, combine_path, names }
+    }
+
+    /// The same with its parts called otherwise.
+    pub fn with_names(self, names: MoeNames) -> Self {
+        Self { names, ..self }
     }
 
     /// The same with experts that all tokens share.
@@ -89,8 +176,9 @@ impl MoeBlock {
 
 impl Fusable for MoeBlock {
     fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
-        let Self { gate, routing, switch_mlp, shared, router_path, mlp_path, combine_path } = self;
-        gate.sites_as(ModuleKind::Router, &at.pp("gate"), sites);
+        let Self { gate, routing, switch_mlp, shared, names, .. } = self;
+        let Self { router_path, mlp_path, combine_path, .. } = self;
+        gate.sites_as(ModuleKind::Router, &at.pp(names.gate), sites);
         let mut push = |pattern, questions, path| {
             let kind = ModuleKind::Moe;
             sites.push(Site { module: at.clone(), kind, pattern, questions, path });
@@ -100,9 +188,9 @@ impl Fusable for MoeBlock {
         push("moe_mlp", switch_mlp.questions(top_k), mlp_path);
         push("moe_combine", switch_mlp.combine_questions(top_k), combine_path);
         if let Some(SharedExperts { mlp, gate }) = shared {
-            mlp.sites(&at.pp("shared_expert"), sites);
+            mlp.sites(&at.pp(names.shared), sites);
             if let Some(gate) = gate {
-                gate.sites(&at.pp("shared_expert_gate"), sites);
+                gate.sites(&at.pp(names.shared_gate), sites);
             }
         }
     }

@@ -3,12 +3,13 @@
 use mlx::{Array, Dtype};
 
 use super::Model;
+use super::family::Shape;
 use crate::cache::{Cache, KvCache, LayerCache};
 use crate::error::{Error, Result};
-use crate::layers::{Embedding, Fusable, Head, ModulePath, RmsNorm, Site};
+use crate::layers::{DecoderLayer, Embedding, Fusable, Head, Mixer, ModulePath, RmsNorm, Site};
 use crate::placement::{Placement, Stage};
 use crate::step::{LayerRows, Rows, Step};
-use crate::weights::{Scope, Weights};
+use crate::weights::Scope;
 
 /// A decoder layer.
 pub trait Block: Fusable {
@@ -24,19 +25,14 @@ pub trait Block: Fusable {
     }
 }
 
-/// The sizes of what is around the layers.
-#[derive(Debug, Clone, Copy)]
-pub struct Shape {
-    /// Width of the residual stream.
-    pub hidden_size: i32,
-    /// Decoder layers.
-    pub num_layers: i32,
-    /// Token ids.
-    pub vocab_size: i32,
-    /// Epsilon of the last norm.
-    pub norm_eps: f32,
-    /// Whether the embedding is also the output projection.
-    pub tied: bool,
+impl<M: Mixer> Block for DecoderLayer<M> {
+    fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array> {
+        Self::forward(self, x, rows)
+    }
+
+    fn make_cache(&self) -> LayerCache {
+        Self::make_cache(self)
+    }
 }
 
 /// A causal language model of decoder layers of one type.
@@ -48,33 +44,40 @@ pub struct CausalLm<B> {
     vocab_size: i32,
     placement: Placement,
     first_layer: usize,
+    /// Where it stands in what the checkpoint holds.
+    root: ModulePath,
 }
 
 impl<B: Block> CausalLm<B> {
-    /// Takes `model.embed_tokens`, `model.layers.N` by `load`, `model.norm` and, unless it is tied, `lm_head`.
+    /// Takes, below `root`, `model.embed_tokens`, `model.layers.N` by `load`, `model.norm` and `lm_head`, which is dropped
+    /// where it is tied.
     ///
     /// # Errors
     /// Those of taking weights.
     pub fn load(
-        weights: &Weights,
-        shape: Shape,
+        root: &Scope<'_>,
+        shape: &Shape,
         load: impl FnMut(i32, Scope<'_>) -> Result<B>,
     ) -> Result<Self> {
-        let Shape { hidden_size, num_layers, vocab_size, norm_eps, tied } = shape;
-        let root = weights.root();
+        let Shape { hidden_size, num_layers, vocab_size, norm_eps, tied, .. } = *shape;
+        if tied {
+            root.drop("lm_head.weight")?;
+        }
         let model = root.pp("model");
         let stage = if tied { Stage::Ends } else { Stage::First };
         let embed_tokens = model.pp("embed_tokens").at(stage, num_layers);
         let norm = model.pp("norm").at(Stage::Last, num_layers);
         let lm_head = root.pp("lm_head").at(Stage::Last, num_layers);
+        let placement = root.placement();
         Ok(Self {
             embed_tokens: Embedding::load(&embed_tokens, vocab_size, hidden_size)?,
             layers: model.pp("layers").layers(num_layers, load)?,
             norm: RmsNorm::load(&norm, hidden_size, norm_eps)?,
             head: Head::load(&lm_head, hidden_size, vocab_size, tied)?,
             vocab_size,
-            first_layer: weights.placement().layers_of(num_layers as usize)?.start,
-            placement: weights.placement().clone(),
+            first_layer: placement.layers_of(num_layers as usize)?.start,
+            placement: placement.clone(),
+            root: ModulePath::default().pp(root.path()),
         })
     }
 }
@@ -112,13 +115,13 @@ impl<B: Block> Model for CausalLm<B> {
     }
 
     fn sites<'a>(&'a mut self, sites: &mut Vec<Site<'a>>) {
-        let model = ModulePath::default().pp("model");
+        let model = self.root.pp("model");
         let layers = model.pp("layers");
         for (i, layer) in self.layers.iter_mut().enumerate() {
             layer.sites(&layers.layer(self.first_layer + i), sites);
         }
         self.norm.sites(&model.pp("norm"), sites);
         let embedding = (&model.pp("embed_tokens"), &mut self.embed_tokens);
-        self.head.sites_with(&ModulePath::default().pp("lm_head"), embedding, sites);
+        self.head.sites_with(&self.root.pp("lm_head"), embedding, sites);
     }
 }

@@ -1,11 +1,13 @@
 //! The models, one file each, named after `model_type` in `config.json`.
 
 pub mod causal;
+pub mod family;
 pub mod qwen3;
 pub mod qwen3_moe;
 
 use std::path::Path as FilePath;
 
+use family::Family;
 use mlx::Array;
 use serde_json::{Map, Value};
 
@@ -72,20 +74,15 @@ pub struct ModelRow {
 }
 
 impl ModelRow {
-    const fn new(
-        model_type: &'static str,
-        load: fn(&ModelConfig, &Weights) -> Result<Box<dyn Model>>,
-        describe: fn(&ModelConfig) -> Result<Description>,
-        preset: Preset,
-    ) -> Self {
-        Self { model_type, load, describe, preset }
+    const fn new<F: Family>(model_type: &'static str, preset: Preset) -> Self {
+        Self { model_type, load: family::load::<F>, describe: family::describe::<F>, preset }
     }
 }
 
 /// Every model there is.
 pub const MODELS: &[ModelRow] = &[
-    ModelRow::new("qwen3", qwen3::load, qwen3::describe, Preset::Device),
-    ModelRow::new("qwen3_moe", qwen3_moe::load, qwen3_moe::describe, Preset::Device),
+    ModelRow::new::<qwen3::Config>("qwen3", Preset::Device),
+    ModelRow::new::<qwen3_moe::Config>("qwen3_moe", Preset::Device),
 ];
 
 /// What a configuration says about a model.
@@ -97,11 +94,6 @@ pub struct Description {
     pub num_experts_per_tok: i32,
     /// Whether the embedding is also the output projection.
     pub tie_word_embeddings: bool,
-}
-
-/// A description's list of names and values.
-pub fn facts<const N: usize>(facts: [(&str, Value); N]) -> Map<String, Value> {
-    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// A model in memory with what it was loaded from.

@@ -3,20 +3,16 @@
 //!
 //! Reference: mlx-lm 0.32.0, `models/qwen3.py`. Unlike its sibling `qwen3_moe` it applies `rope_scaling`.
 
-use mlx::{Array, ops};
 use serde::Deserialize;
-use serde_json::json;
 
-use super::causal::{Block, CausalLm, Shape};
-use super::{Description, Model, facts};
+use super::Model;
+use super::causal::CausalLm;
+use super::family::{Family, Shape};
 use crate::config::{Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
-    Attention, AttentionOptions, Fusable, Heads, Mlp, ModulePath, RmsNorm, Rope, RopeOptions,
-    RopeScaling, Site,
+    Attention, AttentionOptions, DecoderLayer, Heads, Mlp, QkNorm, Rope, RopeOptions, RopeScaling,
 };
-use crate::rewrite::Rules;
-use crate::step::LayerRows;
 use crate::weights::{Scope, Weights};
 
 /// The fields of `config.json` that shape the model.
@@ -40,21 +36,9 @@ pub struct Config {
 
 impl Fields for Config {
     const UNUSED: &'static [&'static str] = &["hidden_act", "max_window_layers"];
-
-    fn check(&self, config: &ModelConfig) -> Result<()> {
-        self.heads().check(config)
-    }
 }
 
 impl Config {
-    fn heads(&self) -> Heads {
-        Heads {
-            num_heads: *self.num_attention_heads,
-            num_kv_heads: *self.num_key_value_heads,
-            head_dim: *self.head_dim,
-        }
-    }
-
     /// `rope_theta` and `rope_scaling`, or what newer files nest under `rope_parameters` in their place.
     fn rope(&self, config: &ModelConfig) -> Result<Rope> {
         let nested = self.rope_parameters.as_ref();
@@ -71,90 +55,37 @@ impl Config {
     }
 }
 
-struct DecoderLayer {
-    input_layernorm: RmsNorm,
-    self_attn: Attention,
-    post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
-}
+impl Family for Config {
+    fn shape(&self) -> Shape {
+        Shape {
+            hidden_size: *self.hidden_size,
+            num_layers: *self.num_hidden_layers,
+            intermediate_size: Some(*self.intermediate_size),
+            heads: Heads {
+                num_heads: *self.num_attention_heads,
+                num_kv_heads: *self.num_key_value_heads,
+                head_dim: *self.head_dim,
+            },
+            experts: None,
+            vocab_size: *self.vocab_size,
+            max_position_embeddings: Some(*self.max_position_embeddings),
+            norm_eps: self.rms_norm_eps.f32(),
+            tied: self.tie_word_embeddings,
+        }
+    }
 
-impl DecoderLayer {
-    fn load(config: &Config, rope: Rope, scope: &Scope<'_>) -> Result<Self> {
-        let (dim, eps) = (*config.hidden_size, config.rms_norm_eps.f32());
-        let norm = |name: &str| RmsNorm::load(&scope.pp(name), dim, eps);
+    fn load(&self, config: &ModelConfig, weights: &Weights) -> Result<Box<dyn Model>> {
+        let (shape, width) = (self.shape(), *self.intermediate_size);
         let attention = AttentionOptions {
-            qk_norm: Some(eps),
-            rope: Some(rope),
-            ..AttentionOptions::new(dim, config.heads())
+            qk_norm: Some(QkNorm::Heads(shape.norm_eps)),
+            rope: Some(self.rope(config)?),
+            ..AttentionOptions::new(shape.hidden_size, shape.heads)
         };
-        Ok(Self {
-            input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention::load(&scope.pp("self_attn"), attention)?,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-            mlp: Mlp::load(&scope.pp("mlp"), dim, *config.intermediate_size)?,
-        })
+        let model = CausalLm::load(&weights.root(), &shape, |_, layer| {
+            let attention = |scope: &Scope<'_>| Attention::load(scope, attention.clone());
+            let mlp = |scope: &Scope<'_>| Mlp::load(scope, shape.hidden_size, width);
+            DecoderLayer::load(&layer, shape.layer(), attention, mlp)
+        })?;
+        Ok(Box::new(model))
     }
-}
-
-impl Block for DecoderLayer {
-    fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array> {
-        let r = self.self_attn.forward(&self.input_layernorm.forward(x)?, rows)?;
-        let h = ops::add(x, &r)?;
-        let r = self.mlp.forward(&self.post_attention_layernorm.forward(&h)?)?;
-        Ok(ops::add(&h, &r)?)
-    }
-}
-
-impl Fusable for DecoderLayer {
-    fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
-        self.input_layernorm.sites(&at.pp("input_layernorm"), sites);
-        self.self_attn.sites(&at.pp("self_attn"), sites);
-        self.post_attention_layernorm.sites(&at.pp("post_attention_layernorm"), sites);
-        self.mlp.sites(&at.pp("mlp"), sites);
-    }
-}
-
-/// Reads the configuration and takes the weights.
-///
-/// # Errors
-/// `Config`, and those of taking weights.
-pub fn load(model: &ModelConfig, weights: &Weights) -> Result<Box<dyn Model>> {
-    let config: Config = model.parse()?;
-    let tied = config.tie_word_embeddings;
-    if tied {
-        weights.rewrite(&Rules::new().drop("lm_head.weight"))?;
-    }
-    let shape = Shape {
-        hidden_size: *config.hidden_size,
-        num_layers: *config.num_hidden_layers,
-        vocab_size: *config.vocab_size,
-        norm_eps: config.rms_norm_eps.f32(),
-        tied,
-    };
-    let rope = config.rope(model)?;
-    let load = |_, scope: Scope<'_>| DecoderLayer::load(&config, rope.clone(), &scope);
-    Ok(Box::new(CausalLm::load(weights, shape, load)?))
-}
-
-/// Reads the configuration and describes the model.
-///
-/// # Errors
-/// `Config`.
-pub fn describe(config: &ModelConfig) -> Result<Description> {
-    let config: Config = config.parse()?;
-    Ok(Description {
-        num_experts_per_tok: 0,
-        tie_word_embeddings: config.tie_word_embeddings,
-        facts: facts([
-            ("num_layers", json!(*config.num_hidden_layers)),
-            ("hidden_size", json!(*config.hidden_size)),
-            ("intermediate_size", json!(*config.intermediate_size)),
-            ("num_heads", json!(*config.num_attention_heads)),
-            ("num_kv_heads", json!(*config.num_key_value_heads)),
-            ("head_dim", json!(*config.head_dim)),
-            ("vocab_size", json!(*config.vocab_size)),
-            ("max_position_embeddings", json!(*config.max_position_embeddings)),
-            ("tie_word_embeddings", json!(config.tie_word_embeddings)),
-        ]),
-    })
 }

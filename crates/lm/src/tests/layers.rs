@@ -8,8 +8,8 @@ use tempfile::TempDir;
 use crate::cache::Cache;
 use crate::checkpoint::Checkpoint;
 use crate::layers::{
-    Activation, Attention, AttentionOptions, Choice, GluOptions, Groups, Heads, Linear, Mlp,
-    MoeBlock, Rope, Routing, Score, SharedExperts, SwitchGlu,
+    Activation, Attention, AttentionOptions, Choice, GluOptions, Groups, Heads, MoeBlock, MoeNames,
+    MoeOptions, QkNorm, Rope, Routing, Score, SharedOptions, SwitchGlu,
 };
 use crate::placement::Placement;
 use crate::step::{Rows, Step};
@@ -195,8 +195,11 @@ fn attend(w: &BTreeMap<String, Array>, options: &AttentionOptions, x: &[f64]) ->
         x.iter().zip(weight).map(|(x, w)| x / (mean + 1e-6).sqrt() * w).collect()
     };
     let rows: Vec<&[f64]> = x.chunks(D as usize).collect();
-    let q: Vec<_> = rows.iter().map(|x| project("q_proj", x)).collect();
-    let k: Vec<_> = rows.iter().map(|x| project("k_proj", x)).collect();
+    let whole = matches!(options.qk_norm, Some(QkNorm::Whole(_)));
+    let norm_if = |when: bool, name: &str, x: &[f64]| if when { norm(name, x) } else { x.to_vec() };
+    let project_norm = |proj: &str, name: &str, x: &[f64]| norm_if(whole, name, &project(proj, x));
+    let q: Vec<_> = rows.iter().map(|x| project_norm("q_proj", "q_norm.weight", x)).collect();
+    let k: Vec<_> = rows.iter().map(|x| project_norm("k_proj", "k_norm.weight", x)).collect();
     let v: Vec<_> = rows.iter().map(|x| project("v_proj", x)).collect();
     let sinks = get("sinks");
     let stride = if options.gated { 2 * dim } else { dim };
@@ -206,10 +209,10 @@ fn attend(w: &BTreeMap<String, Array>, options: &AttentionOptions, x: &[f64]) ->
         let mut y = Vec::new();
         for h in 0..heads {
             let kv = h / (heads / kv_heads) * dim;
-            let query = norm("q_norm.weight", &q[h * stride..h * stride + dim]);
+            let query = norm_if(!whole, "q_norm.weight", &q[h * stride..h * stride + dim]);
             let mut scores: Vec<f64> = (from..=i)
                 .map(|j| {
-                    let key = norm("k_norm.weight", &k[j][kv..kv + dim]);
+                    let key = norm_if(!whole, "k_norm.weight", &k[j][kv..kv + dim]);
                     query.iter().zip(key).map(|(a, b)| a * b).sum::<f64>() / (dim as f64).sqrt()
                 })
                 .collect();
@@ -235,7 +238,8 @@ fn every_part_of_attention_does_as_plain_arithmetic_does() {
     for (name, options) in [
         ("plain", plain.clone()),
         ("biases", AttentionOptions { qkv_bias: true, output_bias: true, ..plain.clone() }),
-        ("norms", AttentionOptions { qk_norm: Some(1e-6), ..plain.clone() }),
+        ("norms", AttentionOptions { qk_norm: Some(QkNorm::Heads(1e-6)), ..plain.clone() }),
+        ("whole norms", AttentionOptions { qk_norm: Some(QkNorm::Whole(1e-6)), ..plain.clone() }),
         ("window", AttentionOptions { window: Some(3), ..plain.clone() }),
         ("sinks", AttentionOptions { sinks: true, ..plain.clone() }),
         ("gate", AttentionOptions { gated: true, ..plain.clone() }),
@@ -243,7 +247,7 @@ fn every_part_of_attention_does_as_plain_arithmetic_does() {
             "all",
             AttentionOptions {
                 qkv_bias: true,
-                qk_norm: Some(1e-6),
+                qk_norm: Some(QkNorm::Heads(1e-6)),
                 window: Some(5),
                 sinks: true,
                 gated: true,
@@ -266,8 +270,14 @@ fn every_part_of_attention_does_as_plain_arithmetic_does() {
         if options.output_bias {
             tensors.push(("o_proj.bias", &[D]));
         }
-        if options.qk_norm.is_some() {
-            tensors.extend([("q_norm.weight", &[8][..]), ("k_norm.weight", &[8])]);
+        match options.qk_norm {
+            Some(QkNorm::Heads(_)) => {
+                tensors.extend([("q_norm.weight", &[8][..]), ("k_norm.weight", &[8])]);
+            }
+            Some(QkNorm::Whole(_)) => {
+                tensors.extend([("q_norm.weight", &[32][..]), ("k_norm.weight", &[16])]);
+            }
+            None => {}
         }
         if options.sinks {
             tensors.push(("sinks", &[4]));
@@ -325,47 +335,63 @@ fn rope_is_left_out_where_there_is_none() {
 
 #[test]
 fn shared_experts_are_added_with_and_without_their_gate() {
-    let mut tensors: Vec<(&str, &[i32])> = vec![
-        ("gate.weight", &[4, D]),
-        ("switch_mlp.gate_proj.weight", &[4, 16, D]),
-        ("switch_mlp.up_proj.weight", &[4, 16, D]),
-        ("switch_mlp.down_proj.weight", &[4, D, 16]),
+    let routed: [(&str, &[i32]); 4] = [
+        ("router.weight", &[4, D]),
+        ("experts.gate_proj.weight", &[4, 16, D]),
+        ("experts.up_proj.weight", &[4, 16, D]),
+        ("experts.down_proj.weight", &[4, D, 16]),
     ];
-    let shared: [(&str, &[i32]); 4] = [
+    let shared: [(&str, &[i32]); 3] = [
         ("shared.gate_proj.weight", &[40, D]),
         ("shared.up_proj.weight", &[40, D]),
         ("shared.down_proj.weight", &[D, 40]),
-        ("shared_gate.weight", &[1, D]),
     ];
-    tensors.extend(shared);
-    let (arrays, weights, _dir) = weights(&tensors);
-    let root = weights.root();
-    let moe = MoeBlock::new(
-        Linear::load(&root.pp("gate"), D, 4).unwrap(),
-        Routing { norm_topk_prob: true, ..Routing::softmax(2) },
-        SwitchGlu::load(&root.pp("switch_mlp"), 4, D, 16).unwrap(),
-    );
-    let mlp = Mlp::load(&root.pp("shared"), D, 40).unwrap();
-    let gate = Linear::load(&root.pp("shared_gate"), D, 1).unwrap();
-    let get = |name: &str| values(&arrays[name]);
+    let gate: (&str, &[i32]) = ("shared_gate.weight", &[1, D]);
+    let names = MoeNames {
+        gate: "router",
+        experts: "experts",
+        shared: "shared",
+        shared_gate: "shared_gate",
+    };
+    let load = |tensors: &[(&str, &[i32])], shared| {
+        let (arrays, weights, dir) = weights(tensors);
+        let options = MoeOptions {
+            hidden_size: D,
+            num_experts: 4,
+            intermediate_size: 16,
+            routing: Routing { norm_topk_prob: true, ..Routing::softmax(2) },
+            glu: GluOptions::default(),
+            shared,
+            names,
+        };
+        let block = MoeBlock::load(&weights.root(), options).unwrap();
+        weights.finish().unwrap();
+        (arrays, block, dir)
+    };
+    let (arrays, block, _dir) = load(&routed, None);
     let silu = |x: f64| x * sigmoid(x);
 
     let x = normal(&[1, 7, D], 4);
-    let routed = values(&moe.forward(&x).unwrap());
-    for gate in [None, Some(gate)] {
-        let mut expected = routed.clone();
+    let alone = values(&block.forward(&x).unwrap());
+    for gated in [false, true] {
+        let tensors = [&routed[..], &shared, if gated { std::slice::from_ref(&gate) } else { &[] }];
+        let options = SharedOptions { intermediate_size: 40, gated };
+        let (arrays_now, block, _dir) = load(&tensors.concat(), Some(options));
+        // the values depend on the place in the list alone
+        assert!(arrays.iter().all(|(name, held)| values(held) == values(&arrays_now[name])));
+        let get = |name: &str| values(&arrays_now[name]);
+        let mut expected = alone.clone();
         for (x, y) in values(&x).chunks(D as usize).zip(expected.chunks_mut(D as usize)) {
             let a = product(x, &get("shared.gate_proj.weight"), None);
             let b = product(x, &get("shared.up_proj.weight"), None);
             let hidden: Vec<f64> = a.iter().zip(b).map(|(a, b)| silu(*a) * b).collect();
-            let part = match gate {
-                Some(_) => sigmoid(product(x, &get("shared_gate.weight"), None)[0]),
-                None => 1.0,
+            let part = match gated {
+                true => sigmoid(product(x, &get("shared_gate.weight"), None)[0]),
+                false => 1.0,
             };
             let added = product(&hidden, &get("shared.down_proj.weight"), None);
             y.iter_mut().zip(added).for_each(|(y, a)| *y += part * a);
         }
-        let block = moe.clone().with_shared(SharedExperts { mlp: mlp.clone(), gate });
         assert_close(&values(&block.forward(&x).unwrap()), &expected, "shared experts");
     }
 }

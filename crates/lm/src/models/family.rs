@@ -1,0 +1,130 @@
+//! What every family states about itself, and what follows from it.
+
+use serde_json::{Value, json};
+
+use super::{Description, Model};
+use crate::config::{Fields, ModelConfig};
+use crate::error::Result;
+use crate::layers::{Heads, LayerNames, LayerOptions};
+use crate::weights::Weights;
+
+/// A family: the fields of its `config.json`, and what they make.
+pub trait Family: Fields {
+    /// The sizes that the fields say.
+    fn shape(&self) -> Shape;
+
+    /// Whether a layer has experts. By default all have, if any.
+    fn is_moe(&self, _layer: i32) -> bool {
+        self.shape().experts.is_some()
+    }
+
+    /// What else to show to people, behind what [`shape`](Self::shape) says.
+    fn facts(&self) -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+
+    /// Takes the weights.
+    ///
+    /// # Errors
+    /// `Config`, and those of taking weights.
+    fn load(&self, config: &ModelConfig, weights: &Weights) -> Result<Box<dyn Model>>;
+}
+
+/// The sizes of a causal language model.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Width of the residual stream.
+    pub hidden_size: i32,
+    /// Decoder layers.
+    pub num_layers: i32,
+    /// Inner width of dense feed-forwards, where layers have them.
+    pub intermediate_size: Option<i32>,
+    /// Attention heads.
+    pub heads: Heads,
+    /// Experts, where there are any.
+    pub experts: Option<Experts>,
+    /// Token ids.
+    pub vocab_size: i32,
+    /// Longest sequence that the model was made for.
+    pub max_position_embeddings: Option<i32>,
+    /// Epsilon of the norms of the residual stream.
+    pub norm_eps: f32,
+    /// Whether the embedding is also the output projection.
+    pub tied: bool,
+}
+
+/// The sizes of a mixture of experts.
+#[derive(Debug, Clone, Copy)]
+pub struct Experts {
+    /// Routed experts.
+    pub num_experts: i32,
+    /// Of which each token goes through this many.
+    pub top_k: i32,
+    /// Inner width of one.
+    pub intermediate_size: i32,
+}
+
+impl Shape {
+    /// What a decoder layer is made of around its mixer and feed-forward.
+    pub fn layer(&self) -> LayerOptions {
+        let Self { hidden_size, norm_eps, .. } = *self;
+        LayerOptions { hidden_size, norm_eps, names: LayerNames::default() }
+    }
+}
+
+impl Experts {
+    /// Whether as many experts can be chosen; `config` and the two fields are named in errors.
+    ///
+    /// # Errors
+    /// `Config`.
+    pub fn check(&self, config: &ModelConfig, top_k: &str, num_experts: &str) -> Result<()> {
+        if (1..=self.num_experts).contains(&self.top_k) {
+            return Ok(());
+        }
+        let reason =
+            format!("is {}, expected 1 to {num_experts} ({})", self.top_k, self.num_experts);
+        Err(config.error(top_k, reason))
+    }
+}
+
+/// A row's `load`: reads the configuration and takes the weights.
+pub(super) fn load<F: Family>(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn Model>> {
+    parse::<F>(config)?.load(config, weights)
+}
+
+/// A row's `describe`: reads the configuration and says what it makes.
+pub(super) fn describe<F: Family>(config: &ModelConfig) -> Result<Description> {
+    let family = parse::<F>(config)?;
+    let shape = family.shape();
+    let Heads { num_heads, num_kv_heads, head_dim } = shape.heads;
+    let num_moe_layers = (0..shape.num_layers).filter(|i| family.is_moe(*i)).count();
+    let experts = shape.experts;
+    let of_experts = |size: fn(&Experts) -> i32| experts.as_ref().map(size);
+    let facts = [
+        ("num_layers", Some(shape.num_layers)),
+        ("num_moe_layers", experts.map(|_| num_moe_layers as i32)),
+        ("num_experts", of_experts(|e| e.num_experts)),
+        ("top_k", of_experts(|e| e.top_k)),
+        ("hidden_size", Some(shape.hidden_size)),
+        ("intermediate_size", shape.intermediate_size),
+        ("moe_intermediate_size", of_experts(|e| e.intermediate_size)),
+        ("num_heads", Some(num_heads)),
+        ("num_kv_heads", Some(num_kv_heads)),
+        ("head_dim", Some(head_dim)),
+        ("vocab_size", Some(shape.vocab_size)),
+        ("max_position_embeddings", shape.max_position_embeddings),
+    ];
+    let facts = facts.into_iter().filter_map(|(name, size)| Some((name, json!(size?))));
+    let facts = facts.chain([("tie_word_embeddings", json!(shape.tied))]).chain(family.facts());
+    Ok(Description {
+        facts: facts.map(|(name, value)| (name.to_owned(), value)).collect(),
+        num_experts_per_tok: of_experts(|e| e.top_k).unwrap_or(0),
+        tie_word_embeddings: shape.tied,
+    })
+}
+
+fn parse<F: Family>(config: &ModelConfig) -> Result<F> {
+    let family: F = config.parse()?;
+    family.shape().heads.check(config)?;
+    Ok(family)
+}
