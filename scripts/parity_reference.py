@@ -128,7 +128,11 @@ def build(model_type, case, folder):
     model_class, args_class = lm_utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     model.update(lively_weights(model, family, case.seed))
-    model.set_dtype(DTYPES[case.dtype])
+    # some weights keep their type whatever the rest has, as in mlx_lm.convert
+    is_cast = getattr(model, "cast_predicate", lambda path: True)
+    dtype = DTYPES[case.dtype]
+    weights = [(k, v.astype(dtype) if is_cast(k) else v) for k, v in tree_flatten(model.parameters())]
+    model.update(tree_unflatten(weights))
     config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[case.dtype]
     if case.bits is not None:
 
@@ -137,7 +141,8 @@ def build(model_type, case, folder):
                 if path.endswith(suffix):
                     return choice
             # Families with routers quantise those at 8 bits with groups of 64.
-            choice = getattr(model, "quant_predicate", lambda path, module: True)(path, module)
+            own = getattr(model, "quant_predicate", None) or (lambda path, module: True)
+            choice = own(path, module)
             size = choice["group_size"] if isinstance(choice, dict) else case.group_size
             return choice if module.weight.shape[-1] % size == 0 else False
 
@@ -146,6 +151,11 @@ def build(model_type, case, folder):
                 model, config, case.group_size, case.bits, case.mode, quant_predicate=predicate
             )
     folder.mkdir(parents=True)
+    if case.original:
+        weights, config = family.original(dict(tree_flatten(model.parameters())), config)
+        mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        return
     original = lm_utils.make_shards
     if case.shard_bytes:
         lm_utils.make_shards = lambda weights: shards(weights, case.shard_bytes)

@@ -56,6 +56,24 @@ pub enum QkNorm {
     Whole(f32),
 }
 
+/// What the parts of an attention layer are called where families differ.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionNames {
+    /// The norm of queries.
+    pub q_norm: &'static str,
+    /// The norm of keys.
+    pub k_norm: &'static str,
+    /// The output projection.
+    pub o_proj: &'static str,
+}
+
+/// Those of Qwen.
+impl Default for AttentionNames {
+    fn default() -> Self {
+        Self { q_norm: "q_norm", k_norm: "k_norm", o_proj: "o_proj" }
+    }
+}
+
 /// What an attention layer is made of.
 #[derive(Debug, Clone)]
 pub struct AttentionOptions {
@@ -77,6 +95,8 @@ pub struct AttentionOptions {
     pub sinks: bool,
     /// Whether the query projection also gives each head a gate, `y · sigmoid(gate)`, before the output projection.
     pub gated: bool,
+    /// What its parts are called.
+    pub names: AttentionNames,
 }
 
 impl AttentionOptions {
@@ -92,6 +112,7 @@ impl AttentionOptions {
             window: None,
             sinks: false,
             gated: false,
+            names: AttentionNames::default(),
         }
     }
 }
@@ -110,19 +131,20 @@ pub struct Attention {
     heads: Heads,
     window: Option<i32>,
     gated: bool,
+    names: AttentionNames,
     scale: f32,
     norm_rope_path: Path,
     path: Path,
 }
 
 impl Attention {
-    /// Takes `q_proj`, `k_proj`, `v_proj`, `o_proj`, and of `q_norm`, `k_norm` and `sinks` what `options` ask for; ranks
+    /// Takes `q_proj`, `k_proj`, `v_proj`, the output projection, and of norms and `sinks` what `options` ask for; ranks
     /// share the heads.
     ///
     /// # Errors
     /// As [`Linear::load`] and [`RmsNorm::load`].
     pub fn load(scope: &Scope<'_>, options: AttentionOptions) -> Result<Self> {
-        let AttentionOptions { hidden_size, heads, qkv_bias, .. } = options;
+        let AttentionOptions { hidden_size, heads, qkv_bias, names, .. } = options;
         let Heads { num_heads, num_kv_heads, head_dim } = heads;
         let (wide, narrow) = (num_heads * head_dim, num_kv_heads * head_dim);
         let input = |name: &str, width| {
@@ -131,7 +153,7 @@ impl Attention {
         };
         let norms = |eps, q_dims, k_dims| -> Result<_> {
             let norm = |name: &str, dims| RmsNorm::load(&scope.pp(name), dims, eps);
-            Ok(Some((norm("q_norm", q_dims)?, norm("k_norm", k_dims)?)))
+            Ok(Some((norm(names.q_norm, q_dims)?, norm(names.k_norm, k_dims)?)))
         };
         let heads = Heads {
             num_heads: scope.per_rank("query heads", num_heads)?,
@@ -143,7 +165,7 @@ impl Attention {
             k_proj: input("k_proj", narrow)?,
             v_proj: input("v_proj", narrow)?,
             o_proj: {
-                let scope = scope.pp("o_proj").split(Split::Inputs);
+                let scope = scope.pp(names.o_proj).split(Split::Inputs);
                 Linear::load_with(&scope, wide, hidden_size, options.output_bias)?
             },
             qk_norm: match options.qk_norm {
@@ -163,6 +185,7 @@ impl Attention {
             heads,
             window: options.window,
             gated: options.gated,
+            names,
             // in f64 as Python computes it, rounded once
             scale: f64::from(head_dim).powf(-0.5) as f32,
             norm_rope_path: Path::Stock,
@@ -318,8 +341,8 @@ impl Fusable for Attention {
         self.v_proj.sites(&at.pp("v_proj"), sites);
         let norm = self.qk_norm.is_some() && !self.norm_is_whole;
         if let (Some((q_norm, k_norm)), true) = (&mut self.qk_norm, self.norm_is_whole) {
-            q_norm.sites(&at.pp("q_norm"), sites);
-            k_norm.sites(&at.pp("k_norm"), sites);
+            q_norm.sites(&at.pp(self.names.q_norm), sites);
+            k_norm.sites(&at.pp(self.names.k_norm), sites);
         }
         let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
         let mut push = |pattern, questions, path| {
@@ -354,6 +377,6 @@ impl Fusable for Attention {
             sinks: self.sinks.is_some(),
         };
         push("attention", ask(question), &mut self.path);
-        self.o_proj.sites(&at.pp("o_proj"), sites);
+        self.o_proj.sites(&at.pp(self.names.o_proj), sites);
     }
 }

@@ -1,7 +1,7 @@
 use mlx::{Array, Dtype, fast, ops};
 
 use super::short_conv::{CausalConv, state_of};
-use super::{Fusable, Linear, ModulePath, RmsNorm, Site};
+use super::{Fusable, Linear, Mixer, ModulePath, RmsNorm, Site};
 use crate::cache::{LayerCache, StateCache};
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -203,28 +203,6 @@ impl GatedDeltaNet {
         })
     }
 
-    /// - `x`: `[B, L, D]`; returns the same shape.
-    ///
-    /// # Errors
-    /// `Mlx`.
-    /// # Source
-    /// mlx-lm `qwen3_next.py` (`Qwen3NextGatedDeltaNet`), `gated_delta.py` without kernels for a GPU.
-    pub fn forward(&self, x: &Array, mut rows: LayerRows<'_, '_>) -> Result<Array> {
-        let Inputs { qkv, z, b, a } = self.projections.forward(x, &self.options)?;
-        let y = rows.each(1, [&qkv, &b, &a], |[qkv, b, a], cache| {
-            let state = state_of(cache)?;
-            let qkv = ops::silu(&self.conv.forward(&qkv, state, CONV)?)?;
-            let y = self.recur(&qkv, &b, &a, state)?;
-            state.advance(qkv.dim(1));
-            Ok(y)
-        })?; // [B, L, H_v, D_v]
-        // the gate is applied in float32
-        let gate = ops::silu(&z.astype(Dtype::F32)?)?;
-        let normed = self.norm.forward(&y)?.astype(Dtype::F32)?;
-        let y = ops::multiply(&gate, &normed)?.astype(y.dtype())?;
-        self.out_proj.forward(&y.reshape(&[y.dim(0), y.dim(1), -1])?)
-    }
-
     /// What the memory says to each token's query, after the token wrote to it.
     ///
     /// - `qkv`: `[B, L, C]`; `b`, `a`: `[B, L, H_v]`; returns `[B, L, H_v, D_v]`
@@ -289,9 +267,29 @@ impl GatedDeltaNet {
         let rate = ops::negative(&ops::exp(&self.a_log.astype(Dtype::F32)?)?)?;
         Ok(ops::exp(&ops::multiply(&rate, &softplus)?)?)
     }
+}
+
+/// # Source
+/// mlx-lm `qwen3_next.py` (`Qwen3NextGatedDeltaNet`), `gated_delta.py` without kernels for a GPU.
+impl Mixer for GatedDeltaNet {
+    fn forward(&self, x: &Array, mut rows: LayerRows<'_, '_>) -> Result<Array> {
+        let Inputs { qkv, z, b, a } = self.projections.forward(x, &self.options)?;
+        let y = rows.each(1, [&qkv, &b, &a], |[qkv, b, a], cache| {
+            let state = state_of(cache)?;
+            let qkv = ops::silu(&self.conv.forward(&qkv, state, CONV)?)?;
+            let y = self.recur(&qkv, &b, &a, state)?;
+            state.advance(qkv.dim(1));
+            Ok(y)
+        })?; // [B, L, H_v, D_v]
+        // the gate is applied in float32
+        let gate = ops::silu(&z.astype(Dtype::F32)?)?;
+        let normed = self.norm.forward(&y)?.astype(Dtype::F32)?;
+        let y = ops::multiply(&gate, &normed)?.astype(y.dtype())?;
+        self.out_proj.forward(&y.reshape(&[y.dim(0), y.dim(1), -1])?)
+    }
 
     /// Room for the inputs of the convolution and the memory.
-    pub fn make_cache() -> LayerCache {
+    fn make_cache(&self) -> LayerCache {
         LayerCache::State(StateCache::new(2))
     }
 }

@@ -1,6 +1,6 @@
 use mlx::{Array, ops};
 
-use super::{Fusable, Linear, ModulePath, Site};
+use super::{Fusable, Linear, Mixer, ModulePath, Site};
 use crate::cache::{LayerCache, StateCache};
 use crate::error::{Error, Result};
 use crate::step::LayerRows;
@@ -78,13 +78,12 @@ impl ShortConv {
         })
     }
 
-    /// - `x`: `[B, L, D]`; returns the same shape.
-    ///
-    /// # Errors
-    /// `Mlx`.
-    /// # Source
-    /// mlx-lm `lfm2.py` (`ShortConv`).
-    pub fn forward(&self, x: &Array, mut rows: LayerRows<'_, '_>) -> Result<Array> {
+}
+
+/// # Source
+/// mlx-lm `lfm2.py` (`ShortConv`).
+impl Mixer for ShortConv {
+    fn forward(&self, x: &Array, mut rows: LayerRows<'_, '_>) -> Result<Array> {
         let [b, c, x] = thirds(&self.in_proj.forward(x)?)?;
         let bx = ops::multiply(&b, &x)?;
         let y = rows.each(1, [&bx], |[bx], cache| {
@@ -96,8 +95,8 @@ impl ShortConv {
         self.out_proj.forward(&ops::multiply(&c, &y)?)
     }
 
-    /// Room for the inputs that it remembers.
-    pub fn make_cache() -> LayerCache {
+    /// Room for the inputs that the convolution remembers.
+    fn make_cache(&self) -> LayerCache {
         LayerCache::State(StateCache::new(1))
     }
 }

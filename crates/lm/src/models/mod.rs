@@ -2,8 +2,13 @@
 
 pub mod causal;
 pub mod family;
+pub mod lfm2;
+pub mod lfm2_moe;
 pub mod qwen3;
+pub mod qwen3_5;
+pub mod qwen3_5_moe;
 pub mod qwen3_moe;
+pub mod qwen3_next;
 
 use std::path::Path as FilePath;
 
@@ -81,8 +86,13 @@ impl ModelRow {
 
 /// Every model there is.
 pub const MODELS: &[ModelRow] = &[
+    ModelRow::new::<lfm2::Config>("lfm2", Preset::Device),
+    ModelRow::new::<lfm2_moe::Config>("lfm2_moe", Preset::Device),
     ModelRow::new::<qwen3::Config>("qwen3", Preset::Device),
+    ModelRow::new::<qwen3_5::Config>("qwen3_5", Preset::Device),
+    ModelRow::new::<qwen3_5_moe::Config>("qwen3_5_moe", Preset::Device),
     ModelRow::new::<qwen3_moe::Config>("qwen3_moe", Preset::Device),
+    ModelRow::new::<qwen3_next::Config>("qwen3_next", Preset::Device),
 ];
 
 /// What a configuration says about a model.
