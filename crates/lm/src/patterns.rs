@@ -34,6 +34,11 @@ pub const PATTERNS: &[Pattern] = &[
     Pattern { name: "qk_norm_rope", about: "norm and rotation of queries and keys" },
     Pattern { name: "attention", about: "scores, softmax and weighted sum of attention" },
     Pattern { name: "rms_norm", about: "norms of the residual stream" },
+    Pattern { name: "short_conv", about: "short convolutions with their gates or activation" },
+    Pattern {
+        name: "gated_delta",
+        about: "the gated delta rule with the norms and gates around it",
+    },
     Pattern { name: "greedy_token", about: "from logits to the likeliest token" },
 ];
 
@@ -46,6 +51,8 @@ const CPU: &[&str] = &[
     "qk_norm_rope",
     "attention",
     "rms_norm",
+    "short_conv",
+    "gated_delta",
     "greedy_token",
 ];
 /// On by default on a GPU.

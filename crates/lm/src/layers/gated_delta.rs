@@ -1,7 +1,9 @@
+use mlx::primitives::{self, GatedDeltaInputs};
 use mlx::{Array, Dtype, fast, ops};
 
 use super::short_conv::{CausalConv, state_of};
-use super::{Fusable, Linear, Mixer, ModulePath, RmsNorm, Site};
+use super::site::ask;
+use super::{Fusable, Linear, Mixer, ModuleKind, ModulePath, Path, RmsNorm, Site};
 use crate::cache::{LayerCache, StateCache};
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -83,7 +85,7 @@ impl GatedDeltaOptions {
 
 /// What the projections make of a step's tokens.
 struct Inputs {
-    /// Queries, keys and values of all heads, `[B, L, 2 * H_k * D_k + H_v * D_v]`.
+    /// Queries, keys and values of all heads, before or behind the convolution, `[B, L, 2 * H_k * D_k + H_v * D_v]`.
     qkv: Array,
     /// Gates of the output, `[B, L, H_v, D_v]`.
     z: Array,
@@ -180,6 +182,7 @@ pub struct GatedDeltaNet {
     norm: RmsNorm,
     out_proj: Linear,
     options: GatedDeltaOptions,
+    path: Path,
 }
 
 impl GatedDeltaNet {
@@ -194,28 +197,54 @@ impl GatedDeltaNet {
         let (channels, kernel_size) = (2 * keys + values, options.kernel_size);
         Ok(Self {
             projections: Projections::load(scope, &options)?,
-            conv: CausalConv::load(&scope.pp("conv1d"), channels, kernel_size, false)?,
-            a_log: scope.take_float("A_log", &[num_value_heads])?,
+            conv: CausalConv::load(&scope.pp("conv1d"), channels, kernel_size, false, false)?,
+            a_log: scope.take_float("A_log", &[num_value_heads])?.astype(Dtype::F32)?,
             dt_bias: scope.take_float("dt_bias", &[num_value_heads])?,
             norm: RmsNorm::load(&scope.pp("norm"), value_dim, options.norm_eps)?,
             out_proj: Linear::load(&scope.pp("out_proj"), values, hidden_size)?,
             options,
+            path: Path::Stock,
         })
     }
 
-    /// What the memory says to each token's query, after the token wrote to it.
-    ///
-    /// - `qkv`: `[B, L, C]`; `b`, `a`: `[B, L, H_v]`; returns `[B, L, H_v, D_v]`
-    fn recur(&self, qkv: &Array, b: &Array, a: &Array, state: &mut StateCache) -> Result<Array> {
+    /// What the memory says to each token's query, after the token wrote to it, normalised under its gate:
+    /// `[B, L, H_v, D_v]`.
+    fn recur(&self, inputs: &Inputs, state: &mut StateCache) -> Result<Array> {
         let GatedDeltaOptions { num_value_heads, key_dim, value_dim, .. } = self.options;
-        let (batch, l) = (qkv.dim(0), qkv.dim(1));
+        let before = match state.take(MEMORY) {
+            Some(before) => before,
+            None => {
+                let shape = [inputs.qkv.dim(0), num_value_heads, value_dim, key_dim];
+                ops::zeros(&shape, Dtype::F32)?
+            }
+        };
+        let (y, memory) = match self.path {
+            Path::Stock => {
+                let (y, memory) = self.stock(inputs, before)?;
+                // the gate is applied in float32
+                let gate = ops::silu(&inputs.z.astype(Dtype::F32)?)?;
+                let normed = self.norm.forward(&y)?.astype(Dtype::F32)?;
+                (ops::multiply(&gate, &normed)?.astype(y.dtype())?, memory)
+            }
+            Path::Fused(_) => {
+                let Inputs { qkv, z, b, a } = inputs;
+                let (norm, eps) = self.norm.parts();
+                let (a_log, dt_bias) = (&self.a_log, &self.dt_bias);
+                let inputs = GatedDeltaInputs { qkv, z, b, a, a_log, dt_bias, norm };
+                primitives::gated_delta(&inputs, before, eps)?
+            }
+        };
+        state.set(MEMORY, memory);
+        Ok(y)
+    }
+
+    /// The rule by itself: `[B, L, H_v, D_v]`, and the memory after the last token.
+    fn stock(&self, inputs: &Inputs, mut memory: Array) -> Result<(Array, Array)> {
+        let Inputs { qkv, b, a, .. } = inputs;
+        let l = qkv.dim(1);
         let [q, k, v] = self.heads(qkv)?;
         let beta = ops::sigmoid(b)?;
         let decay = self.decay(a)?;
-        let mut memory = match state.take(MEMORY) {
-            Some(memory) => memory,
-            None => ops::zeros(&[batch, num_value_heads, value_dim, key_dim], Dtype::F32)?,
-        };
         let mut ys = Vec::with_capacity(l as usize);
         for t in 0..l {
             let at = |x: &Array| ops::squeeze(&ops::slice_axis(x, 1, t, t + 1)?, &[1]);
@@ -231,8 +260,7 @@ impl GatedDeltaNet {
             let y = ops::sum(&ops::multiply(&memory, &q)?, &[-1], false)?;
             ys.push(y.astype(q.dtype())?);
         }
-        state.set(MEMORY, memory);
-        Ok(ops::stack(&ys, 1)?)
+        Ok((ops::stack(&ys, 1)?, memory))
     }
 
     /// Queries and keys, normalised and repeated for the value heads that share them, and values.
@@ -274,21 +302,17 @@ impl GatedDeltaNet {
 impl Mixer for GatedDeltaNet {
     fn forward(&self, x: &Array, mut rows: LayerRows<'_, '_>) -> Result<Array> {
         let Inputs { qkv, z, b, a } = self.projections.forward(x, &self.options)?;
-        let y = rows.each(1, [&qkv, &b, &a], |[qkv, b, a], cache| {
+        let y = rows.each(1, [&qkv, &z, &b, &a], |[qkv, z, b, a], cache| {
             let state = state_of(cache)?;
-            let qkv = ops::silu(&self.conv.forward(&qkv, state, CONV)?)?;
-            let y = self.recur(&qkv, &b, &a, state)?;
-            state.advance(qkv.dim(1));
+            let qkv = self.conv.forward(&qkv, state, CONV)?;
+            let l = qkv.dim(1);
+            let y = self.recur(&Inputs { qkv, z, b, a }, state)?;
+            state.advance(l);
             Ok(y)
         })?; // [B, L, H_v, D_v]
-        // the gate is applied in float32
-        let gate = ops::silu(&z.astype(Dtype::F32)?)?;
-        let normed = self.norm.forward(&y)?.astype(Dtype::F32)?;
-        let y = ops::multiply(&gate, &normed)?.astype(y.dtype())?;
         self.out_proj.forward(&y.reshape(&[y.dim(0), y.dim(1), -1])?)
     }
 
-    /// Room for the inputs of the convolution and the memory.
     fn make_cache(&self) -> LayerCache {
         LayerCache::State(StateCache::new(2))
     }
@@ -296,7 +320,25 @@ impl Mixer for GatedDeltaNet {
 
 impl Fusable for GatedDeltaNet {
     fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        let GatedDeltaOptions { num_key_heads, num_value_heads, key_dim, value_dim, .. } =
+            self.options;
+        let question = primitives::GatedDelta {
+            num_key_heads,
+            num_value_heads,
+            key_dim,
+            value_dim,
+            dt_bias_dtype: self.dt_bias.dtype(),
+            norm_dtype: self.norm.parts().0.dtype(),
+        };
         self.projections.sites(at, sites);
+        self.conv.sites(&at.pp("conv1d"), sites);
+        sites.push(Site {
+            module: at.clone(),
+            kind: ModuleKind::Recurrence,
+            pattern: "gated_delta",
+            questions: ask(question),
+            path: &mut self.path,
+        });
         self.norm.sites(&at.pp("norm"), sites);
         self.out_proj.sites(&at.pp("out_proj"), sites);
     }

@@ -55,7 +55,10 @@ impl Draft {
         let Quantization { group_size, bits, mode } = quantization;
         self.config["quantization"] =
             json!({"group_size": group_size, "bits": bits, "mode": mode.name()});
-        let is_matrix = |name: &str, array: &Array| name.ends_with(".weight") && array.ndim() > 1;
+        // as mlx-lm: what is no whole number of groups wide stays dense, convolutions among that
+        let is_matrix = |name: &str, array: &Array| {
+            name.ends_with(".weight") && array.ndim() > 1 && array.dim(-1) % group_size == 0
+        };
         let matrices: Vec<_> = (self.weights.iter())
             .filter(|(name, array)| is_matrix(name, array))
             .filter_map(|(name, _)| Some(name.strip_suffix(".weight")?.to_owned()))

@@ -1,5 +1,7 @@
 //! What can be imitated: one row per model with its configuration.
 
+mod hybrid;
+
 use serde_json::{Map, Value, json};
 
 /// A model that [`super::synthesize`] can imitate.
@@ -14,6 +16,10 @@ pub(super) struct Family {
 
 /// Every model there is.
 pub(super) const FAMILIES: &[Family] = &[
+    Family { name: "lfm2-24b-a2b", num_layers: 40, config: hybrid::lfm2_24b_a2b },
+    Family { name: "lfm2-8b-a1b", num_layers: 24, config: hybrid::lfm2_8b_a1b },
+    Family { name: "qwen3-next-80b-a3b", num_layers: 48, config: hybrid::qwen3_next_80b_a3b },
+    Family { name: "qwen3.5-35b-a3b", num_layers: 40, config: hybrid::qwen3_5_35b_a3b },
     Family { name: "qwen3-30b-a3b", num_layers: 48, config: || QWEN3_30B_A3B.config() },
     Family { name: "qwen3-moe-tiny", num_layers: 2, config: || QWEN3_MOE_TINY.config() },
 ];

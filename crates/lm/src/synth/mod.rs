@@ -33,6 +33,8 @@ use write::Tensor;
 /// Routers are kept at this precision whatever the rest has, as mlx-lm does.
 const ROUTER_BITS: i32 = 8;
 const ROUTER_GROUP_SIZE: i32 = 64;
+/// What weighs shared experts is kept so too.
+const SHARED_GATE: &str = "shared_expert_gate";
 /// More layers than any model has.
 const MAX_LAYERS: usize = 1000;
 
@@ -88,7 +90,7 @@ pub fn synthesize(
         let reason = format!("expected 1 to {MAX_LAYERS}");
         return Err(Error::argument("layers", num_layers, reason));
     }
-    config.insert("num_hidden_layers".to_owned(), json!(num_layers));
+    cut(&mut config, num_layers);
     let mut tensors = Vec::new();
     let mut overrides = Map::new();
     let mut num_parameters = 0;
@@ -116,6 +118,18 @@ pub fn synthesize(
     // Last, so that a folder with a config.json is complete.
     write::write_json(&out.join("config.json"), &Value::Object(config))?;
     Ok(SynthReport { num_files, bytes, num_parameters, num_layers })
+}
+
+/// Says in `config`, or where it wraps a text model in that, how many layers there are, and of what kind those are.
+fn cut(config: &mut Map<String, Value>, num_layers: usize) {
+    let section = match config.get_mut("text_config").and_then(Value::as_object_mut) {
+        Some(nested) => nested,
+        None => config,
+    };
+    section.insert("num_hidden_layers".to_owned(), json!(num_layers));
+    if let Some(kinds) = section.get_mut("layer_types").and_then(Value::as_array_mut) {
+        kinds.truncate(num_layers);
+    }
 }
 
 fn find(name: &str) -> Result<&'static Family> {
@@ -154,7 +168,7 @@ fn format_of(
     if columns % wanted.group_size != 0 {
         return None;
     }
-    if weight.role != Role::Router {
+    if weight.role != Role::Router && !weight.module.ends_with(SHARED_GATE) {
         return Some(wanted);
     }
     if columns % ROUTER_GROUP_SIZE != 0 {
