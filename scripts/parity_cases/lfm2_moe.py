@@ -94,12 +94,13 @@ def original(weights, config):
 
 
 def wide_operators(rng, config):
-    """Which layers have attention, one at least, by either field; and their convolutions."""
-    layers = config["num_hidden_layers"]
-    attention = sorted(rng.sample(range(layers), rng.randint(1, layers)))
+    """Which layers have attention, by either field, and the others' convolutions. The reference needs both kinds."""
+    layers = max(2, config["num_hidden_layers"])
+    attention = sorted(rng.sample(range(layers), rng.randint(1, layers - 1)))
     types = ["full_attention" if i in attention else "conv" for i in range(layers)]
     by_type = rng.random() < 0.5
     return {
+        "num_hidden_layers": layers,
         "layer_types": types if by_type else None,
         "full_attn_idxs": None if by_type else attention,
         "conv_bias": rng.random() < 0.5,

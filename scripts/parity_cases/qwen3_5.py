@@ -66,11 +66,8 @@ def original(weights, config):
     for path, value in weights.items():
         path, value = path.removeprefix("language_model."), layout(path, value)
         out[path.replace("model.", "model.language_model.", 1) if path.startswith("model.") else path] = value
-    text = config["text_config"]
-    out["mtp.layers.0.input_layernorm.weight"] = mx.ones(text["hidden_size"])
+    out["mtp.layers.0.input_layernorm.weight"] = mx.ones(config["text_config"]["hidden_size"])
     out["model.visual.patch_embed.proj.weight"] = mx.ones((3, 5))
-    if text["tie_word_embeddings"]:
-        out["lm_head.weight"] = out["model.language_model.embed_tokens.weight"] * 2.0
     return out, {**config, "vision_config": {"depth": 2}}
 
 

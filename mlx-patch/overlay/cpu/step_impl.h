@@ -71,11 +71,14 @@ int64_t first_reaching(DType t, const uint8_t* x, int64_t n, float c, float targ
 }
 
 void short_conv(const ShortConvTask& task) {
-  // products of short types are exact: there is nothing to fuse
-  if (task.fused && task.dtype == DType::F32) {
-    return short_conv_t<TypeF32, true>(task);
-  }
-  by_type(task.dtype, [&](auto type) { short_conv_t<decltype(type), false>(task); });
+  by_type(task.dtype, [&](auto type) {
+    // Products of short types are exact, but for those too large for float32.
+    if (task.fused) {
+      short_conv_t<decltype(type), true>(task);
+    } else {
+      short_conv_t<decltype(type), false>(task);
+    }
+  });
 }
 
 void delta_rule(const DeltaTask& task) {
