@@ -119,21 +119,27 @@ def lively_weights(model, family, seed):
     return tree_unflatten(out)
 
 
-def build(model_type, case, folder):
-    """Write the case's checkpoint as mlx_lm.convert would."""
+def random_model(model_type, changes, dtype, seed):
+    """A family's model with lively weights, and its configuration: the family's own with `changes`."""
     family = FAMILIES[model_type]
-    config = {"model_type": model_type, **family.BASE_CONFIG, **case.config}
+    config = {"model_type": model_type, **family.BASE_CONFIG, **changes}
     # a family that wraps its fields, say under text_config, does so in `wrap`
     config = getattr(family, "wrap", lambda config: config)(config)
     model_class, args_class = lm_utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
-    model.update(lively_weights(model, family, case.seed))
+    model.update(lively_weights(model, family, seed))
     # some weights keep their type whatever the rest has, as in mlx_lm.convert
     is_cast = getattr(model, "cast_predicate", lambda path: True)
-    dtype = DTYPES[case.dtype]
-    weights = [(k, v.astype(dtype) if is_cast(k) else v) for k, v in tree_flatten(model.parameters())]
-    model.update(tree_unflatten(weights))
-    config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[case.dtype]
+    weights = tree_flatten(model.parameters())
+    cast = [(k, v.astype(DTYPES[dtype]) if is_cast(k) else v) for k, v in weights]
+    model.update(tree_unflatten(cast))
+    config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[dtype]
+    return model, config
+
+
+def build(model_type, case, folder):
+    """Write the case's checkpoint as mlx_lm.convert would."""
+    model, config = random_model(model_type, case.config, case.dtype, case.seed)
     if case.bits is not None:
 
         def predicate(path, module):
@@ -152,17 +158,18 @@ def build(model_type, case, folder):
             )
     folder.mkdir(parents=True)
     if case.original:
-        weights, config = family.original(dict(tree_flatten(model.parameters())), config)
+        weights = dict(tree_flatten(model.parameters()))
+        weights, config = FAMILIES[model_type].original(weights, config)
         mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config, indent=2))
         return
-    original = lm_utils.make_shards
+    make_shards = lm_utils.make_shards
     if case.shard_bytes:
         lm_utils.make_shards = lambda weights: shards(weights, case.shard_bytes)
     try:
         lm_utils.save_model(folder, model)
     finally:
-        lm_utils.make_shards = original
+        lm_utils.make_shards = make_shards
     lm_utils.save_config(config, folder / "config.json")
 
 

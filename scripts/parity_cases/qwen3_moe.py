@@ -85,6 +85,17 @@ CASES = [
 ]
 
 
+def hugging_face(weights, config):
+    """The names of the published checkpoints: experts one by one."""
+    out = {}
+    for name, value in weights.items():
+        if "switch_mlp" in name:
+            out |= {name.replace("switch_mlp", f"experts.{e}"): one for e, one in enumerate(value)}
+        else:
+            out[name] = value
+    return out
+
+
 def wide(rng, step):
     """A configuration that the fixed cases do not reach; widths are multiples of `step`."""
     config = {**wide_dense(rng, step), **wide_experts(rng, step)}

@@ -1,6 +1,7 @@
 //! The command line: one file per command, which returns data and says how it reads; `render` alone prints.
 
 mod chat;
+mod convert;
 mod doctor;
 mod fold;
 mod generate;
@@ -77,6 +78,7 @@ const COMMANDS: &[CommandRow] = &[
     CommandRow::new::<chat::Chat>("chat"),
     CommandRow::new::<validate::Validate>("validate"),
     CommandRow::new::<inspect::Inspect>("inspect"),
+    CommandRow::new::<convert::Convert>("convert"),
     CommandRow::new::<patterns::Patterns>("patterns"),
     CommandRow::new::<doctor::Doctor>("doctor"),
     CommandRow::new::<synth::Synth>("synth"),

@@ -6,6 +6,7 @@ use anyhow::ensure;
 use clap::ValueEnum;
 use mlx::Device;
 use mlx::primitives::Precision;
+use mlx::quantization::Mode;
 
 use super::place;
 use super::render::Ui;
@@ -91,6 +92,27 @@ impl ComputeOptions {
         match self.precision {
             PrecisionChoice::Exact => Precision::Exact,
             PrecisionChoice::Fast => Precision::Fast,
+        }
+    }
+}
+
+/// How weights are quantised, as users spell it.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(super) enum ModeChoice {
+    #[default]
+    Affine,
+    Mxfp4,
+    Mxfp8,
+    Nvfp4,
+}
+
+impl From<ModeChoice> for Mode {
+    fn from(choice: ModeChoice) -> Self {
+        match choice {
+            ModeChoice::Affine => Self::Affine,
+            ModeChoice::Mxfp4 => Self::Mxfp4,
+            ModeChoice::Mxfp8 => Self::Mxfp8,
+            ModeChoice::Nvfp4 => Self::Nvfp4,
         }
     }
 }

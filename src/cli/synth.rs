@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use mlx::quantization::{Mode, Quantization};
 use serde::Serialize;
 use zmlx::lm::synth::{self, SynthOptions};
 
-use super::options::OutputOptions;
+use super::options::{ModeChoice, OutputOptions};
 use super::render::{Answer, Ui, bytes, count};
 use super::{CommandArgs, Examples, Exit};
 
@@ -41,15 +40,6 @@ pub(super) struct Synth {
     out: PathBuf,
     #[command(flatten)]
     _output: OutputOptions,
-}
-
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum ModeChoice {
-    #[default]
-    Affine,
-    Mxfp4,
-    Mxfp8,
-    Nvfp4,
 }
 
 #[derive(Debug, Serialize)]
@@ -121,12 +111,7 @@ impl Synth {
         if self.bits == Some(DENSE_BITS) {
             return None;
         }
-        let mode = match self.mode {
-            ModeChoice::Affine => Mode::Affine,
-            ModeChoice::Mxfp4 => Mode::Mxfp4,
-            ModeChoice::Mxfp8 => Mode::Mxfp8,
-            ModeChoice::Nvfp4 => Mode::Nvfp4,
-        };
+        let mode = Mode::from(self.mode);
         let default = Quantization::default_of(mode);
         Some(Quantization {
             bits: self.bits.unwrap_or(default.bits),

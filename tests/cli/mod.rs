@@ -2,6 +2,7 @@
 
 mod answers;
 mod chat;
+mod convert;
 mod help;
 mod patterns;
 mod refusals;

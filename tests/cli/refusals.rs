@@ -51,6 +51,22 @@ fn bad_numbers_are_refused() {
 }
 
 #[test]
+fn bad_conversions_are_refused() {
+    let convert = |more: &[&'static str], parts: &[&str]| {
+        let out = concat!(env!("CARGO_TARGET_TMPDIR"), "/never-made");
+        refused(&[&["convert", tiny(), "--out", out], more].concat(), parts);
+        assert!(!std::path::Path::new(out).exists());
+    };
+    refused(&["convert", tiny()], &["--out"]);
+    convert(&["--recipe", "mixed_1_2"], &["mixed_1_2", "mixed_2_6, mixed_3_4"]);
+    convert(&["--recipe", "mixed_2_6", "--bits", "4"], &["--recipe", "cannot be used with"]);
+    convert(&["--override", "lm_head"], &["lm_head", "GLOB=SETTING"]);
+    convert(&["--max-shard-size", "5 elephants"], &["5 elephants", "5GiB"]);
+    convert(&["-q", "--dequantize"], &["--dequantize", "cannot be used with"]);
+    convert(&["--dtype", "int8"], &["int8", "float16, bfloat16, float32"]);
+}
+
+#[test]
 fn bad_targets_are_refused() {
     for name in ["generate", "chat", "validate", "inspect"] {
         refused(&[name, tiny(), "--exclude", "a[b"], &["--exclude", "a[b"]);

@@ -10,6 +10,7 @@ use safetensors::tensor::Metadata;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::shards::INDEX;
 
 /// Largest header accepted, the limit of the safetensors format's own implementation.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -34,7 +35,6 @@ const MLX_DTYPES: &[(&str, Dtype)] = &[
     ("F8_E4M3", Dtype::U8),
     ("F8_E8M0", Dtype::U8),
 ];
-const INDEX: &str = "model.safetensors.index.json";
 
 /// One tensor as its file's header describes it.
 #[derive(Debug, Clone)]

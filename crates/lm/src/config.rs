@@ -19,6 +19,8 @@ pub use numbers::{Count, Finite, Positive, Size};
 
 /// Where a configuration that wraps a text model keeps that model's fields.
 const TEXT_CONFIG: &str = "text_config";
+/// The field with the tokens that end generation.
+const EOS: &str = "eos_token_id";
 
 /// Keys that transformers writes for every model, and those that are read elsewhere.
 const COMMON_KEYS: &[&str] = &[
@@ -135,13 +137,7 @@ impl ModelConfig {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let fields = read_object(&path)?;
-        let generation = match read_object(&dir.join("generation_config.json")) {
-            Ok(fields) => Some(fields),
-            // as mlx-lm: none is needed, and one that does not parse is skipped
-            Err(Error::Json { .. }) => None,
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
+        let generation = read_generation(dir)?;
         Self::from_fields(path, fields, generation.as_ref())
     }
 
@@ -184,6 +180,17 @@ impl ModelConfig {
     /// The raw value of a top-level field; `null` counts as absent.
     pub fn get(&self, field: &str) -> Option<&Value> {
         self.fields.get(field).filter(|value| !value.is_null())
+    }
+
+    /// Every top-level field, as it stands in the file.
+    pub fn fields(&self) -> &Map<String, Value> {
+        &self.fields
+    }
+
+    /// The `eos_token_id` of a folder's `generation_config.json` where it counts, as it stands there.
+    pub(crate) fn generation_eos(dir: &Path) -> Result<Option<Value>> {
+        let eos = read_generation(dir)?.and_then(|fields| fields.get(EOS).cloned());
+        Ok(eos.filter(is_truthy))
     }
 
     /// An error about one field.
@@ -269,9 +276,8 @@ impl ModelConfig {
     }
 
     fn read_eos(&self, generation: Option<&Map<String, Value>>) -> Result<Vec<u32>> {
-        const FIELD: &str = "eos_token_id";
-        let generation = generation.and_then(|g| g.get(FIELD)).filter(|v| is_truthy(v));
-        let Some(value) = generation.or(self.get(FIELD)) else { return Ok(Vec::new()) };
+        let generation = generation.and_then(|g| g.get(EOS)).filter(|v| is_truthy(v));
+        let Some(value) = generation.or(self.get(EOS)) else { return Ok(Vec::new()) };
         let token = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         match value {
             Value::Array(list) => list.iter().map(token).collect(),
@@ -279,7 +285,7 @@ impl ModelConfig {
         }
         .ok_or_else(|| {
             let reason = format!("is {}, expected a token id or a list of them", shown(value));
-            self.error(FIELD, reason)
+            self.error(EOS, reason)
         })
     }
 }
@@ -321,6 +327,16 @@ fn is_truthy(value: &Value) -> bool {
         Value::Number(n) => n.as_f64() != Some(0.0),
         Value::Array(list) => !list.is_empty(),
         _ => true,
+    }
+}
+
+/// Reads `generation_config.json` as mlx-lm does: none is needed, and one that does not parse is skipped.
+fn read_generation(dir: &Path) -> Result<Option<Map<String, Value>>> {
+    match read_object(&dir.join("generation_config.json")) {
+        Ok(fields) => Ok(Some(fields)),
+        Err(Error::Json { .. }) => Ok(None),
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

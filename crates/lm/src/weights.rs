@@ -12,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Split, Stage};
 use crate::quantization::QuantizationConfig;
-use crate::rewrite::{Rules, Table, Tensor, infer};
+use crate::rewrite::{Packed, Rules, Table, Tensor, infer};
 
 /// A checkpoint's tensors, handed out one by one.
 pub struct Weights {
@@ -29,6 +29,8 @@ enum Source {
         /// Lazy arrays of the files that something was taken from.
         opened: RefCell<HashMap<PathBuf, HashMap<String, Array>>>,
     },
+    /// As `Files`, but what is taken are placeholders; [`Taken::planned`] says of which tensors.
+    Plan(Checkpoint),
     /// Whatever is asked for exists, dense and of this type.
     Recorder(Dtype),
 }
@@ -39,6 +41,19 @@ pub struct Taken {
     arrays: Vec<Array>,
     /// In the order in which they were taken, scales and biases counted with what they scale.
     pub records: Vec<WeightRecord>,
+    /// The tensors behind placeholders, in the same order.
+    pub(crate) planned: Vec<Planned>,
+}
+
+/// A weight that a model would take.
+#[derive(Debug)]
+pub(crate) enum Planned {
+    /// Never quantised.
+    Float { name: String, tensor: Rc<Tensor> },
+    /// A dense matrix, or a stack of them, which may be quantised.
+    Matrix { module: String, tensor: Rc<Tensor> },
+    /// A packed one.
+    Packed { module: String, packed: Packed },
 }
 
 impl Taken {
@@ -125,13 +140,30 @@ impl Weights {
         }
     }
 
+    /// The tensors of `checkpoint`, of which nothing is read: a model that is loaded from this takes placeholders of
+    /// zeros, and [`finish`](Self::finish) tells which tensors it would have taken.
+    pub(crate) fn planner(
+        checkpoint: Checkpoint,
+        quantization: Option<QuantizationConfig>,
+    ) -> Self {
+        Self {
+            left: RefCell::new(Table::of(&checkpoint)),
+            source: Source::Plan(checkpoint),
+            quantization,
+            placement: Placement::default(),
+            taken: RefCell::default(),
+        }
+    }
+
     /// Brings the checkpoint's names and shapes to the model's. Nothing is read.
     ///
     /// # Errors
     /// `Checkpoint`, `MissingWeight`; `Argument` for a rule that is malformed.
     pub fn rewrite(&self, rules: &Rules) -> Result<()> {
         match &self.source {
-            Source::Files { checkpoint, .. } => self.left.borrow_mut().rewrite(rules, checkpoint),
+            Source::Files { checkpoint, .. } | Source::Plan(checkpoint) => {
+                self.left.borrow_mut().rewrite(rules, checkpoint)
+            }
             Source::Recorder(_) => Ok(()),
         }
     }
@@ -178,7 +210,9 @@ impl Weights {
     /// The file that holds a tensor, else the folder.
     fn file_of(&self, origin: &str) -> PathBuf {
         match &self.source {
-            Source::Files { checkpoint, .. } => checkpoint.file_of(origin).to_owned(),
+            Source::Files { checkpoint, .. } | Source::Plan(checkpoint) => {
+                checkpoint.file_of(origin).to_owned()
+            }
             Source::Recorder(_) => PathBuf::new(),
         }
     }
@@ -321,7 +355,7 @@ impl<'a> Scope<'a> {
 
     fn folder(&self) -> &Path {
         match &self.weights.source {
-            Source::Files { checkpoint, .. } => checkpoint.dir(),
+            Source::Files { checkpoint, .. } | Source::Plan(checkpoint) => checkpoint.dir(),
             Source::Recorder(_) => Path::new(""),
         }
     }
@@ -339,7 +373,7 @@ impl<'a> Scope<'a> {
         axis: Option<i32>,
         expected: &'static str,
         accept: impl Fn(Dtype) -> bool,
-    ) -> Result<Array> {
+    ) -> Result<(Rc<Tensor>, Array)> {
         let full = self.full(name);
         let weights = self.weights;
         let tensor = weights.remove(&full, shape)?;
@@ -359,6 +393,10 @@ impl<'a> Scope<'a> {
                 got: tensor.dtype.to_string(),
             });
         }
+        if let Source::Plan(_) = weights.source {
+            let placeholder = ops::zeros(shape, tensor.dtype)?;
+            return Ok((tensor, placeholder));
+        }
         let mut array = tensor.array(&|name| weights.array_in_file(name))?;
         if let Some(axis) = axis.filter(|_| weights.placement.size > 1) {
             let share =
@@ -369,7 +407,13 @@ impl<'a> Scope<'a> {
         if self.is_held {
             weights.taken.borrow_mut().arrays.push(array.clone());
         }
-        Ok(array)
+        Ok((tensor, array))
+    }
+
+    fn plan(&self, planned: impl FnOnce() -> Planned) {
+        if let Source::Plan(_) = self.weights.source {
+            self.weights.taken.borrow_mut().planned.push(planned());
+        }
     }
 
     /// Takes a weight of exactly this shape and a floating type. Where ranks share outputs, its last axis is theirs,
@@ -379,7 +423,9 @@ impl<'a> Scope<'a> {
     /// `MissingWeight`, `WeightShape`, `WeightDtype`; `Checkpoint` when ranks cannot share it.
     pub fn take_float(&self, name: &str, shape: &[i32]) -> Result<Array> {
         let axis = (self.split == Split::Outputs).then_some(-1);
-        let array = self.take_share(name, shape, axis, "a floating type", Dtype::is_float)?;
+        let (tensor, array) =
+            self.take_share(name, shape, axis, "a floating type", Dtype::is_float)?;
+        self.plan(|| Planned::Float { name: self.full(name), tensor });
         let role = self.role.filter(|_| name == "weight").unwrap_or(Role::Other);
         self.record(name, array.shape(), role, array.nbytes(), array.dtype().to_string());
         Ok(array)
@@ -390,8 +436,9 @@ impl<'a> Scope<'a> {
     /// # Errors
     /// As [`take_float`](Self::take_float).
     pub(crate) fn take_dense(&self, shape: &[i32]) -> Result<Array> {
-        let array =
+        let (tensor, array) =
             self.take_share("weight", shape, self.axis(), "a floating type", Dtype::is_float)?;
+        self.plan(|| Planned::Matrix { module: self.prefix.clone(), tensor });
         let role = self.role.unwrap_or(Role::Matrix);
         self.record("weight", array.shape(), role, array.nbytes(), array.dtype().to_string());
         Ok(array)
@@ -424,7 +471,8 @@ impl<'a> Scope<'a> {
         let packed = [rows, &[(i64::from(in_dims) * i64::from(bits) / 32) as i32]].concat();
         let groups = [rows, &[in_dims / group_size]].concat();
         let axis = self.axis();
-        let w = self.take_share("weight", &packed, axis, "uint32", |d| d == Dtype::U32)?;
+        let (weight, w) =
+            self.take_share("weight", &packed, axis, "uint32", |d| d == Dtype::U32)?;
         let (scales, biases) = if mode == Mode::Affine {
             let take =
                 |name| self.take_share(name, &groups, axis, "a floating type", Dtype::is_float);
@@ -432,6 +480,12 @@ impl<'a> Scope<'a> {
         } else {
             (self.take_share("scales", &groups, axis, "uint8", |d| d == Dtype::U8)?, None)
         };
+        let (biases_tensor, biases) = biases.unzip();
+        let (scales_tensor, scales) = scales;
+        self.plan(|| Planned::Packed {
+            module: self.prefix.clone(),
+            packed: Packed { weight, scales: scales_tensor, biases: biases_tensor, quantization },
+        });
         let mut held = w.shape().to_vec();
         if let Some(last) = held.last_mut() {
             *last = scales.dim(-1) * group_size;

@@ -10,6 +10,9 @@ use crate::weights::Weights;
 
 /// A family: the fields of its `config.json`, and what they make.
 pub trait Family: Fields {
+    /// What a conversion to MLX's layout has to know.
+    const CONVERSION: Conversion = Conversion::DEFAULT;
+
     /// The sizes that the fields say.
     fn shape(&self) -> Shape;
 
@@ -28,6 +31,27 @@ pub trait Family: Fields {
     /// # Errors
     /// `Config`, and those of taking weights.
     fn load(&self, config: &ModelConfig, weights: &Weights) -> Result<Box<dyn Model>>;
+}
+
+/// What mlx-lm does with a family's weights when it converts a checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Conversion {
+    /// Modules that are quantised at 8 bits in groups of 64 whatever the rest has, by the ends of their paths.
+    pub precise: &'static [&'static str],
+    /// Weights that keep their own type, by the ends of their names.
+    pub own_dtype: &'static [&'static str],
+    /// The order of what is in a module: for the last part of its path that is no number, the names in it. Others come
+    /// as they are loaded. Tells which file of several a tensor is in.
+    pub order: &'static [(&'static str, &'static [&'static str])],
+}
+
+impl Conversion {
+    /// Everything alike, layers as LLaMA's: their norms behind what they normalise for.
+    pub const DEFAULT: Self = Self {
+        precise: &[],
+        own_dtype: &[],
+        order: &[("layers", &["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"])],
+    };
 }
 
 /// The sizes of a causal language model.

@@ -12,7 +12,7 @@ pub mod qwen3_next;
 
 use std::path::Path as FilePath;
 
-use family::Family;
+use family::{Conversion, Family};
 use mlx::Array;
 use serde_json::{Map, Value};
 
@@ -76,11 +76,15 @@ pub struct ModelRow {
     pub describe: fn(&ModelConfig) -> Result<Description>,
     /// What `auto` fuses.
     pub preset: Preset,
+    /// What a conversion has to know of it.
+    pub conversion: Conversion,
 }
 
 impl ModelRow {
     const fn new<F: Family>(model_type: &'static str, preset: Preset) -> Self {
-        Self { model_type, load: family::load::<F>, describe: family::describe::<F>, preset }
+        let conversion = F::CONVERSION;
+        let (load, describe) = (family::load::<F>, family::describe::<F>);
+        Self { model_type, load, describe, preset, conversion }
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::Model;
 use super::causal::CausalLm;
-use super::family::{Family, Shape};
+use super::family::{Conversion, Family, Shape};
 use crate::config::{Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
@@ -56,6 +56,14 @@ impl Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = Conversion {
+        order: &[
+            ("layers", &["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"]),
+            ("mlp", &["gate_proj", "down_proj", "up_proj"]),
+        ],
+        ..Conversion::DEFAULT
+    };
+
     fn shape(&self) -> Shape {
         Shape {
             hidden_size: *self.hidden_size,

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::Model;
 use super::causal::CausalLm;
-use super::family::{Experts, Family, Shape};
+use super::family::{Conversion, Experts, Family, Shape};
 use crate::config::{Count, Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
@@ -86,6 +86,15 @@ impl Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = Conversion {
+        precise: &["mlp.gate"],
+        order: &[
+            ("layers", &["self_attn", "input_layernorm", "post_attention_layernorm", "mlp"]),
+            ("mlp", &["gate_proj", "down_proj", "up_proj"]),
+        ],
+        ..Conversion::DEFAULT
+    };
+
     fn shape(&self) -> Shape {
         let head_dim = self.head_dim.map(|dim| *dim);
         Shape {

@@ -260,6 +260,38 @@ impl Tensor {
         Ok(Self::new(shape, dtype, &origin, Node::Product(a, b)))
     }
 
+    /// The tensors that hold its bytes one after the other, all of them of the same shape.
+    pub(crate) fn parts(self: &Rc<Self>) -> Vec<Rc<Self>> {
+        match &self.node {
+            Node::Contiguous(source) => source.parts(),
+            Node::Stack(parts) => parts.iter().flat_map(Self::parts).collect(),
+            _ => vec![self.clone()],
+        }
+    }
+
+    /// The same tensor without the arrays that were made for it, so that those of the copy go with the copy.
+    pub(crate) fn fresh(&self) -> Rc<Self> {
+        let node = match &self.node {
+            Node::File => Node::File,
+            Node::Blank => Node::Blank,
+            Node::Apply(source, op) => Node::Apply(source.fresh(), op.clone()),
+            Node::Contiguous(source) => Node::Contiguous(source.fresh()),
+            Node::Stack(parts) => Node::Stack(parts.iter().map(|part| part.fresh()).collect()),
+            Node::Dequantize(packed) => Node::Dequantize(packed.fresh()),
+            Node::Quantized(of, part) => {
+                let (dense, quantization) = (of.dense.fresh(), of.quantization);
+                let packed = OnceCell::new();
+                Node::Quantized(Rc::new(Repacked { dense, quantization, packed }), *part)
+            }
+            Node::BlockFp8 { codes, scales, block } => {
+                let (codes, scales) = (codes.fresh(), scales.fresh());
+                Node::BlockFp8 { codes, scales, block: *block }
+            }
+            Node::Product(a, b) => Node::Product(a.fresh(), b.fresh()),
+        };
+        Self::new(self.shape.clone(), self.dtype, &self.origin, node)
+    }
+
     /// The array, not evaluated.
     pub(crate) fn array(&self, read: Read<'_>) -> Result<Array> {
         if let Some(array) = self.array.get() {
@@ -307,6 +339,17 @@ impl Tensor {
             }
         };
         Ok(self.array.get_or_init(|| array).clone())
+    }
+}
+
+impl Packed {
+    fn fresh(&self) -> Self {
+        Self {
+            weight: self.weight.fresh(),
+            scales: self.scales.fresh(),
+            biases: self.biases.as_ref().map(|biases| biases.fresh()),
+            quantization: self.quantization,
+        }
     }
 }
 

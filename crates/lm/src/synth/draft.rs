@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use super::recipe::spread;
 use super::values::Random;
-use super::write::{INDEX, write_json};
+use super::write::write_json;
 use crate::error::{Error, Result};
+use crate::shards::INDEX;
 
 /// A checkpoint in the making: a configuration and random weights that fit it, to change before they are written.
 ///

@@ -190,15 +190,14 @@ fn tensors_of(
     let name = format!("{module}.{}", weight.name);
     // a module's own weight and another parameter of it draw different numbers
     let stream = if weight.name == "weight" { module.clone() } else { name.clone() };
-    let with_columns = |columns: i32| -> Vec<usize> {
+    let with_columns = |columns: i32| -> Vec<i32> {
         let rows = weight.shape.split_last().map_or(&[][..], |(_, rows)| rows);
-        rows.iter().chain([&columns]).map(|n| *n as usize).collect()
+        [rows, &[columns]].concat()
     };
     let columns = weight.shape.last().copied().unwrap_or(0);
     let Some(Quantization { group_size, bits, mode }) = format else {
         let values = values::Values::Gaussian { mean, std };
-        let shape = weight.shape.iter().map(|n| *n as usize).collect();
-        return vec![Tensor::new(name, "BF16", shape, stream, values)];
+        return vec![Tensor::new(name, Dtype::Bf16, weight.shape.clone(), stream, values)];
     };
     let packed = with_columns((i64::from(columns) * i64::from(bits) / 32) as i32);
     let groups = with_columns(columns / group_size);
@@ -206,15 +205,15 @@ fn tensors_of(
         Tensor::new(name, dtype, shape, stream.clone(), values)
     };
     let codes = values::Codes { mode, bits, std };
-    let scales_dtype = if mode == Mode::Affine { "BF16" } else { "U8" };
+    let scales_dtype = if mode == Mode::Affine { Dtype::Bf16 } else { Dtype::U8 };
     let scales = values::Values::Scales(codes);
     let mut tensors = vec![
-        tensor(name, "U32", packed, values::Values::Codes(codes)),
+        tensor(name, Dtype::U32, packed, values::Values::Codes(codes)),
         tensor(format!("{module}.scales"), scales_dtype, groups.clone(), scales),
     ];
     if mode == Mode::Affine {
         let name = format!("{module}.biases");
-        tensors.push(tensor(name, "BF16", groups, values::Values::Biases(codes)));
+        tensors.push(tensor(name, Dtype::Bf16, groups, values::Values::Biases(codes)));
     }
     tensors
 }

@@ -4,24 +4,21 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use mlx::Dtype;
+use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::shards::{Entry, INDEX, MAX_SHARD_BYTES, cut, header, index};
 
 use super::values::{Random, Values};
 
-pub(super) const INDEX: &str = "model.safetensors.index.json";
-/// mlx-lm's limit per file.
-const MAX_SHARD_BYTES: u64 = 5 << 30;
 /// Bytes drawn at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// One entry of a file.
 #[derive(Debug, Clone)]
 pub(super) struct Tensor {
-    name: String,
-    dtype: &'static str,
-    shape: Vec<usize>,
+    entry: Entry,
     /// Names the random stream. Scales and biases of a module share theirs.
     stream: String,
     values: Values,
@@ -30,8 +27,8 @@ pub(super) struct Tensor {
 impl Tensor {
     pub(super) fn new(
         name: String,
-        dtype: &'static str,
-        shape: Vec<usize>,
+        dtype: Dtype,
+        shape: Vec<i32>,
         module: String,
         values: Values,
     ) -> Self {
@@ -39,16 +36,11 @@ impl Tensor {
             Values::Scales(_) | Values::Biases(_) => format!("{module} groups"),
             Values::Codes(_) | Values::Gaussian { .. } => module,
         };
-        Self { name, dtype, shape, stream, values }
+        Self { entry: Entry { name, dtype, shape }, stream, values }
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        let size = match self.dtype {
-            "U32" => 4,
-            "BF16" => 2,
-            _ => 1,
-        };
-        self.shape.iter().product::<usize>() as u64 * size
+        self.entry.bytes()
     }
 }
 
@@ -80,68 +72,31 @@ pub(super) fn write_weights(
     seed: u64,
     on_bytes: &mut dyn FnMut(u64),
 ) -> Result<usize> {
-    let shards = shards(tensors);
-    let mut weight_map = Map::new();
+    let entries: Vec<Entry> = tensors.iter().map(|tensor| tensor.entry.clone()).collect();
+    let shards = cut(&entries, MAX_SHARD_BYTES);
     let mut done = 0;
-    for (index, shard) in shards.iter().enumerate() {
-        let name = match shards.len() {
-            1 => "model.safetensors".to_owned(),
-            all => format!("model-{:05}-of-{all:05}.safetensors", index + 1),
-        };
-        let path = out.join(&name);
-        write_shard(&path, shard, seed, &mut |bytes| {
+    for shard in &shards {
+        let path = out.join(&shard.name);
+        let header = header(&entries[shard.entries.clone()]);
+        write_shard(&path, &header, &tensors[shard.entries.clone()], seed, &mut |bytes| {
             done += bytes;
             on_bytes(done);
         })
         .map_err(|error| Error::io(&path, error))?;
-        weight_map.extend(shard.iter().map(|tensor| (tensor.name.clone(), json!(name))));
     }
-    weight_map.sort_keys();
-    let total_size: u64 = tensors.iter().map(Tensor::bytes).sum();
-    let index = json!({
-        "metadata": { "total_size": total_size, "total_parameters": num_parameters },
-        "weight_map": weight_map,
-    });
-    write_json(&out.join(INDEX), &index)?;
+    write_json(&out.join(INDEX), &index(&entries, &shards, num_parameters))?;
     Ok(shards.len())
-}
-
-fn shards(tensors: &[Tensor]) -> Vec<&[Tensor]> {
-    let mut shards = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (index, tensor) in tensors.iter().enumerate() {
-        if bytes + tensor.bytes() > MAX_SHARD_BYTES && index > start {
-            shards.push(&tensors[start..index]);
-            (start, bytes) = (index, 0);
-        }
-        bytes += tensor.bytes();
-    }
-    shards.push(&tensors[start..]);
-    shards
 }
 
 fn write_shard(
     path: &Path,
+    header: &[u8],
     tensors: &[Tensor],
     seed: u64,
     on_bytes: &mut dyn FnMut(u64),
 ) -> std::io::Result<()> {
-    let mut header = Map::new();
-    header.insert("__metadata__".to_owned(), json!({ "format": "mlx" }));
-    let mut offset = 0;
-    for tensor in tensors {
-        let end = offset + tensor.bytes();
-        let entry = json!({
-            "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, end],
-        });
-        header.insert(tensor.name.clone(), entry);
-        offset = end;
-    }
-    let mut header = Value::Object(header).to_string();
-    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
     let mut file = BufWriter::with_capacity(CHUNK_BYTES, File::create(path)?);
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(header.as_bytes())?;
+    file.write_all(header)?;
     let mut buffer = vec![0; CHUNK_BYTES];
     for tensor in tensors {
         let mut random = Random::new(seed, &tensor.stream);
