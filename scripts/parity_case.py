@@ -21,7 +21,7 @@ class Case:
     prompts: list = field(default_factory=lambda: list(DEFAULT_PROMPTS))
     max_tokens: int = 64
     shard_bytes: int | None = None
-    original: bool = False  # in the layout of the original checkpoints, by the family's `original`
+    hugging_face: bool = False  # in the published layout, by the family's `hugging_face`
     seed: int = 0
 
 

@@ -157,9 +157,9 @@ def build(model_type, case, folder):
                 model, config, case.group_size, case.bits, case.mode, quant_predicate=predicate
             )
     folder.mkdir(parents=True)
-    if case.original:
+    if case.hugging_face:
         weights = dict(tree_flatten(model.parameters()))
-        weights, config = FAMILIES[model_type].original(weights, config)
+        weights = FAMILIES[model_type].hugging_face(weights, config)
         mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config, indent=2))
         return

@@ -27,9 +27,9 @@ BASE_CONFIG = {
 CASES = [
     Case(name="lfm2-bf16-mxfp8", bits=8, group_size=32, mode="mxfp8", prompts=PROMPTS, seed=56),
     Case(
-        name="lfm2-original-bf16",
+        name="lfm2-hf-bf16",
         bits=None,
-        original=True,
+        hugging_face=True,
         config={
             "conv_bias": True,
             "conv_L_cache": 4,
@@ -47,13 +47,13 @@ CASES = [
 ]
 
 
-def original(weights, config):
+def hugging_face(weights, config):
     """LiquidAI's layout: convolutions as in PyTorch."""
     out = {}
     for path, value in weights.items():
         is_conv = path.endswith("conv.conv.weight")
         out[path] = mx.contiguous(value.transpose(0, 2, 1)) if is_conv else value
-    return out, {k: v for k, v in config.items() if v is not None}
+    return out
 
 
 def wide(rng, step):

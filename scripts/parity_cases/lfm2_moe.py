@@ -64,10 +64,10 @@ CASES = [
         seed=52,
     ),
     Case(
-        name="lfm2moe-original-f32",
+        name="lfm2moe-hf-f32",
         dtype="f32",
         bits=None,
-        original=True,
+        hugging_face=True,
         config={"num_experts": 5, "num_experts_per_tok": 3},
         prompts=PROMPTS,
         seed=53,
@@ -75,7 +75,7 @@ CASES = [
 ]
 
 
-def original(weights, config):
+def hugging_face(weights, config):
     """LiquidAI's names: w1, w2, w3, an expert at a time, convolutions as in PyTorch."""
     names = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
     out = {}
@@ -90,7 +90,7 @@ def original(weights, config):
             continue
         for e in range(value.shape[0]):
             out[path.replace(".switch_mlp.", f".experts.{e}.")] = mx.contiguous(value[e])
-    return out, {k: v for k, v in config.items() if v is not None}
+    return out
 
 
 def wide_operators(rng, config):

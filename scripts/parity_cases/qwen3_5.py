@@ -36,9 +36,9 @@ __all__ = ["lively"]
 CASES = [
     Case(name="dense35-tied-bf16-4bit", config={"tie_word_embeddings": True}, prompts=PROMPTS, seed=66),
     Case(
-        name="dense35-original-bf16",
+        name="dense35-hf-bf16",
         bits=None,
-        original=True,
+        hugging_face=True,
         config={
             "tie_word_embeddings": True,
             "full_attention_interval": 2,
@@ -60,7 +60,7 @@ def wrap(config):
     return {**{k: config[k] for k in outer}, "text_config": text, "tie_word_embeddings": True}
 
 
-def original(weights, config):
+def hugging_face(weights, config):
     """Qwen's checkpoints: a vision model beside the text model, a layer that predicts further tokens."""
     out = {}
     for path, value in weights.items():
@@ -68,7 +68,7 @@ def original(weights, config):
         out[path.replace("model.", "model.language_model.", 1) if path.startswith("model.") else path] = value
     out["mtp.layers.0.input_layernorm.weight"] = mx.ones(config["text_config"]["hidden_size"])
     out["model.visual.patch_embed.proj.weight"] = mx.ones((3, 5))
-    return out, {**config, "vision_config": {"depth": 2}}
+    return out
 
 
 def wide_hybrid(rng, step):

@@ -46,10 +46,10 @@ CASES = [
         seed=72,
     ),
     Case(
-        name="moe35-original-f32",
+        name="moe35-hf-f32",
         dtype="f32",
         bits=None,
-        original=True,
+        hugging_face=True,
         config={"num_experts": 5, "num_experts_per_tok": 3, "rope_parameters": None},
         prompts=PROMPTS,
         seed=73,
@@ -58,9 +58,9 @@ CASES = [
 ]
 
 
-def original(weights, config):
+def hugging_face(weights, config):
     """As of qwen3_5, with the gate and up projections of all experts in one."""
-    weights, config = qwen3_5.original(weights, config)
+    weights = qwen3_5.hugging_face(weights, config)
     out = {}
     for path, value in weights.items():
         experts, _, name = path.partition(".switch_mlp.")
@@ -71,7 +71,7 @@ def original(weights, config):
             out[f"{experts}.experts.down_proj"] = value
         elif not name:
             out[path] = value
-    return out, config
+    return out
 
 
 def wide(rng, step):

@@ -105,8 +105,7 @@ impl Projections {
     fn load(scope: &Scope<'_>, options: &GatedDeltaOptions) -> Result<Self> {
         let (keys, values) = (options.keys_width(), options.values_width());
         let heads = options.num_value_heads;
-        let linear =
-            |name: &str, width| Linear::load(&scope.pp(name), options.hidden_size, width);
+        let linear = |name: &str, width| Linear::load(&scope.pp(name), options.hidden_size, width);
         Ok(match options.projections {
             GatedDeltaProjections::Apart => Self::Apart {
                 qkv: linear("in_proj_qkv", 2 * keys + values)?,

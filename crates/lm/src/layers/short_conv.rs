@@ -116,12 +116,7 @@ impl ShortConv {
     ///
     /// # Errors
     /// As [`Linear::load`]; `Checkpoint` when ranks are to share it.
-    pub fn load(
-        scope: &Scope<'_>,
-        hidden_size: i32,
-        kernel_size: i32,
-        bias: bool,
-    ) -> Result<Self> {
+    pub fn load(scope: &Scope<'_>, hidden_size: i32, kernel_size: i32, bias: bool) -> Result<Self> {
         scope.not_shared("a short convolution")?;
         let linear =
             |name: &str, width| Linear::load_with(&scope.pp(name), hidden_size, width, bias);

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::Model;
 use super::causal::CausalLm;
-use super::family::{Family, Shape};
+use super::family::{Conversion, Family, Shape};
 use crate::config::{Count, Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
@@ -18,6 +18,13 @@ use crate::weights::{Scope, Weights};
 
 /// What the norm behind the layers is called.
 const LAST_NORM: &str = "embedding_norm";
+/// Of what is in its modules.
+pub(super) const ORDER: &[(&str, &[&str])] = &[
+    ("layers", &["self_attn", "conv", "feed_forward", "operator_norm", "ffn_norm"]),
+    ("self_attn", &["q_layernorm", "k_layernorm"]),
+    ("conv", &["conv", "in_proj", "out_proj"]),
+    ("feed_forward", &["w1", "w3", "w2", "gate", "switch_mlp", "expert_bias"]),
+];
 /// `rope_theta` where none is given.
 const ROPE_THETA: f32 = 1e6;
 
@@ -118,6 +125,8 @@ impl Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = Conversion { order: ORDER, ..Conversion::DEFAULT };
+
     fn shape(&self) -> Shape {
         let num_heads = *self.num_attention_heads;
         Shape {
@@ -157,9 +166,11 @@ pub(super) fn rope_theta(nested: Option<&RopeTheta>, outer: Option<Positive>) ->
 
 /// From PyTorch's layout of a convolution's weight, `[channels, 1, kernel]`, to MLX's, `[channels, kernel, 1]`.
 pub(super) fn conv_rules() -> Rules {
-    Rules::new().map_if("{module*}conv.weight", &[Op::Swap(1, 2)], |found| {
-        matches!(found.shape, [_, one, kernel] if kernel > one)
-    })
+    Rules::new().map_if(
+        "{module*}conv.weight",
+        &[Op::Swap(1, 2)],
+        |found| matches!(found.shape, [_, one, kernel] if kernel > one),
+    )
 }
 
 /// What joins the tokens in each layer, which both LFM2 families have.

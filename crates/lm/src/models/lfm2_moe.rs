@@ -6,8 +6,8 @@
 use serde::Deserialize;
 
 use super::Model;
-use super::family::{Experts, Family, Shape};
-use super::lfm2::{Operators, RopeTheta, conv_rules, rope_theta};
+use super::family::{Conversion, Experts, Family, Shape};
+use super::lfm2::{ORDER, Operators, RopeTheta, conv_rules, rope_theta};
 use crate::config::{Count, Fields, Finite, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
@@ -107,6 +107,9 @@ impl Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion =
+        Conversion { precise: &["feed_forward.gate"], own_dtype: &["expert_bias"], order: ORDER };
+
     fn shape(&self) -> Shape {
         let num_heads = *self.num_attention_heads;
         Shape {

@@ -8,9 +8,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Model;
-use super::family::{Experts, Family, Shape};
+use super::family::{Conversion, Experts, Family, Shape};
 use super::qwen3_next::{
-    Hybrid, INTERVAL, Partial, delta_facts, gated_attention, load_moe, original_rules,
+    CONVERSION, Hybrid, INTERVAL, Partial, delta_facts, gated_attention, load_moe, original_rules,
 };
 use crate::config::{Count, Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
@@ -133,7 +133,11 @@ impl Config {
         };
         Ok(Hybrid {
             interval: self.full_attention_interval.map_or(INTERVAL, |interval| *interval),
-            attention: gated_attention(&shape, rope.load(config, shape.heads)?, self.attention_bias),
+            attention: gated_attention(
+                &shape,
+                rope.load(config, shape.heads)?,
+                self.attention_bias,
+            ),
             delta: self.delta(),
             shape,
         })
@@ -151,6 +155,8 @@ impl Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = Conversion { own_dtype: &["A_log"], ..CONVERSION };
+
     fn shape(&self) -> Shape {
         let num_heads = *self.num_attention_heads;
         let experts = self.experts();

@@ -5,7 +5,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::family::{Family, Shape};
+use super::family::{Conversion, Family, Shape};
 use super::{Model, qwen3_5};
 use crate::config::{Fields, ModelConfig};
 use crate::error::Result;
@@ -26,6 +26,8 @@ impl Fields for Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = qwen3_5::Config::CONVERSION;
+
     fn shape(&self) -> Shape {
         self.0.shape()
     }
@@ -38,11 +40,7 @@ impl Family for Config {
         let experts = |part: &str| format!("{{layer*}}.mlp.{part}");
         let stack = |name: &str| experts(&format!("switch_mlp.{name}.weight"));
         let rules = Rules::new()
-            .split(
-                &experts("experts.gate_up_proj"),
-                -2,
-                &[&stack("gate_proj"), &stack("up_proj")],
-            )
+            .split(&experts("experts.gate_up_proj"), -2, &[&stack("gate_proj"), &stack("up_proj")])
             .rename(&experts("experts.down_proj"), &stack("down_proj"));
         weights.rewrite(&rules)?;
         self.0.load(config, weights)

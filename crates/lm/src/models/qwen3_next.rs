@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Model;
 use super::causal::CausalLm;
-use super::family::{Experts, Family, Shape};
+use super::family::{Conversion, Experts, Family, Shape};
 use crate::config::{Count, Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
@@ -102,7 +102,11 @@ impl Config {
         };
         Ok(Hybrid {
             interval: self.full_attention_interval.map_or(INTERVAL, |interval| *interval),
-            attention: gated_attention(&shape, rope.load(config, shape.heads)?, self.attention_bias),
+            attention: gated_attention(
+                &shape,
+                rope.load(config, shape.heads)?,
+                self.attention_bias,
+            ),
             delta: self.delta(),
             shape,
         })
@@ -118,6 +122,8 @@ impl Config {
 }
 
 impl Family for Config {
+    const CONVERSION: Conversion = CONVERSION;
+
     fn shape(&self) -> Shape {
         Shape {
             hidden_size: *self.hidden_size,
@@ -165,6 +171,36 @@ impl Family for Config {
     }
 }
 
+/// The order of what is in a layer without attention, whichever way its projections are stored.
+const LINEAR_ATTN: &[&str] = &[
+    "conv1d",
+    "in_proj_qkvz",
+    "in_proj_ba",
+    "in_proj_qkv",
+    "in_proj_z",
+    "in_proj_b",
+    "in_proj_a",
+    "dt_bias",
+    "A_log",
+    "norm",
+    "out_proj",
+];
+
+/// What a conversion has to know.
+pub(super) const CONVERSION: Conversion = Conversion {
+    precise: &["mlp.gate", "shared_expert_gate"],
+    own_dtype: &[],
+    order: &[
+        (
+            "layers",
+            &["linear_attn", "self_attn", "input_layernorm", "post_attention_layernorm", "mlp"],
+        ),
+        ("linear_attn", LINEAR_ATTN),
+        ("mlp", &["gate_proj", "down_proj", "up_proj"]),
+        ("shared_expert", &["gate_proj", "down_proj", "up_proj"]),
+    ],
+};
+
 /// `full_attention_interval` where none is given.
 pub(super) const INTERVAL: i32 = 4;
 
@@ -174,9 +210,11 @@ pub(super) fn original_rules(rules: Rules) -> Rules {
     let norms = "{module*}.{norm:input_layernorm|post_attention_layernorm|q_norm|k_norm}.weight";
     let is_vector = |shape: &[i32]| shape.len() == 1;
     rules
-        .map_if("{module*}conv1d.weight", &[Op::Swap(1, 2)], |found| {
-            matches!(found.shape, [_, _, last] if *last != 1)
-        })
+        .map_if(
+            "{module*}conv1d.weight",
+            &[Op::Swap(1, 2)],
+            |found| matches!(found.shape, [_, _, last] if *last != 1),
+        )
         .map_if(norms, &[Op::Add(1.0)], move |found| is_vector(found.shape))
         .map_if("{root*}model.norm.weight", &[Op::Add(1.0)], move |found| is_vector(found.shape))
 }

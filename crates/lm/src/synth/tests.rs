@@ -126,7 +126,7 @@ fn layers_are_cut_on_request() {
 fn impossible_options_are_refused_before_anything_is_written() {
     let good = options(Some(Quantization::affine(64, 4)), 0);
     let unknown = SynthOptions { like: "llama".to_owned(), ..good.clone() };
-    assert!(refusal(&unknown).contains("known: qwen3-30b-a3b"));
+    assert!(refusal(&unknown).contains("known: lfm2-24b-a2b, "));
     for layers in [0, MAX_LAYERS + 1] {
         let error = refusal(&SynthOptions { layers: Some(layers), ..good.clone() });
         assert!(error.contains("layers is"), "{error}");

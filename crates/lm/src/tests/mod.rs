@@ -6,6 +6,7 @@ mod decoder;
 mod engine;
 mod fixture;
 mod generate;
+mod hybrid;
 mod layers;
 mod model;
 mod patch;
