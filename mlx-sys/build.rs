@@ -103,7 +103,11 @@ fn use_prebuilt(environment: &Environment, dir: &Path) -> Result<Mlx> {
 fn build_from_source(environment: &Environment, fork: &Path) -> Result<Mlx> {
     let pin = Pin::current();
     environment.require(Plan { source: false, ..environment.plan() })?;
-    let patches = patches::list(&fork.join("patches"))?;
+    let folder = fork.join("patches");
+    let mut patches = patches::list(&folder)?;
+    if environment.cuda.is_some() {
+        patches.extend(patches::of_backend(&folder, "cuda")?);
+    }
     let names = patches.iter().map(|p| p.name.trim_end_matches(".patch").to_owned()).collect();
     if let Some(dir) = &environment.source_dir {
         pin.objects.iter().for_each(|object| environment.watch(&dir.join(&object.path)));

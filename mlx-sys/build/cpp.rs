@@ -33,8 +33,11 @@ pub(crate) fn compile(
     let versions = Path::new(zmlx_patch::ROOT).join("overlay");
     let include = [generated.join("include"), generated.join("crate"), shim, versions];
 
-    // another compiler is another folder: CMake looks at it only once
-    let id = ObjectId::of("toolchain", environment.toolchain()?.as_bytes()).to_string();
+    // another compiler is another folder, since CMake looks at it only once; so is a checkout that was moved or copied with
+    // its target folder, since CMake refuses to go on elsewhere
+    let place = format!("{}\n{}", source.display(), environment.out_dir.display());
+    let toolchain = format!("{place}\n{}", environment.toolchain()?);
+    let id = ObjectId::of("toolchain", toolchain.as_bytes()).to_string();
     let folder = environment.out_dir.join(format!("cpp-{}", &id[..8]));
     fs::create_dir_all(&folder)?;
     let cmake = environment.cmake()?;

@@ -449,6 +449,12 @@ pub mod ffi {
             causal: bool,
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
+        fn fused_cache_append(
+            buffer: &Array,
+            tokens: &Array,
+            row: i32,
+            lengths: &Array,
+        ) -> Result<UniquePtr<Array>>;
         fn fused_greedy_token(logits: &Array) -> Result<UniquePtr<Array>>;
         fn fused_supports(
             primitive: &str,

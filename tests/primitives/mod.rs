@@ -1,6 +1,7 @@
 //! Every fused primitive against the stock ops it replaces.
 
 mod attention_rows;
+mod cache_append;
 mod combine;
 mod empty;
 mod extremes;

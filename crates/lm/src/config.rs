@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 pub use crate::quantization::QuantizationConfig;
-pub use numbers::{Count, Finite, Positive, Size};
+pub use numbers::{Count, Finite, Positive, Size, size, whole, yes};
 
 /// Where a configuration that wraps a text model keeps that model's fields.
 const TEXT_CONFIG: &str = "text_config";
@@ -210,7 +210,7 @@ impl ModelConfig {
         impl Fields for Vocab {
             const TOP_LEVEL: &'static [&'static str] = &["vocab_size"];
         }
-        let (vocab, _) = self.read::<Vocab>()?;
+        let (vocab, _) = self.read::<Vocab>(&[])?;
         Ok(vocab.vocab_size.unsigned_abs())
     }
 
@@ -219,7 +219,15 @@ impl ModelConfig {
     /// # Errors
     /// `Config` with file, field, what arrived and what is allowed.
     pub fn parse<T: Fields>(&self) -> Result<T> {
-        let (fields, unknown) = self.read::<T>()?;
+        self.parse_or::<T>(&[])
+    }
+
+    /// The same with values for fields that are absent.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_or<T: Fields>(&self, defaults: &[(&str, Value)]) -> Result<T> {
+        let (fields, unknown) = self.read::<T>(defaults)?;
         fields.check(self)?;
         self.unknown.get_or_init(|| unknown);
         Ok(fields)
@@ -231,7 +239,7 @@ impl ModelConfig {
         self.unknown.get().map_or(&[], Vec::as_slice)
     }
 
-    fn read<T: Fields>(&self) -> Result<(T, Vec<String>)> {
+    fn read<T: Fields>(&self, defaults: &[(&str, Value)]) -> Result<(T, Vec<String>)> {
         let nested = self.get(TEXT_CONFIG).and_then(Value::as_object);
         if let (Some(value), None) = (self.get(TEXT_CONFIG), nested) {
             return Err(self.error(TEXT_CONFIG, format!("is {}, expected an object", shown(value))));
@@ -245,6 +253,9 @@ impl ModelConfig {
             }
         }
         section.retain(|_, value| !value.is_null());
+        for (field, value) in defaults {
+            section.entry(*field).or_insert_with(|| value.clone());
+        }
         let section = Value::Object(section);
         let is_silent = |path: &str| {
             COMMON_KEYS.contains(&path)

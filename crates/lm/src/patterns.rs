@@ -33,6 +33,10 @@ pub const PATTERNS: &[Pattern] = &[
     },
     Pattern { name: "qk_norm_rope", about: "norm and rotation of queries and keys" },
     Pattern { name: "attention", about: "scores, softmax and weighted sum of attention" },
+    Pattern {
+        name: "cache_append",
+        about: "new keys and values of a batch into the caches of its rows",
+    },
     Pattern { name: "rms_norm", about: "norms of the residual stream" },
     Pattern { name: "short_conv", about: "short convolutions with their gates or activation" },
     Pattern {
@@ -50,6 +54,7 @@ const CPU: &[&str] = &[
     "quantized_linear",
     "qk_norm_rope",
     "attention",
+    "cache_append",
     "rms_norm",
     "short_conv",
     "gated_delta",

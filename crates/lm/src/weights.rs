@@ -336,12 +336,12 @@ impl<'a> Scope<'a> {
         self.weights.placement()
     }
 
-    /// Drops the weight `name` if it is there.
+    /// [`Weights::rewrite`] by rules whose patterns and templates are names below this scope.
     ///
     /// # Errors
-    /// As [`Weights::rewrite`].
-    pub fn drop(&self, name: &str) -> Result<()> {
-        self.weights.rewrite(&Rules::new().drop(&self.full(name)))
+    /// As there.
+    pub fn rewrite(&self, rules: Rules) -> Result<()> {
+        self.weights.rewrite(&rules.below(&self.prefix))
     }
 
     /// The module path that this scope stands for.

@@ -72,6 +72,17 @@ impl BuildInfo {
     pub fn stock(&self) -> String {
         format!("MLX {} ({})", self.mlx_version, self.mode)
     }
+
+    /// What is known to be wrong with the linked MLX, in words for people; `None` when nothing is.
+    pub fn known_defect(&self) -> Option<String> {
+        let races = self.backends.contains(&"cuda") && self.mlx_version == "0.32.2";
+        let mended = self.patches.iter().any(|name| name.starts_with("cuda/0001-"));
+        (races && !mended).then(|| {
+            "quantised products of 8 rows and more have a race in this MLX on CUDA: the same model may give other tokens \
+             every time, patched or not. MLX 0.32.4, and 0.32.2 when zmlx builds it from source, do not have it"
+                .to_owned()
+        })
+    }
 }
 
 /// Checks that the MLX that the program has found is of the version that it was compiled for.
@@ -124,6 +135,23 @@ mod tests {
              MLX_PREBUILT_DIR, or take the other MLX out of LD_LIBRARY_PATH"
         );
         assert!(check_version("0.32.40", "0.32.4").is_err());
+    }
+
+    #[test]
+    fn race_on_cuda_is_known_unless_it_is_mended() {
+        let cpu = build_info();
+        assert_eq!(cpu.known_defect(), None);
+        let patched = BuildInfo {
+            mlx_version: "0.32.2".to_owned(),
+            backends: vec!["cpu", "cuda"],
+            patches: vec!["0001-open-export-table", "cuda/0001-wait-before-epilogue-of-qmm-sm80"],
+            ..cpu
+        };
+        assert_eq!(patched.known_defect(), None);
+        let wheel = BuildInfo { patches: vec![], ..patched };
+        assert!(wheel.known_defect().expect("has it").contains("race"));
+        let newer = BuildInfo { mlx_version: "0.32.4".to_owned(), ..wheel };
+        assert_eq!(newer.known_defect(), None);
     }
 
     #[test]

@@ -121,6 +121,11 @@ array attention(
     Precision precision,
     StreamOrDevice s = {});
 
+// Row `row` of a batch's new tokens [B, H, L, D] into that row's cache. buffer [1, H, T, D], T at least L; lengths [B],
+// integers, how many tokens each row has with the new ones (one outside L to T is taken for the nearest of them)
+//   -> the buffer
+array cache_append(const array& buffer, const array& tokens, int row, const array& lengths, StreamOrDevice s = {});
+
 // ---- recurrent layers
 
 // A causal convolution along the tokens, each channel by itself, after the taps - 1 inputs in `state`.

@@ -203,6 +203,11 @@ ArrayPtr fused_attention(
           q.a, keys.v, values.v, opt(lengths), scale, causal, precision(fast), current())));
 }
 
+ArrayPtr
+fused_cache_append(const Array& buffer, const Array& tokens, int32_t row, const Array& lengths) {
+  ZMLX_OP("cache_append", box(zmlx::cache_append(buffer.a, tokens.a, row, lengths.a, current())));
+}
+
 ArrayPtr fused_greedy_token(const Array& logits) {
   ZMLX_OP("greedy_token", box(zmlx::greedy_token(logits.a, current())));
 }

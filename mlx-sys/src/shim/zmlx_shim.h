@@ -323,6 +323,8 @@ ArrayPtr fused_attention(
     float scale,
     bool causal,
     bool fast);
+ArrayPtr
+fused_cache_append(const Array& buffer, const Array& tokens, int32_t row, const Array& lengths);
 ArrayPtr fused_greedy_token(const Array& logits);
 Support fused_supports(
     rust::Str primitive,

@@ -117,6 +117,11 @@ impl LayerCache {
         self.len() == 0
     }
 
+    /// The keys and values, where it is the kind that grows.
+    pub(crate) fn as_kv_mut(&mut self) -> Option<&mut KvCache> {
+        if let Self::Kv(kv) = self { Some(kv) } else { None }
+    }
+
     /// Every array, for evaluation.
     pub fn arrays(&self) -> Box<dyn Iterator<Item = &Array> + '_> {
         fn pairs(pair: &Option<(Array, Array)>) -> impl Iterator<Item = &Array> {

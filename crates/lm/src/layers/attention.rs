@@ -3,9 +3,11 @@ use mlx::quantization::QuantizedWeight;
 use mlx::{Array, fast, ops};
 
 use super::site::ask;
-use super::{Fusable, Fusion, Linear, ModuleKind, ModulePath, Path, RmsNorm, Rope, Site};
+use super::{
+    Fusable, Fusion, Linear, ModuleKind, ModulePath, Path, QueryScale, RmsNorm, Rope, Site,
+};
 use crate::cache::{AttentionMask, KeysValues, Position, quantized_attention};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Size};
 use crate::error::{Error, Result};
 use crate::placement::Split;
 use crate::step::LayerRows;
@@ -23,6 +25,20 @@ pub struct Heads {
 }
 
 impl Heads {
+    /// What families leave out: as many key and value heads as query heads, and equal shares of the hidden size.
+    pub fn new(
+        hidden_size: Size,
+        num_heads: Size,
+        num_kv_heads: Option<Size>,
+        head_dim: Option<Size>,
+    ) -> Self {
+        Self {
+            num_heads: *num_heads,
+            num_kv_heads: *num_kv_heads.unwrap_or(num_heads),
+            head_dim: head_dim.map_or(*hidden_size / *num_heads, |dim| *dim),
+        }
+    }
+
     /// Whether they fit together; `config` is named in errors.
     ///
     /// # Errors
@@ -89,6 +105,8 @@ pub struct AttentionOptions {
     pub qk_norm: Option<QkNorm>,
     /// Rotation of queries and keys, where there is any.
     pub rope: Option<Rope>,
+    /// What queries are multiplied by after that, where it depends on their position.
+    pub query_scale: Option<QueryScale>,
     /// How many tokens a query sees, its own included; `None`: all before it.
     pub window: Option<i32>,
     /// Whether each head has a learned logit that takes part in the softmax alone (arXiv:2309.17453).
@@ -109,6 +127,7 @@ impl AttentionOptions {
             output_bias: false,
             qk_norm: None,
             rope: None,
+            query_scale: None,
             window: None,
             sinks: false,
             gated: false,
@@ -127,6 +146,7 @@ pub struct Attention {
     qk_norm: Option<(RmsNorm, RmsNorm)>,
     norm_is_whole: bool,
     rope: Option<Rope>,
+    query_scale: Option<QueryScale>,
     sinks: Option<Array>,
     heads: Heads,
     window: Option<i32>,
@@ -135,6 +155,7 @@ pub struct Attention {
     scale: f32,
     norm_rope_path: Path,
     path: Path,
+    append_path: Path,
 }
 
 impl Attention {
@@ -178,6 +199,7 @@ impl Attention {
             },
             norm_is_whole: matches!(options.qk_norm, Some(QkNorm::Whole(_))),
             rope: options.rope,
+            query_scale: options.query_scale,
             sinks: match options.sinks {
                 true => Some(scope.split(Split::Outputs).take_float("sinks", &[num_heads])?),
                 false => None,
@@ -190,6 +212,7 @@ impl Attention {
             scale: f64::from(head_dim).powf(-0.5) as f32,
             norm_rope_path: Path::Stock,
             path: Path::Stock,
+            append_path: Path::Stock,
         })
     }
 
@@ -240,6 +263,10 @@ impl Attention {
         };
         let (q_norm, k_norm) = norms.unzip();
         let q = self.norm_rope(q, num_heads, q_norm, &positions)?; // [B, H, L, D]
+        let q = match &self.query_scale {
+            Some(scale) => scale.forward(&q, &positions)?,
+            None => q,
+        };
         let k = self.norm_rope(k, num_kv_heads, k_norm, &positions)?; // [B, H_kv, L, D]
         let v = v.reshape(&[b, l, num_kv_heads, head_dim])?.transpose(&[0, 2, 1, 3])?;
         let y = match self.attend_together(&q, &k, &v, rows)? {
@@ -297,7 +324,8 @@ impl Attention {
         let (Path::Fused(Fusion { precision, .. }), None) = (self.path, self.window) else {
             return Ok(None);
         };
-        let Some(rows) = rows.update_growing(k, v)? else { return Ok(None) };
+        let fused = self.append_path != Path::Stock;
+        let Some(rows) = rows.update_growing(k, v, fused)? else { return Ok(None) };
         let (lengths, causal) = (Some(&rows.lengths), q.dim(2) > 1);
         Ok(Some(primitives::attention_rows(
             q,
@@ -377,6 +405,7 @@ impl Fusable for Attention {
             sinks: self.sinks.is_some(),
         };
         push("attention", ask(question), &mut self.path);
+        push("cache_append", ask(primitives::CacheAppend), &mut self.append_path);
         self.o_proj.sites(&at.pp(self.names.o_proj), sites);
     }
 }

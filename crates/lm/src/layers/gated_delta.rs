@@ -97,15 +97,17 @@ struct Inputs {
 
 #[derive(Debug, Clone)]
 enum Projections {
-    Apart { qkv: Linear, z: Linear, b: Linear, a: Linear },
-    ByKeyHead { qkvz: Linear, ba: Linear },
+    Apart { qkv: Box<Linear>, z: Box<Linear>, b: Box<Linear>, a: Box<Linear> },
+    ByKeyHead { qkvz: Box<Linear>, ba: Box<Linear> },
 }
 
 impl Projections {
     fn load(scope: &Scope<'_>, options: &GatedDeltaOptions) -> Result<Self> {
         let (keys, values) = (options.keys_width(), options.values_width());
         let heads = options.num_value_heads;
-        let linear = |name: &str, width| Linear::load(&scope.pp(name), options.hidden_size, width);
+        let linear = |name: &str, width| {
+            Linear::load(&scope.pp(name), options.hidden_size, width).map(Box::new)
+        };
         Ok(match options.projections {
             GatedDeltaProjections::Apart => Self::Apart {
                 qkv: linear("in_proj_qkv", 2 * keys + values)?,

@@ -51,6 +51,26 @@ pub struct MoeOptions {
     pub names: MoeNames,
 }
 
+impl MoeOptions {
+    /// Experts without biases, none of them shared, named as Qwen's.
+    pub fn new(
+        hidden_size: i32,
+        num_experts: i32,
+        intermediate_size: i32,
+        routing: Routing,
+    ) -> Self {
+        Self {
+            hidden_size,
+            num_experts,
+            intermediate_size,
+            glu: GluOptions::default(),
+            routing,
+            shared: None,
+            names: MoeNames::default(),
+        }
+    }
+}
+
 /// What experts that every token goes through are made of.
 #[derive(Debug, Clone, Copy)]
 pub struct SharedOptions {

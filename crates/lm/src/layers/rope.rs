@@ -29,6 +29,8 @@ pub struct RopeScaling {
     pub long_factor: Option<Factors>,
     pub partial_rotary_factor: Option<Positive>,
     pub mrope_section: Vec<Count>,
+    /// No part of the rotation; see [`QueryScale`](super::QueryScale).
+    pub llama_4_scaling_beta: Option<Finite>,
 }
 
 /// One factor for all frequencies or one for each.

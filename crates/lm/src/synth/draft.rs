@@ -48,7 +48,7 @@ impl Draft {
         Ok(Self { config, weights })
     }
 
-    /// Packs every matrix, and says so in the configuration.
+    /// Packs every matrix whose rows are a whole number of groups, and says so in the configuration.
     ///
     /// # Errors
     /// `Mlx`.

@@ -10,6 +10,7 @@
 
 mod ask;
 mod attention;
+mod cache_append;
 mod gated_delta;
 mod gather_qmm_combine;
 mod gather_qmm_swiglu;
@@ -28,6 +29,7 @@ use crate::quantization::{Mode, Quantization, QuantizedWeight};
 
 pub use ask::{Activation, Ask, Parameters, Setting, Value, supports};
 pub use attention::{Attention, attention, attention_rows};
+pub use cache_append::{CacheAppend, cache_append};
 pub use gated_delta::{GatedDelta, GatedDeltaInputs, gated_delta};
 pub use gather_qmm_combine::{GatherQmmCombine, gather_qmm_combine};
 pub use gather_qmm_swiglu::{GatherQmmSwiglu, gather_qmm_swiglu};
@@ -47,6 +49,7 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &RmsNorm::TYPICAL,
     &QkNormRope::TYPICAL,
     &Attention::TYPICAL,
+    &CacheAppend,
     &ShortConv::TYPICAL,
     &GatedDelta::TYPICAL,
     &GreedyToken::TYPICAL,
