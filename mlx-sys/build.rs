@@ -174,9 +174,6 @@ fn link(environment: &Environment, mlx: &Mlx) {
                 println!("cargo:rustc-link-lib=static:-bundle=cudart_static");
                 println!("cargo:rustc-link-lib=dylib=rt");
             }
-            if mlx.backends.iter().any(|b| b == "metal") {
-                println!("cargo:rustc-link-lib=framework=Foundation");
-            }
         }
         Link::Shared(lib) => {
             println!("cargo:rustc-link-search=native={}", lib.display());
@@ -184,6 +181,13 @@ fn link(environment: &Environment, mlx: &Mlx) {
             // for this package's own tests; dependents get it as DEP_ZMLX_MLX_RPATH
             println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
         }
+    }
+    if mlx.backends.iter().any(|b| b == "metal") {
+        // what metal-cpp, which is all in headers, calls from our units
+        for framework in ["Foundation", "Metal"] {
+            println!("cargo:rustc-link-lib=framework={framework}");
+        }
+        println!("cargo:rustc-link-lib=dylib=objc");
     }
 }
 
@@ -206,6 +210,7 @@ fn tell_dependents(mlx: &Mlx, primitives: &[String]) {
     }
     println!("cargo:root={}", mlx.root.display());
     println!("cargo:include={}", mlx.include.display());
+    println!("cargo:rustc-env=ZMLX_SYS_INCLUDE={}", mlx.include.display());
     if let Link::Shared(lib) = &mlx.link {
         println!("cargo:rpath={}", lib.display());
     }

@@ -24,12 +24,22 @@ BASE_CONFIG = {
     "max_position_embeddings": 4096,
 }
 
+
+def hugging_face(weights, config):
+    """LiquidAI's layout: convolutions as in PyTorch."""
+    out = {}
+    for path, value in weights.items():
+        is_conv = path.endswith("conv.conv.weight")
+        out[path] = mx.contiguous(value.transpose(0, 2, 1)) if is_conv else value
+    return out
+
+
 CASES = [
     Case(name="lfm2-bf16-mxfp8", bits=8, group_size=32, mode="mxfp8", prompts=PROMPTS, seed=56),
     Case(
         name="lfm2-hf-bf16",
         bits=None,
-        hugging_face=True,
+        published=hugging_face,
         config={
             "conv_bias": True,
             "conv_L_cache": 4,
@@ -45,15 +55,6 @@ CASES = [
         seed=57,
     ),
 ]
-
-
-def hugging_face(weights, config):
-    """LiquidAI's layout: convolutions as in PyTorch."""
-    out = {}
-    for path, value in weights.items():
-        is_conv = path.endswith("conv.conv.weight")
-        out[path] = mx.contiguous(value.transpose(0, 2, 1)) if is_conv else value
-    return out
 
 
 def wide(rng, step):

@@ -30,6 +30,25 @@ BASE_CONFIG = {
 # shorter than the convolution, as long, longer
 PROMPTS = [1, 2, 3, 4, 40]
 
+
+def hugging_face(weights, config):
+    """LiquidAI's names: w1, w2, w3, an expert at a time, convolutions as in PyTorch."""
+    names = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+    out = {}
+    for path, value in weights.items():
+        if path.endswith("conv.conv.weight"):
+            value = mx.contiguous(value.transpose(0, 2, 1))
+        for ours, theirs in names.items():
+            if ".feed_forward." in path:
+                path = path.replace(f".{ours}.", f".{theirs}.")
+        if ".switch_mlp." not in path:
+            out[path] = value
+            continue
+        for e in range(value.shape[0]):
+            out[path.replace(".switch_mlp.", f".experts.{e}.")] = mx.contiguous(value[e])
+    return out
+
+
 CASES = [
     Case(name="lfm2moe-bf16-4bit", prompts=PROMPTS, seed=51),
     Case(
@@ -67,30 +86,12 @@ CASES = [
         name="lfm2moe-hf-f32",
         dtype="f32",
         bits=None,
-        hugging_face=True,
+        published=hugging_face,
         config={"num_experts": 5, "num_experts_per_tok": 3},
         prompts=PROMPTS,
         seed=53,
     ),
 ]
-
-
-def hugging_face(weights, config):
-    """LiquidAI's names: w1, w2, w3, an expert at a time, convolutions as in PyTorch."""
-    names = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
-    out = {}
-    for path, value in weights.items():
-        if path.endswith("conv.conv.weight"):
-            value = mx.contiguous(value.transpose(0, 2, 1))
-        for ours, theirs in names.items():
-            if ".feed_forward." in path:
-                path = path.replace(f".{ours}.", f".{theirs}.")
-        if ".switch_mlp." not in path:
-            out[path] = value
-            continue
-        for e in range(value.shape[0]):
-            out[path.replace(".switch_mlp.", f".experts.{e}.")] = mx.contiguous(value[e])
-    return out
 
 
 def wide_operators(rng, config):

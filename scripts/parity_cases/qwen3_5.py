@@ -33,12 +33,24 @@ BASE_CONFIG = {
 
 __all__ = ["lively"]
 
+
+def hugging_face(weights, config):
+    """Qwen's checkpoints: a vision model beside the text model, a layer that predicts further tokens."""
+    out = {}
+    for path, value in weights.items():
+        path, value = path.removeprefix("language_model."), layout(path, value)
+        out[path.replace("model.", "model.language_model.", 1) if path.startswith("model.") else path] = value
+    out["mtp.layers.0.input_layernorm.weight"] = mx.ones(config["text_config"]["hidden_size"])
+    out["model.visual.patch_embed.proj.weight"] = mx.ones((3, 5))
+    return out
+
+
 CASES = [
     Case(name="dense35-tied-bf16-4bit", config={"tie_word_embeddings": True}, prompts=PROMPTS, seed=66),
     Case(
         name="dense35-hf-bf16",
         bits=None,
-        hugging_face=True,
+        published=hugging_face,
         config={
             "tie_word_embeddings": True,
             "full_attention_interval": 2,
@@ -58,17 +70,6 @@ def wrap(config):
     text = {k: v for k, v in config.items() if k not in outer and v is not None}
     text["model_type"] = config["model_type"] + "_text"
     return {**{k: config[k] for k in outer}, "text_config": text, "tie_word_embeddings": True}
-
-
-def hugging_face(weights, config):
-    """Qwen's checkpoints: a vision model beside the text model, a layer that predicts further tokens."""
-    out = {}
-    for path, value in weights.items():
-        path, value = path.removeprefix("language_model."), layout(path, value)
-        out[path.replace("model.", "model.language_model.", 1) if path.startswith("model.") else path] = value
-    out["mtp.layers.0.input_layernorm.weight"] = mx.ones(config["text_config"]["hidden_size"])
-    out["model.visual.patch_embed.proj.weight"] = mx.ones((3, 5))
-    return out
 
 
 def wide_hybrid(rng, step):

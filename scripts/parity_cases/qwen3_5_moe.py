@@ -18,6 +18,23 @@ BASE_CONFIG = {
 
 __all__ = ["lively", "wrap"]
 
+
+def hugging_face(weights, config):
+    """As of qwen3_5, with the gate and up projections of all experts in one."""
+    weights = qwen3_5.hugging_face(weights, config)
+    out = {}
+    for path, value in weights.items():
+        experts, _, name = path.partition(".switch_mlp.")
+        if name == "gate_proj.weight":
+            both = [value, weights[f"{experts}.switch_mlp.up_proj.weight"]]
+            out[f"{experts}.experts.gate_up_proj"] = mx.concatenate(both, axis=-2)
+        elif name == "down_proj.weight":
+            out[f"{experts}.experts.down_proj"] = value
+        elif not name:
+            out[path] = value
+    return out
+
+
 CASES = [
     Case(name="moe35-bf16-4bit", prompts=PROMPTS, seed=71),
     Case(
@@ -49,29 +66,13 @@ CASES = [
         name="moe35-hf-f32",
         dtype="f32",
         bits=None,
-        hugging_face=True,
+        published=hugging_face,
         config={"num_experts": 5, "num_experts_per_tok": 3, "rope_parameters": None},
         prompts=PROMPTS,
         seed=73,
     ),
     Case(name="moe35-mxfp4", mode="mxfp4", group_size=32, prompts=PROMPTS, seed=74),
 ]
-
-
-def hugging_face(weights, config):
-    """As of qwen3_5, with the gate and up projections of all experts in one."""
-    weights = qwen3_5.hugging_face(weights, config)
-    out = {}
-    for path, value in weights.items():
-        experts, _, name = path.partition(".switch_mlp.")
-        if name == "gate_proj.weight":
-            both = [value, weights[f"{experts}.switch_mlp.up_proj.weight"]]
-            out[f"{experts}.experts.gate_up_proj"] = mx.concatenate(both, axis=-2)
-        elif name == "down_proj.weight":
-            out[f"{experts}.experts.down_proj"] = value
-        elif not name:
-            out[path] = value
-    return out
 
 
 def wide(rng, step):

@@ -36,6 +36,38 @@ BASE_CONFIG = {
 # shorter than the convolution, as long, longer
 PROMPTS = [1, 2, 3, 4, 5, 40]
 
+SHIFTED_NORMS = (
+    ".input_layernorm.weight",
+    ".post_attention_layernorm.weight",
+    "model.norm.weight",
+    ".q_norm.weight",
+    ".k_norm.weight",
+)
+
+
+def layout(path, value):
+    """One weight as Qwen stores it: norms as what they differ from one by, convolutions as in PyTorch."""
+    if path.endswith("conv1d.weight"):
+        return mx.contiguous(value.transpose(0, 2, 1))
+    return value - 1.0 if path.endswith(SHIFTED_NORMS) else value
+
+
+def hugging_face(weights, config):
+    """Qwen's checkpoints: an expert at a time, an unused head, a layer that predicts further tokens."""
+    out = {}
+    for path, value in weights.items():
+        value = layout(path, value)
+        if ".switch_mlp." not in path:
+            out[path] = value
+            continue
+        for e in range(value.shape[0]):
+            out[path.replace(".switch_mlp.", f".experts.{e}.")] = mx.contiguous(value[e])
+    out["mtp.layers.0.input_layernorm.weight"] = mx.ones(config["hidden_size"])
+    if config["tie_word_embeddings"]:
+        out["lm_head.weight"] = weights["model.embed_tokens.weight"] * 2.0
+    return out
+
+
 CASES = [
     Case(name="next-bf16-4bit", prompts=PROMPTS, seed=61),
     Case(
@@ -68,20 +100,12 @@ CASES = [
         name="next-hf-f32",
         dtype="f32",
         bits=None,
-        hugging_face=True,
+        published=hugging_face,
         config={"num_experts": 5, "num_experts_per_tok": 3, "tie_word_embeddings": True},
         prompts=PROMPTS,
         seed=63,
     ),
 ]
-
-SHIFTED_NORMS = (
-    ".input_layernorm.weight",
-    ".post_attention_layernorm.weight",
-    "model.norm.weight",
-    ".q_norm.weight",
-    ".k_norm.weight",
-)
 
 
 def lively(path, noise):
@@ -93,29 +117,6 @@ def lively(path, noise):
     if path.endswith("conv1d.weight"):
         return 0.7 * noise
     return None
-
-
-def layout(path, value):
-    """One weight as Qwen stores it: norms as what they differ from one by, convolutions as in PyTorch."""
-    if path.endswith("conv1d.weight"):
-        return mx.contiguous(value.transpose(0, 2, 1))
-    return value - 1.0 if path.endswith(SHIFTED_NORMS) else value
-
-
-def hugging_face(weights, config):
-    """Qwen's checkpoints: an expert at a time, an unused head, a layer that predicts further tokens."""
-    out = {}
-    for path, value in weights.items():
-        value = layout(path, value)
-        if ".switch_mlp." not in path:
-            out[path] = value
-            continue
-        for e in range(value.shape[0]):
-            out[path.replace(".switch_mlp.", f".experts.{e}.")] = mx.contiguous(value[e])
-    out["mtp.layers.0.input_layernorm.weight"] = mx.ones(config["hidden_size"])
-    if config["tie_word_embeddings"]:
-        out["lm_head.weight"] = weights["model.embed_tokens.weight"] * 2.0
-    return out
 
 
 def wide_delta(rng, step):

@@ -4,6 +4,7 @@
 //! - [`ops`], [`fast`], [`quantization`], [`random`]: MLX's functions by family. Each runs on the
 //!   current thread's default stream of the default device ([`Device`], [`Stream`]).
 //! - [`primitives`]: the fused launches that zmlx adds to MLX.
+//! - [`launches`]: how many kernels a graph launches.
 //! - [`io`], [`memory`], [`transforms`].
 //!
 //! # Threads
@@ -26,6 +27,7 @@ mod dtype;
 mod error;
 pub mod fast;
 pub mod io;
+pub mod launches;
 pub mod memory;
 pub mod ops;
 pub mod primitives;
