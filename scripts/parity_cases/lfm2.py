@@ -24,6 +24,18 @@ BASE_CONFIG = {
     "max_position_embeddings": 4096,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "block_dim": 64,
+    "num_hidden_layers": 3,
+    "block_multiple_of": 32,
+    "block_ff_dim": 130,
+    "conv_bias": True,
+    "conv_L_cache": 4,
+    "full_attn_idxs": [1],
+    "vocab_size": 96,
+}
+
 
 def hugging_face(weights, config):
     """LiquidAI's layout: convolutions as in PyTorch."""

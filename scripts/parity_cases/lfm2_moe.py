@@ -27,6 +27,14 @@ BASE_CONFIG = {
     "tie_word_embeddings": True,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_experts": 6,
+    "vocab_size": 96,
+}
+
 # shorter than the convolution, as long, longer
 PROMPTS = [1, 2, 3, 4, 40]
 

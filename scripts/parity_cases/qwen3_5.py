@@ -31,6 +31,21 @@ BASE_CONFIG = {
     "max_position_embeddings": 4096,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "intermediate_size": 96,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 24,
+    "linear_value_head_dim": 16,
+    "full_attention_interval": 3,
+    "vocab_size": 96,
+    "tie_word_embeddings": True,
+}
+
 __all__ = ["lively"]
 
 

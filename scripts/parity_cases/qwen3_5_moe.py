@@ -16,6 +16,15 @@ BASE_CONFIG = {
     "shared_expert_intermediate_size": 128,
 }
 
+GOLDEN = {
+    **qwen3_5.GOLDEN,
+    "intermediate_size": None,
+    "num_experts": 6,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 64,
+    "tie_word_embeddings": False,
+}
+
 __all__ = ["lively", "wrap"]
 
 

@@ -33,6 +33,23 @@ BASE_CONFIG = {
     "max_position_embeddings": 4096,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "intermediate_size": 96,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "linear_key_head_dim": 24,
+    "linear_value_head_dim": 16,
+    "full_attention_interval": 2,
+    "num_experts": 6,
+    "decoder_sparse_step": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 64,
+    "vocab_size": 96,
+}
+
 # shorter than the convolution, as long, longer
 PROMPTS = [1, 2, 3, 4, 5, 40]
 

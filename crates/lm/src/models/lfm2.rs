@@ -18,6 +18,12 @@ use crate::weights::{Scope, Weights};
 
 /// What the norm behind the layers is called.
 const LAST_NORM: &str = "embedding_norm";
+/// What the reference takes for granted.
+pub(super) const ASSUMED: &[(&str, &str)] = &[
+    ("rope_parameters.rope_type", "\"default\""),
+    ("tie_embedding", "true"),
+    ("tie_word_embeddings", "true"),
+];
 /// Of what is in its modules.
 pub(super) const ORDER: &[(&str, &[&str])] = &[
     ("layers", &["self_attn", "conv", "feed_forward", "operator_norm", "ffn_norm"]),
@@ -73,12 +79,10 @@ impl Fields for Config {
         "conv_dim_out",
         "conv_use_xavier_init",
         "num_heads",
-        "rope_parameters.rope_type",
         "theta",
-        "tie_embedding",
-        "tie_word_embeddings",
         "use_pos_enc",
     ];
+    const ASSUMED: &'static [(&'static str, &'static str)] = ASSUMED;
 
     fn check(&self, config: &ModelConfig) -> Result<()> {
         if *self.block_dim != *self.hidden_size {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::Model;
 use super::family::{Conversion, Experts, Family, Shape};
-use super::lfm2::{ORDER, Operators, RopeTheta, conv_rules, rope_theta};
+use super::lfm2::{ASSUMED, ORDER, Operators, RopeTheta, conv_rules, rope_theta};
 use crate::config::{Count, Fields, Finite, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
@@ -47,8 +47,7 @@ pub struct Config {
 }
 
 impl Fields for Config {
-    const UNUSED: &'static [&'static str] =
-        &["rope_parameters.rope_type", "tie_embedding", "tie_word_embeddings"];
+    const ASSUMED: &'static [(&'static str, &'static str)] = ASSUMED;
 
     fn check(&self, config: &ModelConfig) -> Result<()> {
         self.experts().check(config, "num_experts_per_tok", "num_experts")?;

@@ -63,15 +63,17 @@ pub struct Config {
 
 impl Fields for Config {
     const UNUSED: &'static [&'static str] = &[
-        "attn_output_gate",
-        "decoder_sparse_step",
-        "hidden_act",
         "layer_types",
-        "mamba_ssm_dtype",
-        "mlp_only_layers",
         "mtp_num_hidden_layers",
         "partial_rotary_factor",
         "rope_parameters.mrope_interleaved",
+    ];
+    const ASSUMED: &'static [(&'static str, &'static str)] = &[
+        ("attn_output_gate", "true"),
+        ("decoder_sparse_step", "1"),
+        ("hidden_act", "\"silu\""),
+        ("mamba_ssm_dtype", "\"float32\""),
+        ("mlp_only_layers", "[]"),
     ];
 
     fn check(&self, config: &ModelConfig) -> Result<()> {

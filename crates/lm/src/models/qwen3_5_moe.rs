@@ -19,6 +19,7 @@ pub struct Config(qwen3_5::Config);
 
 impl Fields for Config {
     const UNUSED: &'static [&'static str] = qwen3_5::Config::UNUSED;
+    const ASSUMED: &'static [(&'static str, &'static str)] = qwen3_5::Config::ASSUMED;
 
     fn check(&self, config: &ModelConfig) -> Result<()> {
         self.0.check(config)

@@ -58,8 +58,8 @@ pub struct Config {
 }
 
 impl Fields for Config {
-    const UNUSED: &'static [&'static str] =
-        &["hidden_act", "layer_types", "max_window_layers", "use_sliding_window"];
+    const UNUSED: &'static [&'static str] = &["layer_types", "max_window_layers"];
+    const ASSUMED: &'static [(&'static str, &'static str)] = &[("hidden_act", "\"silu\"")];
 
     fn check(&self, config: &ModelConfig) -> Result<()> {
         if let Some(experts) = self.experts() {

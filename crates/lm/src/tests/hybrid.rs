@@ -127,28 +127,6 @@ fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
 }
 
 #[test]
-fn prompts_in_pieces_and_token_by_token_say_what_they_say_at_once() {
-    for config in all() {
-        let what = config["model_type"].to_string();
-        let mut loaded = loaded(&draft(config, Dtype::F32).quantized(q4()).unwrap());
-        for patterns in [Patterns::Off, Patterns::Auto] {
-            patched(&mut loaded, patterns);
-            let model = loaded.model.as_ref();
-            let prompt = tokens(40, 5);
-            let at_once = fresh(&loaded, &prompt);
-            for pieces in [1, 2, 3, 17] {
-                let mut cache = model.make_cache();
-                let said: Vec<_> =
-                    prompt.chunks(pieces).flat_map(|p| logits(model, p, &mut cache)).collect();
-                assert_close(&said, &at_once, &format!("{what} in pieces of {pieces}"));
-                assert_eq!(cache.len(), 40);
-                assert!(cache.layers.iter().all(|layer| layer.len() == 40));
-            }
-        }
-    }
-}
-
-#[test]
 fn patched_equals_stock_bit_for_bit() {
     if mlx::build_info().primitives.is_empty() {
         return;
@@ -187,52 +165,6 @@ fn patched_equals_stock_bit_for_bit() {
             let sites = if what.contains("qwen") { 2 * recurrent } else { recurrent };
             assert_eq!(own, sites, "{what} {dtype}");
             assert_eq!(run(&loaded), stock, "{what} {dtype}");
-        }
-    }
-}
-
-/// Rows of different length at different positions, each with a cache of its own.
-#[test]
-fn ragged_rows_have_the_bits_that_they_have_alone() {
-    let held = [tokens(3, 0), tokens(40, 1), tokens(1, 2), tokens(2, 3)];
-    let added: [&[u32]; 4] = [&[5, 6, 7], &[8], &[9, 10], &[11, 12, 13]];
-    for config in all() {
-        let what = config["model_type"].to_string();
-        let mut loaded = loaded(&draft(config, Dtype::Bf16).quantized(q4()).unwrap());
-        for patterns in [Patterns::Off, Patterns::Auto] {
-            patched(&mut loaded, patterns);
-            let model = loaded.model.as_ref();
-            let mut caches: Vec<Cache> = Vec::new();
-            for row in &held {
-                let mut cache = model.make_cache();
-                logits(model, row, &mut cache);
-                caches.push(cache);
-            }
-            let alone: Vec<Vec<f32>> = added
-                .iter()
-                .zip(&caches)
-                .map(|(row, cache)| logits(model, row, &mut cache.clone()).pop().unwrap())
-                .collect();
-            let pad = |row: &&[u32]| row.iter().copied().chain([0; 3]).take(3).collect::<Vec<_>>();
-            let padded: Vec<u32> = added.iter().flat_map(pad).collect();
-            let lengths: Vec<i32> = added.iter().map(|row| row.len() as i32).collect();
-            let input = Array::from_slice(&padded, &[4, 3]).unwrap();
-            let step = Step { lengths: Some(&lengths), ..Step::new(&input) };
-            let mut rows: Vec<&mut Cache> = caches.iter_mut().collect();
-            let last = model.forward(&step, &mut rows).unwrap().astype(Dtype::F32).unwrap();
-            assert_eq!(last.to_vec::<f32>().unwrap(), alone.concat(), "{what}");
-            for (cache, (held, added)) in caches.iter().zip(held.iter().zip(added)) {
-                assert_eq!(cache.len() as usize, held.len() + added.len());
-            }
-            // and the next step, where all rows add one token
-            let next = Array::from_slice(&[1_u32, 2, 3, 4], &[4, 1]).unwrap();
-            let alone: Vec<_> = (0..4)
-                .map(|b| logits(model, &[b as u32 + 1], &mut caches[b].clone()).swap_remove(0))
-                .collect();
-            let mut rows: Vec<&mut Cache> = caches.iter_mut().collect();
-            let both = model.forward(&Step::new(&next), &mut rows).unwrap();
-            let both = both.astype(Dtype::F32).unwrap().to_vec::<f32>().unwrap();
-            assert_eq!(both, alone.concat(), "{what}, next");
         }
     }
 }
