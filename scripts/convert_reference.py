@@ -146,10 +146,7 @@ def compare(args, folder, options, root):
         return [] if run.returncode == 2 else [f"mlx-lm refuses: {reason}"]
     if run.returncode != 0:
         return [f"exit code {run.returncode}: {run.stderr.strip()}"]
-    found = list(differences(expected, got))
-    shutil.rmtree(expected)
-    shutil.rmtree(got)
-    return found
+    return list(differences(expected, got))
 
 
 def main():
@@ -170,6 +167,8 @@ def main():
             source(model_type, folder, seed)
             for options in OPTIONS:
                 found = compare(args, folder, options, root)
+                for side in ("mlx-lm", "zmlx"):
+                    shutil.rmtree(root / f"{options[0]}-{side}", ignore_errors=True)
                 compared += 1
                 failures += bool(found)
                 for line in found[:6]:

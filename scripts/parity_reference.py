@@ -153,7 +153,8 @@ def build(model_type, case, folder):
                 if path.endswith(suffix):
                     return choice
             # Families with routers quantise those at 8 bits with groups of 64.
-            choice = getattr(model, "quant_predicate", lambda path, module: True)(path, module)
+            own = getattr(model, "quant_predicate", None) or (lambda path, module: True)
+            choice = own(path, module)
             size = choice["group_size"] if isinstance(choice, dict) else case.group_size
             return choice if module.weight.shape[-1] % size == 0 else False
 

@@ -208,6 +208,7 @@ pub mod ffi {
         fn logaddexp(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn matmul(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn addmm(c: &Array, a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
+        fn conv1d(x: &Array, w: &Array, groups: i32) -> Result<UniquePtr<Array>>;
         fn equal(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn not_equal(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
         fn less(a: &Array, b: &Array) -> Result<UniquePtr<Array>>;
@@ -469,6 +470,14 @@ pub mod ffi {
             q: &QuantParams,
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
+        fn fused_short_conv(
+            x: &Array,
+            weight: &Array,
+            bias: &UniquePtr<Array>,
+            state: &Array,
+            gated: bool,
+        ) -> Result<UniquePtr<ArrayVec>>;
+        fn fused_gated_delta(inputs: &ArrayVec, norm_eps: f32) -> Result<UniquePtr<ArrayVec>>;
         fn fused_rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<UniquePtr<Array>>;
         fn fused_add_rms_norm(
             x: &Array,

@@ -54,6 +54,11 @@ fn decode_steps_equal_stock() {
     run("step_equivalence", &["--quick"]);
 }
 
+#[test]
+fn recurrent_layers_equal_stock() {
+    run("recurrent_equivalence", &["--quick"]);
+}
+
 /// A function that several units define as inline is linked once, from whichever comes first. If a
 /// unit for one instruction set has such a function, other units may run it on machines without.
 #[test]

@@ -32,6 +32,9 @@ BASE_CONFIG = {
     "max_position_embeddings": 4096,
 }
 
+# its router has groups of 64 whatever the recipe
+CONVERT = {"hidden_size": 128}
+
 GOLDEN = {
     "hidden_size": 64,
     "intermediate_size": 32,

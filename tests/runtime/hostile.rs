@@ -77,11 +77,12 @@ alone! {
             ops::ceil, ops::round, ops::logical_not, ops::isnan, ops::isinf, ops::stop_gradient,
             ops::silu, ops::contiguous,
         ];
-        let binary: [(&str, Binary); 22] = table![
+        let binary: [(&str, Binary); 23] = table![
             ops::add, ops::subtract, ops::multiply, ops::divide, ops::floor_divide, ops::remainder,
             ops::power, ops::maximum, ops::minimum, ops::logaddexp, ops::matmul, ops::equal,
             ops::not_equal, ops::less, ops::less_equal, ops::greater, ops::greater_equal,
             ops::logical_and, ops::logical_or, ops::swiglu, |a, b| ops::select(a, a, b), |a, b| ops::addmm(a, b, b),
+            ops::depthwise_conv1d,
         ];
         let odd = odd();
         for (name, a) in &odd {

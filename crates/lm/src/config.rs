@@ -279,13 +279,13 @@ impl ModelConfig {
             assumed.insert(*field, self.json(field, value)?);
         }
         let is_silent = |path: &str| {
+            let value = section.pointer(&format!("/{}", path.replace('.', "/")));
             if let Some(assumed) = assumed.get(path) {
-                return section.get(path).is_some_and(|value| is_same(value, assumed));
+                return value.is_some_and(|value| is_same(value, assumed));
             }
             COMMON_KEYS.contains(&path)
                 || T::UNUSED.contains(&path)
-                || section.pointer(&format!("/{}", path.replace('.', "/")))
-                    == Some(&Value::Bool(false))
+                || value == Some(&Value::Bool(false))
         };
         let named = |path: String| match nested {
             Some(_) if !T::TOP_LEVEL.contains(&path.as_str()) => format!("{TEXT_CONFIG}.{path}"),

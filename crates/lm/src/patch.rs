@@ -81,7 +81,7 @@ pub struct ModuleReport {
 /// What became of every module.
 #[derive(Debug, Clone)]
 pub struct PatchReport {
-    /// The patterns tried.
+    /// The patterns tried; of a preset those that the model has a place for.
     pub patterns: Vec<&'static str>,
     /// Where the model runs.
     pub device: Device,
@@ -232,7 +232,11 @@ fn plan_for(
         note,
     };
     let mut last_moe = None;
-    for site in sites_of(loaded.model.as_mut()) {
+    let sites = sites_of(loaded.model.as_mut());
+    if options.patterns == Patterns::Auto {
+        report.patterns.retain(|name| sites.iter().any(|site| site.pattern == *name));
+    }
+    for site in sites {
         if site.kind == ModuleKind::Moe && last_moe.as_ref() != Some(&site.module) {
             report.num_moe_modules += 1;
             last_moe = Some(site.module.clone());

@@ -46,6 +46,11 @@ pub const PATTERNS: &[Pattern] = &[
         name: "add_norm",
         about: "what is added to the residual stream, with the norm of the sum",
     },
+    Pattern { name: "short_conv", about: "short convolutions with their gates or activation" },
+    Pattern {
+        name: "gated_delta",
+        about: "the gated delta rule with the norms and gates around it",
+    },
     Pattern { name: "greedy_token", about: "from logits to the likeliest token" },
 ];
 
@@ -60,6 +65,8 @@ const CPU: &[&str] = &[
     "attention",
     "cache_append",
     "rms_norm",
+    "short_conv",
+    "gated_delta",
     "greedy_token",
 ];
 /// On by default on a GPU.

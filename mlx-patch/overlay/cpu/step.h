@@ -49,6 +49,54 @@ constexpr int kMaxQueries = 64;
 constexpr int kMaxLanes = 16;
 constexpr int64_t kPad = 2 * kMaxLanes;
 
+constexpr int kMaxTaps = 16;
+
+// A causal convolution of each channel along the tokens, float32 sums rounded once, between two gates (LFM2) or under
+// silu. Rows of values by pointers to the first token's; strides in bytes.
+struct ShortConvTask {
+  DType dtype;
+  bool fused; // one rounding for a product and its sum
+  int64_t length;
+  int64_t taps; // at most kMaxTaps
+  int64_t channels;
+  const uint8_t* x;
+  const uint8_t* gate_in; // multiplies x; null without gates
+  const uint8_t* gate_out; // multiplies what comes out; null: silu
+  int64_t x_stride; // also of the gates
+  const uint8_t* weights; // rows of one tap each
+  int64_t weight_stride;
+  const uint8_t* bias; // null where there is none
+  const uint8_t* state; // the taps - 1 inputs before x
+  int64_t state_stride;
+  uint8_t* new_state; // those before the next token
+  int64_t new_state_stride;
+  uint8_t* y;
+  int64_t y_stride;
+};
+
+// One head's memory goes through `length` tokens:
+//   s = memory * decay;  memory' = s + k * ((v - s . k) * beta);  y = memory' . q
+struct DeltaTask {
+  DType dtype; // of v and y
+  int64_t length;
+  int64_t key_dim;
+  int64_t value_dim;
+  const float* q; // [length, key_dim]
+  const float* k;
+  const float* decay; // [length]
+  const float* beta;
+  const uint8_t* v; // rows of value_dim, by bytes
+  int64_t v_stride;
+  const float* memory; // [key_dim, value_dim]
+  float* new_memory; // may be `memory`
+  uint8_t* y;
+  int64_t y_stride;
+  float* scratch; // key_dim * kMaxValueBlock floats
+};
+
+// Values that a pass over the keys takes at most.
+constexpr int64_t kMaxValueBlock = 64;
+
 struct StepKernels {
   const char* isa;
   // Rows that one call of rms_scale takes at most.
@@ -81,6 +129,12 @@ struct StepKernels {
   float (*exp_sum)(DType t, const uint8_t* x, int64_t n, float max);
   // The first i with x[i] - c, rounded to the type, >= target; n when there is none.
   int64_t (*first_reaching)(DType t, const uint8_t* x, int64_t n, float c, float target);
+  void (*short_conv)(const ShortConvTask& task);
+  void (*delta_rule)(const DeltaTask& task);
+  // y = x * scale * factor, rounded after each product
+  void (*scaled_row)(DType t, const uint8_t* x, float scale, float factor, float* y, int64_t n);
+  // y = silu(gate) * x in float32, rounded once; y may be x
+  void (*gate_row)(DType t, const uint8_t* gate, const uint8_t* x, uint8_t* y, int64_t n);
 };
 
 // Follows kernels() of cpu/qmm.h: what runtime dispatch picked, or what set_isa forced.

@@ -32,6 +32,9 @@ struct V {
   static F mul(F a, F b) {
     return _mm256_mul_ps(a, b);
   }
+  static F div(F a, F b) {
+    return _mm256_div_ps(a, b);
+  }
   static F fma(F a, F b, F c) {
     return _mm256_fmadd_ps(a, b, c);
   }

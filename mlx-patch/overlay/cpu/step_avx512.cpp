@@ -36,6 +36,9 @@ struct V {
   static F mul(F a, F b) {
     return _mm512_mul_ps(a, b);
   }
+  static F div(F a, F b) {
+    return _mm512_div_ps(a, b);
+  }
   static F fma(F a, F b, F c) {
     return _mm512_fmadd_ps(a, b, c);
   }

@@ -4,6 +4,7 @@
 
 #include "cpu/step_attention.h"
 #include "cpu/step_lanes.h"
+#include "cpu/step_recurrent.h"
 #include "cpu/step_rows.h"
 
 namespace zmlx::cpu {
@@ -70,6 +71,29 @@ int64_t first_reaching(DType t, const uint8_t* x, int64_t n, float c, float targ
   return by_type(t, [&](auto type) { return first_reaching_t<decltype(type)>(x, n, c, target); });
 }
 
+void short_conv(const ShortConvTask& task) {
+  by_type(task.dtype, [&](auto type) {
+    // Products of short types are exact, but for those too large for float32.
+    if (task.fused) {
+      short_conv_t<decltype(type), true>(task);
+    } else {
+      short_conv_t<decltype(type), false>(task);
+    }
+  });
+}
+
+void delta_rule(const DeltaTask& task) {
+  by_type(task.dtype, [&](auto type) { delta_rule_t<decltype(type)>(task); });
+}
+
+void scaled_row(DType t, const uint8_t* x, float scale, float factor, float* y, int64_t n) {
+  by_type(t, [&](auto type) { scaled_row_t<decltype(type)>(x, scale, factor, y, n); });
+}
+
+void gate_row(DType t, const uint8_t* gate, const uint8_t* x, uint8_t* y, int64_t n) {
+  by_type(t, [&](auto type) { gate_row_t<decltype(type)>(gate, x, y, n); });
+}
+
 constexpr StepKernels make_kernels(const char* isa) {
   return {
       isa,
@@ -84,7 +108,11 @@ constexpr StepKernels make_kernels(const char* isa) {
       maximum,
       exp_sum_in_order,
       exp_sum,
-      first_reaching};
+      first_reaching,
+      short_conv,
+      delta_rule,
+      scaled_row,
+      gate_row};
 }
 
 } // namespace

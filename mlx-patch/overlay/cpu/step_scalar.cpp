@@ -34,6 +34,9 @@ struct V {
   static F mul(F a, F b) {
     return a * b;
   }
+  static F div(F a, F b) {
+    return a / b;
+  }
   static F fma(F a, F b, F c) {
     return std::fma(a, b, c);
   }

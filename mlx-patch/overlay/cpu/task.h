@@ -44,4 +44,28 @@ void dispatch_task(
   });
 }
 
+// The same for several outputs, whose memory the caller has allocated.
+template <typename F>
+void dispatch_task(
+    mlx::core::Stream stream,
+    const std::vector<mlx::core::array>& inputs,
+    std::vector<mlx::core::array>& outputs,
+    F run) {
+  using mlx::core::array;
+  auto& encoder = mlx::core::cpu::get_command_encoder(stream);
+  std::vector<array> in;
+  std::vector<array> out;
+  for (auto& a : inputs) {
+    encoder.set_input_array(a);
+    in.push_back(array::unsafe_weak_copy(a));
+  }
+  for (auto& a : outputs) {
+    encoder.set_output_array(a);
+    out.push_back(array::unsafe_weak_copy(a));
+  }
+  if (outputs[0].size() > 0) {
+    dispatch(encoder, [in = std::move(in), out = std::move(out), run = std::move(run)]() mutable { run(in, out); });
+  }
+}
+
 } // namespace zmlx::cpu

@@ -204,6 +204,38 @@ array attention(
 //   -> the buffer
 array cache_append(const array& buffer, const array& tokens, int row, const array& lengths, StreamOrDevice s = {});
 
+// ---- recurrent layers
+
+// A causal convolution along the tokens, each channel by itself, after the taps - 1 inputs in `state`.
+//   weight [C, taps, 1]; bias [C]; state [B, taps - 1, C]; all of one floating type
+//   gated:  x [B, L, 3 * C], thirds b, c and u -> c * conv(b * u)
+//   else:   x [B, L, C] -> silu(conv(x))
+// -> {y [B, L, C], the state after the last token}
+std::pair<array, array> short_conv(
+    const array& x,
+    const array& weight,
+    const std::optional<array>& bias,
+    const array& state,
+    bool gated,
+    StreamOrDevice s = {});
+
+// The gated delta rule of Gated DeltaNet between its convolution and its output projection: queries and keys normalised,
+// sigmoid(b), exp(-exp(a_log) * softplus(a + dt_bias)), the recurrence in float32, a norm gated by silu(z).
+//   qkv [B, L, 2 * Hk * Dk + Hv * Dv]; z [B, L, Hv, Dv]; b, a [B, L, Hv]; a_log, dt_bias [Hv]; norm [Dv]
+//   state [B, Hv, Dv, Dk] float32
+// -> {y [B, L, Hv, Dv], the state after the last token, whose memory is [B, Hv, Dk, Dv]}
+std::pair<array, array> gated_delta(
+    const array& qkv,
+    const array& z,
+    const array& b,
+    const array& a,
+    const array& a_log,
+    const array& dt_bias,
+    const array& norm,
+    const array& state,
+    float norm_eps,
+    StreamOrDevice s = {});
+
 // argmax(logits - logsumexp(logits, -1, true), -1). logits [.., V] -> [..] u32.
 array greedy_token(const array& logits, StreamOrDevice s = {});
 

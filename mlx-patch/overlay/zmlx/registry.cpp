@@ -149,6 +149,12 @@ std::vector<std::string> primitives() {
   return names;
 }
 
+std::string name_of(Dtype dtype) {
+  std::ostringstream name;
+  name << dtype;
+  return name.str();
+}
+
 bool is_primitive(std::string_view node) {
   auto& rows = table();
   return std::any_of(rows.begin(), rows.end(), [&](auto& row) { return node == row.definition.row.name; });

@@ -48,4 +48,7 @@ Support supports(std::string_view primitive, const Request& request);
 // Whether it would on a Mac, whatever this build is for.
 Support supports_on_metal(std::string_view primitive, const Request& request);
 
+// "bfloat16".
+std::string name_of(mlx::core::Dtype dtype);
+
 } // namespace zmlx

@@ -73,6 +73,10 @@ ArrayPtr addmm(const Array& c, const Array& a, const Array& b) {
   return box(mx::addmm(c.a, a.a, b.a, 1.0f, 1.0f, current()));
 }
 
+ArrayPtr conv1d(const Array& x, const Array& w, int32_t groups) {
+  return box(mx::conv1d(x.a, w.a, 1, 0, 1, groups, current()));
+}
+
 ArrayPtr astype(const Array& a, DtypeId dtype) {
   return box(mx::astype(a.a, to_dtype(dtype), current()));
 }

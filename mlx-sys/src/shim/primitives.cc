@@ -183,6 +183,29 @@ ArrayPtr fused_quantized_matmul(
           current())));
 }
 
+ArrayVecPtr fused_short_conv(
+    const Array& x,
+    const Array& weight,
+    const ArrayPtr& bias,
+    const Array& state,
+    bool gated) {
+  ZMLX_OP(
+      "short_conv",
+      box(both(zmlx::short_conv(x.a, weight.a, opt(bias), state.a, gated, current()))));
+}
+
+ArrayVecPtr fused_gated_delta(const ArrayVec& inputs, float norm_eps) {
+  [[maybe_unused]] auto& v = inputs.v;
+  if (v.size() != 8) {
+    throw std::invalid_argument(
+        "[gated_delta] expected 8 arrays, got " + std::to_string(v.size()));
+  }
+  ZMLX_OP(
+      "gated_delta",
+      box(both(zmlx::gated_delta(
+          v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], norm_eps, current()))));
+}
+
 ArrayPtr fused_rms_norm(const Array& x, const Array& weight, float eps) {
   ZMLX_OP("rms_norm", box(zmlx::rms_norm(x.a, weight.a, eps, current())));
 }

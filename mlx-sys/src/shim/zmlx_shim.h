@@ -183,6 +183,7 @@ ArrayPtr all(const Array& a, rust::Slice<const int32_t> axes, bool keepdims);
 ArrayPtr any(const Array& a, rust::Slice<const int32_t> axes, bool keepdims);
 ArrayPtr logsumexp(const Array& a, rust::Slice<const int32_t> axes, bool keepdims);
 ArrayPtr addmm(const Array& c, const Array& a, const Array& b);
+ArrayPtr conv1d(const Array& x, const Array& w, int32_t groups);
 ArrayPtr astype(const Array& a, DtypeId dtype);
 ArrayPtr view(const Array& a, DtypeId dtype);
 ArrayPtr select(const Array& cond, const Array& a, const Array& b);
@@ -333,6 +334,14 @@ ArrayPtr fused_quantized_matmul(
     bool transpose,
     const QuantParams& q,
     bool fast);
+ArrayVecPtr fused_short_conv(
+    const Array& x,
+    const Array& weight,
+    const ArrayPtr& bias,
+    const Array& state,
+    bool gated);
+// qkv, z, b, a, a_log, dt_bias, norm, state
+ArrayVecPtr fused_gated_delta(const ArrayVec& inputs, float norm_eps);
 ArrayPtr fused_rms_norm(const Array& x, const Array& weight, float eps);
 ArrayVecPtr fused_add_rms_norm(const Array& x, const Array& r, const Array& weight, float eps);
 ArrayPtr fused_qk_norm_rope(

@@ -337,7 +337,7 @@ impl LayerCache {
         }
     }
 
-    fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Kv(_) => "growing",
             Self::Window(_) => "a window",

@@ -24,6 +24,14 @@ impl StateCache {
         self.arrays[index].as_ref()
     }
 
+    /// Array `index`, which is no longer held: what is made of it may then take its place in memory.
+    ///
+    /// # Panics
+    /// When there is no such array.
+    pub fn take(&mut self, index: usize) -> Option<Array> {
+        self.arrays[index].take()
+    }
+
     /// Replaces array `index`.
     ///
     /// # Panics

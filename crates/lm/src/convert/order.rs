@@ -12,7 +12,8 @@ struct Node {
     children: Vec<(String, Node)>,
 }
 
-/// Weights with the modules that `order` names in its order, the others as they come.
+/// Weights with what `order` names in its order; other weights come first in their module, other modules last, as they
+/// come.
 pub(super) fn sorted(planned: Vec<Planned>, order: &Order) -> Vec<Planned> {
     let mut root = Node::default();
     for weight in planned {
@@ -33,15 +34,33 @@ pub(super) fn sorted(planned: Vec<Planned>, order: &Order) -> Vec<Planned> {
     sorted
 }
 
-fn flatten(mut node: Node, name: &str, order: &Order, sorted: &mut Vec<Planned>) {
-    if let Some((_, names)) = order.iter().find(|(parent, _)| *parent == name) {
-        let rank = |child: &str| names.iter().position(|n| *n == child).unwrap_or(names.len());
-        node.children.sort_by_key(|(child, _)| rank(child));
-    }
-    sorted.append(&mut node.weights);
-    for (child, node) in node.children {
-        let is_number = child.bytes().all(|b| b.is_ascii_digit());
-        flatten(node, if is_number { name } else { &child }, order, sorted);
+enum Part {
+    Weight(Planned),
+    Child(String, Node),
+}
+
+fn flatten(node: Node, name: &str, order: &Order, sorted: &mut Vec<Planned>) {
+    let names =
+        order.iter().find(|(parent, _)| *parent == name).map_or(&[][..], |(_, names)| names);
+    let rank = |name: &str| names.iter().position(|n| *n == name);
+    let weights = node.weights.into_iter().map(|weight| {
+        let rank = rank(weight.name());
+        (rank.map_or(0, |rank| rank + 1), Part::Weight(weight))
+    });
+    let children = node
+        .children
+        .into_iter()
+        .map(|(name, child)| (rank(&name).unwrap_or(names.len()) + 1, Part::Child(name, child)));
+    let mut parts: Vec<_> = weights.chain(children).collect();
+    parts.sort_by_key(|(rank, _)| *rank);
+    for (_, part) in parts {
+        match part {
+            Part::Weight(weight) => sorted.push(weight),
+            Part::Child(child, node) => {
+                let is_number = child.bytes().all(|b| b.is_ascii_digit());
+                flatten(node, if is_number { name } else { &child }, order, sorted);
+            }
+        }
     }
 }
 
@@ -54,20 +73,40 @@ mod tests {
 
     #[test]
     fn named_modules_come_first_in_their_order_and_others_as_they_came() {
-        let names = ["b.1.y.w", "b.1.x.w", "b.1.z.w", "b.0.x.w", "a.w", "b.1.x.bias", "b.0.y.w"];
+        let names = [
+            "b.1.y.w",
+            "b.1.x.w",
+            "b.1.z.w",
+            "b.1.n",
+            "b.1.m",
+            "b.0.x.w",
+            "a.w",
+            "b.1.x.bias",
+            "b.0.y.w",
+        ];
         let float = |name: &&str| Planned::Float {
             name: (*name).to_owned(),
             tensor: Tensor::blank(name, &[], Dtype::F32),
         };
         let planned = names.iter().map(float).collect();
-        let got: Vec<String> = sorted(planned, &[("b", &["z", "x"]), ("", &["a"])])
+        let got: Vec<String> = sorted(planned, &[("b", &["z", "n", "x"]), ("", &["a"])])
             .iter()
             .map(|weight| match weight {
                 Planned::Float { name, .. } => name.clone(),
                 _ => unreachable!(),
             })
             .collect();
-        let expected = ["a.w", "b.1.z.w", "b.1.x.w", "b.1.x.bias", "b.1.y.w", "b.0.x.w", "b.0.y.w"];
+        let expected = [
+            "a.w",
+            "b.1.m",
+            "b.1.z.w",
+            "b.1.n",
+            "b.1.x.w",
+            "b.1.x.bias",
+            "b.1.y.w",
+            "b.0.x.w",
+            "b.0.y.w",
+        ];
         assert_eq!(got, expected);
     }
 }

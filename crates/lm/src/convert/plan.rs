@@ -204,6 +204,14 @@ impl Planned {
         }
     }
 
+    /// Its name in its module.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Float { name, .. } => name.rsplit_once('.').map_or(name, |(_, name)| name),
+            Self::Matrix { .. } | Self::Packed { .. } => "weight",
+        }
+    }
+
     /// The path of a dense matrix.
     fn matrix(&self) -> Option<&str> {
         if let Self::Matrix { module, .. } = self { Some(module) } else { None }

@@ -72,6 +72,24 @@ pub enum QkNorm {
     Whole(f32),
 }
 
+/// What the parts of an attention layer are called where families differ.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionNames {
+    /// The norm of queries.
+    pub q_norm: &'static str,
+    /// The norm of keys.
+    pub k_norm: &'static str,
+    /// The output projection.
+    pub o_proj: &'static str,
+}
+
+/// Those of Qwen.
+impl Default for AttentionNames {
+    fn default() -> Self {
+        Self { q_norm: "q_norm", k_norm: "k_norm", o_proj: "o_proj" }
+    }
+}
+
 /// Where keys and values come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KvProjections {
@@ -113,6 +131,8 @@ pub struct AttentionOptions {
     pub sinks: bool,
     /// Whether the query projection also gives each head a gate, `y · sigmoid(gate)`, before the output projection.
     pub gated: bool,
+    /// What its parts are called.
+    pub names: AttentionNames,
 }
 
 impl AttentionOptions {
@@ -132,6 +152,7 @@ impl AttentionOptions {
             window: None,
             sinks: false,
             gated: false,
+            names: AttentionNames::default(),
         }
     }
 }
@@ -153,6 +174,7 @@ pub struct Attention {
     heads: Heads,
     window: Option<i32>,
     gated: bool,
+    names: AttentionNames,
     scale: f32,
     norm_rope_path: Path,
     path: Path,
@@ -160,13 +182,13 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Takes `q_proj`, `o_proj`, and of `k_proj`, `v_proj`, `q_norm`, `k_norm` and `sinks` what `options` ask for; ranks
+    /// Takes `q_proj`, the output projection, and of `k_proj`, `v_proj`, norms and `sinks` what `options` ask for; ranks
     /// share the heads.
     ///
     /// # Errors
     /// As [`Linear::load`] and [`RmsNorm::load`].
     pub fn load(scope: &Scope<'_>, options: AttentionOptions) -> Result<Self> {
-        let AttentionOptions { hidden_size, heads, qkv_bias, .. } = options;
+        let AttentionOptions { hidden_size, heads, qkv_bias, names, .. } = options;
         let Heads { num_heads, num_kv_heads, head_dim } = heads;
         let (wide, narrow) = (num_heads * head_dim, num_kv_heads * head_dim);
         let input = |name: &str, width| {
@@ -194,11 +216,11 @@ impl Attention {
                 KvProjections::Keys | KvProjections::None => None,
             },
             o_proj: {
-                let scope = scope.pp("o_proj").split(Split::Inputs);
+                let scope = scope.pp(names.o_proj).split(Split::Inputs);
                 Linear::load_with(&scope, wide, hidden_size, options.output_bias)?
             },
-            q_norm: norm("q_norm", q_dims)?,
-            k_norm: if has_keys { norm("k_norm", k_dims)? } else { None },
+            q_norm: norm(names.q_norm, q_dims)?,
+            k_norm: if has_keys { norm(names.k_norm, k_dims)? } else { None },
             norm_is_whole: match options.qk_norm {
                 Some(QkNorm::Whole(_)) => {
                     scope.not_shared("a norm over all heads")?;
@@ -216,6 +238,7 @@ impl Attention {
             heads,
             window: options.window,
             gated: options.gated,
+            names,
             // in f64 as Python computes it, rounded once
             scale: options.scale.unwrap_or_else(|| f64::from(head_dim).powf(-0.5) as f32),
             norm_rope_path: Path::Stock,
@@ -444,7 +467,8 @@ impl Fusable for Attention {
             v_proj.sites(&at.pp("v_proj"), sites);
         }
         if self.norm_is_whole {
-            for (name, norm) in [("q_norm", &mut self.q_norm), ("k_norm", &mut self.k_norm)] {
+            let AttentionNames { q_norm, k_norm, .. } = self.names;
+            for (name, norm) in [(q_norm, &mut self.q_norm), (k_norm, &mut self.k_norm)] {
                 norm.iter_mut().for_each(|norm| norm.sites(&at.pp(name), sites));
             }
         }
@@ -474,7 +498,7 @@ impl Fusable for Attention {
         };
         push("attention", ask(question), &mut self.path);
         push("cache_append", ask(primitives::CacheAppend), &mut self.append_path);
-        self.o_proj.sites(&at.pp("o_proj"), sites);
+        self.o_proj.sites(&at.pp(self.names.o_proj), sites);
     }
 }
 

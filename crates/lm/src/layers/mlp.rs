@@ -9,6 +9,24 @@ use crate::error::Result;
 use crate::placement::Split;
 use crate::weights::Scope;
 
+/// What the three projections are called.
+#[derive(Debug, Clone, Copy)]
+pub struct MlpNames {
+    /// The gate.
+    pub gate: &'static str,
+    /// What it weighs.
+    pub up: &'static str,
+    /// The way back to the residual stream.
+    pub down: &'static str,
+}
+
+/// Those of LLaMA.
+impl Default for MlpNames {
+    fn default() -> Self {
+        Self { gate: "gate_proj", up: "up_proj", down: "down_proj" }
+    }
+}
+
 /// The dense feed-forward `down(silu(gate(x)) * up(x))` (arXiv:2002.05202); other activations likewise.
 #[derive(Debug, Clone)]
 pub struct Mlp {
@@ -16,6 +34,7 @@ pub struct Mlp {
     up_proj: Linear,
     down_proj: Linear,
     activation: Activation,
+    names: MlpNames,
     path: Path,
 }
 
@@ -38,15 +57,30 @@ impl Mlp {
         intermediate_size: i32,
         options: GluOptions,
     ) -> Result<Self> {
+        Self::load_named(scope, hidden_size, intermediate_size, options, MlpNames::default())
+    }
+
+    /// The same with projections of other names.
+    ///
+    /// # Errors
+    /// As [`Linear::load`].
+    pub fn load_named(
+        scope: &Scope<'_>,
+        hidden_size: i32,
+        intermediate_size: i32,
+        options: GluOptions,
+        names: MlpNames,
+    ) -> Result<Self> {
         let GluOptions { bias, activation } = options;
         let load = |name: &str, split, in_dims, out_dims| {
             Linear::load_with(&scope.pp(name).split(split), in_dims, out_dims, bias)
         };
         Ok(Self {
-            gate_proj: load("gate_proj", Split::Outputs, hidden_size, intermediate_size)?,
-            up_proj: load("up_proj", Split::Outputs, hidden_size, intermediate_size)?,
-            down_proj: load("down_proj", Split::Inputs, intermediate_size, hidden_size)?,
+            gate_proj: load(names.gate, Split::Outputs, hidden_size, intermediate_size)?,
+            up_proj: load(names.up, Split::Outputs, hidden_size, intermediate_size)?,
+            down_proj: load(names.down, Split::Inputs, intermediate_size, hidden_size)?,
             activation,
+            names,
             path: Path::Stock,
         })
     }
@@ -94,8 +128,8 @@ impl Fusable for Mlp {
             let (module, kind, path) = (at.clone(), ModuleKind::Mlp, &mut self.path);
             sites.push(Site { module, kind, pattern: "swiglu_mlp", questions, path });
         }
-        self.gate_proj.sites(&at.pp("gate_proj"), sites);
-        self.up_proj.sites(&at.pp("up_proj"), sites);
-        self.down_proj.sites(&at.pp("down_proj"), sites);
+        self.gate_proj.sites(&at.pp(self.names.gate), sites);
+        self.up_proj.sites(&at.pp(self.names.up), sites);
+        self.down_proj.sites(&at.pp(self.names.down), sites);
     }
 }

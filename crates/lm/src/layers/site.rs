@@ -50,6 +50,8 @@ pub enum ModuleKind {
     Linear,
     /// Attention without its projections.
     Attention,
+    /// A convolution or a recurrence along the tokens, without its projections.
+    Recurrence,
     /// A norm of the residual stream.
     Norm,
     /// From logits to the likeliest token.

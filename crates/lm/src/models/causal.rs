@@ -47,6 +47,7 @@ pub struct CausalLm<B> {
     first_layer: usize,
     /// Where it stands in what the checkpoint holds.
     root: ModulePath,
+    norm_name: &'static str,
 }
 
 impl<B: Block> CausalLm<B> {
@@ -60,6 +61,19 @@ impl<B: Block> CausalLm<B> {
         shape: &Shape,
         load: impl FnMut(i32, Scope<'_>) -> Result<B>,
     ) -> Result<Self> {
+        Self::load_named(root, shape, "norm", load)
+    }
+
+    /// The same where the norm behind the layers has another name.
+    ///
+    /// # Errors
+    /// Those of taking weights.
+    pub fn load_named(
+        root: &Scope<'_>,
+        shape: &Shape,
+        norm_name: &'static str,
+        load: impl FnMut(i32, Scope<'_>) -> Result<B>,
+    ) -> Result<Self> {
         let Shape { hidden_size, num_layers, vocab_size, norm_eps, tied, .. } = *shape;
         if tied {
             root.rewrite(Rules::new().drop("lm_head.weight"))?;
@@ -67,7 +81,7 @@ impl<B: Block> CausalLm<B> {
         let model = root.pp("model");
         let stage = if tied { Stage::Ends } else { Stage::First };
         let embed_tokens = model.pp("embed_tokens").at(stage, num_layers);
-        let norm = model.pp("norm").at(Stage::Last, num_layers);
+        let norm = model.pp(norm_name).at(Stage::Last, num_layers);
         let lm_head = root.pp("lm_head").at(Stage::Last, num_layers);
         let placement = root.placement();
         Ok(Self {
@@ -79,6 +93,7 @@ impl<B: Block> CausalLm<B> {
             first_layer: placement.layers_of(num_layers as usize)?.start,
             placement: placement.clone(),
             root: ModulePath::default().pp(root.path()),
+            norm_name,
         })
     }
 }
@@ -121,7 +136,7 @@ impl<B: Block> Model for CausalLm<B> {
         for (i, layer) in self.layers.iter_mut().enumerate() {
             layer.sites(&layers.layer(self.first_layer + i), sites);
         }
-        self.norm.sites(&model.pp("norm"), sites);
+        self.norm.sites(&model.pp(self.norm_name), sites);
         let embedding = (&model.pp("embed_tokens"), &mut self.embed_tokens);
         self.head.sites_with(&self.root.pp("lm_head"), embedding, sites);
     }

@@ -375,6 +375,7 @@ impl Family for Config {
                     "per_layer_input_gate",
                     "per_layer_projection",
                     "post_per_layer_input_norm",
+                    "layer_scalar",
                 ],
             ),
             ("mlp", &["gate_proj", "down_proj", "up_proj"]),

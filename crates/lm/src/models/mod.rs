@@ -10,6 +10,8 @@ pub mod glm4_moe_lite;
 pub mod gpt_oss;
 pub mod kimi_k25;
 pub mod latent;
+pub mod lfm2;
+pub mod lfm2_moe;
 pub mod llama;
 pub mod ministral3;
 pub mod mistral3;
@@ -18,7 +20,10 @@ pub mod olmoe;
 pub mod qwen2;
 pub mod qwen2_moe;
 pub mod qwen3;
+pub mod qwen3_5;
+pub mod qwen3_5_moe;
 pub mod qwen3_moe;
+pub mod qwen3_next;
 
 use std::path::Path as FilePath;
 
@@ -117,6 +122,8 @@ pub const MODELS: &[ModelRow] = &[
     ModelRow::new::<glm4_moe_lite::Config>("glm4_moe_lite", Preset::Device),
     ModelRow::new::<gpt_oss::Config>("gpt_oss", Preset::Device),
     ModelRow::new::<kimi_k25::Config>("kimi_k25", Preset::Device),
+    ModelRow::new::<lfm2::Config>("lfm2", Preset::Device),
+    ModelRow::new::<lfm2_moe::Config>("lfm2_moe", Preset::Device),
     ModelRow::new::<llama::Config>("llama", Preset::Device),
     ModelRow::new::<ministral3::Config>("ministral3", Preset::Device),
     ModelRow::of("mistral3", mistral3::load, mistral3::describe, Preset::Device),
@@ -125,7 +132,10 @@ pub const MODELS: &[ModelRow] = &[
     ModelRow::new::<qwen2::Config>("qwen2", Preset::Device),
     ModelRow::new::<qwen2_moe::Config>("qwen2_moe", Preset::Device),
     ModelRow::new::<qwen3::Config>("qwen3", Preset::Device),
+    ModelRow::new::<qwen3_5::Config>("qwen3_5", Preset::Device),
+    ModelRow::new::<qwen3_5_moe::Config>("qwen3_5_moe", Preset::Device),
     ModelRow::new::<qwen3_moe::Config>("qwen3_moe", Preset::Device),
+    ModelRow::new::<qwen3_next::Config>("qwen3_next", Preset::Device),
 ];
 
 /// Other names that configurations give to models of [`MODELS`].

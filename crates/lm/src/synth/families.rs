@@ -24,8 +24,12 @@ pub(super) const FAMILIES: &[Family] = &[
     family!("glm-4.7-flash"),
     family!("gpt-oss-20b"),
     family!("kimi-k2.5"),
+    family!("lfm2-24b-a2b"),
+    family!("lfm2-8b-a1b"),
     family!("qwen3-30b-a3b"),
     family!("qwen3-moe-tiny"), // half a megabyte, for tests
+    family!("qwen3-next-80b-a3b"),
+    family!("qwen3.5-35b-a3b"),
 ];
 
 const NUM_LAYERS: &str = "num_hidden_layers";

@@ -33,6 +33,8 @@ use write::Tensor;
 /// Routers are kept at this precision whatever the rest has, as mlx-lm does.
 const ROUTER_BITS: i32 = 8;
 const ROUTER_GROUP_SIZE: i32 = 64;
+/// What weighs shared experts is kept so too.
+const SHARED_GATE: &str = "shared_expert_gate";
 /// More layers than any model has.
 const MAX_LAYERS: usize = 1000;
 
@@ -155,7 +157,7 @@ fn format_of(
     if columns % wanted.group_size != 0 {
         return None;
     }
-    if weight.role != Role::Router {
+    if weight.role != Role::Router && !weight.module.ends_with(SHARED_GATE) {
         return Some(wanted);
     }
     if columns % ROUTER_GROUP_SIZE != 0 {

@@ -55,9 +55,15 @@ pub(super) fn spread(weight: &WeightRecord, num_layers: usize) -> Spread {
         (Role::Router, _) => linear(ROUTER),
         (Role::Matrix | Role::Experts, "gate_proj") => linear(GATE),
         (Role::Matrix | Role::Experts, "down_proj") => linear(DOWN * branch),
-        (Role::Matrix, "o_proj") => linear(branch),
+        (Role::Matrix, "o_proj" | "out_proj") => linear(branch),
         (Role::Matrix, "lm_head") => linear(LOGITS),
         (Role::Matrix | Role::Experts, _) => linear(1.0),
+        // inputs of size 1 give outputs of size 1
+        (Role::Other, "conv" | "conv1d") if weight.shape.len() == 3 => {
+            Spread { mean: 0.0, std: 1.0 / (weight.shape[1] as f32).sqrt() }
+        }
+        // a memory of some ten tokens
+        (Role::Other, _) if weight.name == "dt_bias" => Spread { mean: -2.0, std: 0.5 },
         (Role::Other, _) => Spread { mean: 0.0, std: 0.2 },
     }
 }

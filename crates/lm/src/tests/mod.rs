@@ -9,6 +9,7 @@ mod fixture;
 mod fused_attention;
 mod generate;
 mod gpt_oss;
+mod hybrid;
 mod latent;
 mod launches;
 mod layers;

@@ -97,7 +97,9 @@ fn decode_only_paths_leave_prefill_to_stock() {
 fn report_lists_every_module_with_its_reason() {
     let mut loaded = Fixture::dense(Dtype::Bf16).quantized(q4()).load();
     let report = patch(&mut loaded, &PatchOptions::default()).unwrap();
-    assert_eq!(report.patterns, patterns::preset(report.device));
+    let mut preset = patterns::preset(report.device).to_vec();
+    preset.retain(|name| !["short_conv", "gated_delta"].contains(name));
+    assert_eq!(report.patterns, preset);
     assert_eq!(report.num_moe_modules, 2);
     if report.device == Device::Cpu && fused_is_built() {
         assert_eq!(report.patched_modules(), 2);

@@ -4,6 +4,7 @@
 //! counts from the end, and errors are [`Error::InvalidArgument`](crate::Error::InvalidArgument)
 //! with MLX's message. Source: `mlx/ops.h` of the pinned MLX.
 
+mod convolution;
 mod create;
 mod elementwise;
 mod index;
@@ -16,6 +17,7 @@ pub(crate) fn unless_empty(out: crate::Array) -> crate::Result<crate::Array> {
     if out.size() == 0 { zeros(out.shape(), out.dtype()) } else { Ok(out) }
 }
 
+pub use convolution::*;
 pub use create::*;
 pub use elementwise::*;
 pub use index::*;

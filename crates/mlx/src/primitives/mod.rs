@@ -12,6 +12,7 @@ mod add_rms_norm;
 mod ask;
 mod attention;
 mod cache_append;
+mod gated_delta;
 mod gather_qmm_combine;
 mod gather_qmm_swiglu;
 mod glu;
@@ -20,6 +21,7 @@ mod moe_router;
 mod qk_norm_rope;
 mod quantized_matmul;
 mod rms_norm;
+mod short_conv;
 mod swiglu_mlp;
 
 use zmlx_sys::{UniquePtr, ffi};
@@ -32,6 +34,7 @@ pub use add_rms_norm::{AddRmsNorm, add_rms_norm};
 pub use ask::{Ask, Parameters, Setting, Value, supports, supports_on_metal};
 pub use attention::{Attention, AttentionOptions, RopeParts, attention, attention_rows};
 pub use cache_append::{CacheAppend, cache_append};
+pub use gated_delta::{GatedDelta, GatedDeltaInputs, gated_delta};
 pub use gather_qmm_combine::{GatherQmmCombine, gather_qmm_combine};
 pub use gather_qmm_swiglu::{GatherQmmSwiglu, gather_qmm_swiglu};
 pub use glu::{Activation, Glu};
@@ -40,9 +43,10 @@ pub use moe_router::{MoeRouter, Scoring, moe_router};
 pub use qk_norm_rope::{QkNormRope, ScaledRope, qk_norm_rope, qk_norm_rope_dynamic};
 pub use quantized_matmul::{QuantizedMatmul, quantized_matmul};
 pub use rms_norm::{RmsNorm, rms_norm};
+pub use short_conv::{ShortConv, short_conv};
 pub use swiglu_mlp::{SwigluMlp, swiglu_mlp};
 
-/// Each primitive with a typical question: Qwen3-30B-A3B at 4 bits.
+/// Each primitive with a typical question: Qwen3-30B-A3B at 4 bits; of recurrent layers, LFM2-8B-A1B and Qwen3.5-35B-A3B.
 pub const TYPICAL: &[&dyn Ask] = &[
     &GatherQmmSwiglu::TYPICAL,
     &GatherQmmCombine::TYPICAL,
@@ -53,6 +57,8 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &QkNormRope::TYPICAL,
     &Attention::TYPICAL,
     &CacheAppend,
+    &ShortConv::TYPICAL,
+    &GatedDelta::TYPICAL,
     &GreedyToken::TYPICAL,
     &SwigluMlp::TYPICAL,
 ];
