@@ -10,4 +10,5 @@ mod layers;
 mod model;
 mod patch;
 mod placement;
+mod prompt_cache;
 mod stop;
