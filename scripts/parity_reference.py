@@ -41,22 +41,31 @@ def families():
 
 
 FAMILIES = families()
+# How families say how many experts there are.
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 CASES = [(name, case) for name, family in FAMILIES.items() for case in family.CASES]
 
 
 def wide_cases(count, seed):
     """A seeded sweep over what the fixed cases do not reach, the families in turn."""
     rng = random.Random(seed)
-    quants = [(b, g, "affine") for b in (2, 3, 4, 5, 6, 8) for g in (32, 64, 128)]
-    quants += [(4, 32, "mxfp4"), (8, 32, "mxfp8"), (4, 16, "nvfp4"), (None, 64, "affine")]
-    rng.shuffle(quants)
+    groups = [32, 64, 128]
+    kinds = [(bits, rng.choice(groups), "affine") for bits in (2, 3, 4, 5, 6, 8)]
+    kinds += [(4, 32, "mxfp4"), (8, 32, "mxfp8"), (4, 16, "nvfp4"), (None, 64, "affine")]
+    rest = [(bits, group, "affine") for bits in (2, 3, 4, 5, 6, 8) for group in groups]
+    rng.shuffle(kinds)
+    rest = [quant for quant in rest if quant not in kinds]
+    names = list(FAMILIES)
     cases = []
     for i in range(count):
-        bits, group_size, mode = quants[i % len(quants)]
-        model_type = list(FAMILIES)[i % len(FAMILIES)]
+        model_type = names[i % len(names)]
+        # a family meets every kind of quantisation before one of them comes with another group size
+        at = (i // len(names)) % (len(kinds) + len(rest))
+        quants, at = (kinds, at) if at < len(kinds) else (rest, at - len(kinds))
+        bits, group_size, mode = quants[(at + i % len(names)) % len(quants)]
         config = FAMILIES[model_type].wide(rng, max(group_size, 32))
-        dtype = rng.choice(list(DTYPES))
-        if bits is None and "num_experts" in config:
+        dtype = rng.choice(["bf16", "bf16", "f32", "f16"])
+        if bits is None and any(key in config for key in EXPERT_COUNTS):
             dtype = "f32"  # stock multiplies dense stacks of experts in no other type on a CPU
         label = "dense" if bits is None else f"{mode}-{bits}bit-gs{group_size}"
         case = Case(
@@ -66,8 +75,9 @@ def wide_cases(count, seed):
             group_size=group_size,
             mode=mode,
             config=config,
-            prompts=[1, rng.randint(2, 12), rng.randint(20, 90)],
-            max_tokens=32,
+            # f16 is the slowest type in stock MLX on x86
+            prompts=[1, rng.randint(2, 12), rng.randint(20, 30 if dtype == "f16" else 90)],
+            max_tokens=16 if dtype == "f16" else 32,
             shard_bytes=rng.choice([None, 1 << 16]),
             seed=seed * 1000 + i,
         )
@@ -129,7 +139,7 @@ def random_model(model_type, changes, dtype, seed):
     model_class, args_class = lm_utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     model.update(lively_weights(model, family, seed))
-    model.set_dtype(DTYPES[dtype])
+    cast(model, DTYPES[dtype])
     config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[dtype]
     return model, config
 
@@ -154,13 +164,25 @@ def build(model_type, case, folder):
             )
     folder.mkdir(parents=True)
     original = lm_utils.make_shards
-    if case.shard_bytes:
-        lm_utils.make_shards = lambda weights: shards(weights, case.shard_bytes)
+
+    def make_shards(weights):
+        if case.published:
+            weights = case.published(weights, config)
+        return shards(weights, case.shard_bytes) if case.shard_bytes else original(weights)
+
+    lm_utils.make_shards = make_shards
     try:
         lm_utils.save_model(folder, model)
     finally:
         lm_utils.make_shards = original
     lm_utils.save_config(config, folder / "config.json")
+
+
+def cast(model, dtype):
+    """The weights in a type, but for those that mlx_lm.convert leaves in theirs."""
+    wanted = getattr(model, "cast_predicate", lambda path: True)
+    weights = tree_flatten(model.parameters())
+    model.load_weights([(k, v.astype(dtype) if wanted(k) else v) for k, v in weights])
 
 
 def shards(weights, limit):

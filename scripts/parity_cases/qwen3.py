@@ -18,6 +18,17 @@ BASE_CONFIG = {
     "max_position_embeddings": 4096,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 96,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": True,
+    "rope_scaling": YARN,
+    "vocab_size": 96,
+}
+
 CASES = [
     Case(
         name="dense-tied-bf16-4bit-yarn",

@@ -23,6 +23,16 @@ BASE_CONFIG = {
     "norm_topk_prob": True,
 }
 
+GOLDEN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "intermediate_size": 96,
+    "num_experts": 6,
+    "moe_intermediate_size": 64,
+    "mlp_only_layers": [1],
+    "vocab_size": 96,
+}
+
 CASES = [
     Case(
         name="tied-bf16-4bit",

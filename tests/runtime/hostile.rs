@@ -344,6 +344,13 @@ alone! {
                         primitives::attention(x, y, y, 0.0, causal, Precision::Fast)
                     });
                 }
+                for lengths in [&Array::from_slice(&[i32::MIN], &[1]).unwrap(), x, y] {
+                    for row in [0, -1, i32::MAX] {
+                        attempt(("cache_append", name, other), || {
+                            primitives::cache_append(x, y, row, lengths)
+                        });
+                    }
+                }
                 for q in &quantizations {
                     for biases in [None, Some(y.clone())] {
                         let w = QuantizedWeight {

@@ -33,7 +33,15 @@ pub const PATTERNS: &[Pattern] = &[
     },
     Pattern { name: "qk_norm_rope", about: "norm and rotation of queries and keys" },
     Pattern { name: "attention", about: "scores, softmax and weighted sum of attention" },
+    Pattern {
+        name: "cache_append",
+        about: "new keys and values of a batch into the caches of its rows",
+    },
     Pattern { name: "rms_norm", about: "norms of the residual stream" },
+    Pattern {
+        name: "add_norm",
+        about: "what is added to the residual stream, with the norm of the sum",
+    },
     Pattern { name: "greedy_token", about: "from logits to the likeliest token" },
 ];
 
@@ -45,11 +53,15 @@ const CPU: &[&str] = &[
     "quantized_linear",
     "qk_norm_rope",
     "attention",
+    "cache_append",
     "rms_norm",
     "greedy_token",
 ];
 /// On by default on a GPU.
 const GPU: &[&str] = &["moe_mlp"];
+/// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place
+/// of several.
+const METAL: &[&str] = &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope", "add_norm"];
 
 /// The names of [`PATTERNS`].
 pub fn names() -> Vec<&'static str> {
@@ -75,10 +87,15 @@ pub fn preset(device: Device) -> &'static [&'static str] {
     }
 }
 
-/// The patterns that are on by default for a family on a device, and why others are not.
-pub(crate) fn preset_of(model_type: &str, device: Device) -> Chosen {
+/// The patterns that are on by default on a Mac.
+pub fn metal_preset() -> &'static [&'static str] {
+    METAL
+}
+
+/// The patterns of a preset that are on by default for a family, and why others are not.
+pub(crate) fn preset_of(model_type: &str, preset: &[&'static str]) -> Chosen {
     let family = find(model_type).map_or(Preset::Device, |row| row.preset);
-    let (mut patterns, mut note) = (preset(device).to_vec(), None);
+    let (mut patterns, mut note) = (preset.to_vec(), None);
     match family {
         Preset::Device => {}
         Preset::Without(exceptions) => {

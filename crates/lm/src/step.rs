@@ -1,6 +1,6 @@
 //! One forward pass: which tokens, of which sequences, and which logits are wanted.
 
-use mlx::{Array, ops};
+use mlx::{Array, ops, primitives};
 
 use crate::cache::{Cache, LayerCache, Position};
 use crate::error::Result;
@@ -132,26 +132,26 @@ impl LayerRows<'_, '_> {
     /// Adds `keys` and `values` `[B, H, L, D]` to the rows' caches where each row has a growing cache of its own and none
     /// is padded. Otherwise `None`, and nothing is added.
     ///
+    /// - `fused`: by `cache_append`
+    ///
     /// # Errors
     /// `Mlx`.
-    pub fn update_growing(&mut self, keys: &Array, values: &Array) -> Result<Option<GrownRows>> {
+    pub fn update_growing(
+        &mut self,
+        keys: &Array,
+        values: &Array,
+        fused: bool,
+    ) -> Result<Option<GrownRows>> {
         let b = self.caches.len();
         let grows = |cache: &&mut Cache| matches!(cache.layers[self.layer], LayerCache::Kv(_));
         if b < 2 || self.lengths.is_some() || !self.caches.iter().all(grows) {
             return Ok(None);
         }
-        let cuts: Vec<i32> = (1..b as i32).collect();
-        let (keys, values) = (ops::split(keys, &cuts, 0)?, ops::split(values, &cuts, 0)?);
-        let mut lengths = Vec::with_capacity(b);
-        let (mut all_keys, mut all_values) = (Vec::with_capacity(b), Vec::with_capacity(b));
-        for ((cache, k), v) in self.caches.iter_mut().zip(keys).zip(values) {
-            if let LayerCache::Kv(kv) = &mut cache.layers[self.layer] {
-                let (k, v) = kv.append(&k, &v)?;
-                all_keys.push(k.clone());
-                all_values.push(v.clone());
-                lengths.push(kv.len());
-            }
-        }
+        let l = keys.dim(2);
+        let layer = self.layer;
+        let caches: Vec<_> =
+            self.caches.iter_mut().filter_map(|c| c.layers[layer].as_kv_mut()).collect();
+        let lengths: Vec<i32> = caches.iter().map(|kv| kv.len() + l).collect();
         let lengths = match self.grown {
             Some((known, array)) if *known == lengths => array.clone(),
             _ => {
@@ -160,7 +160,25 @@ impl LayerRows<'_, '_> {
                 array
             }
         };
-        Ok(Some(GrownRows { keys: all_keys, values: all_values, lengths }))
+        let mut buffers = Vec::with_capacity(b);
+        if fused {
+            for (row, kv) in (0..).zip(caches) {
+                let (k, v) = kv.take_with_room(1, keys, values)?;
+                let k = primitives::cache_append(&k, keys, row, &lengths)?;
+                let v = primitives::cache_append(&v, values, row, &lengths)?;
+                buffers.push(kv.put((k, v), l).clone());
+            }
+        } else {
+            let cuts: Vec<i32> = (1..b as i32).collect();
+            let keys = ops::split(keys, &cuts, 0)?;
+            for (kv, (k, v)) in
+                caches.into_iter().zip(keys.iter().zip(&ops::split(values, &cuts, 0)?))
+            {
+                buffers.push(kv.append(k, v)?.clone());
+            }
+        }
+        let (keys, values) = buffers.into_iter().unzip();
+        Ok(Some(GrownRows { keys, values, lengths }))
     }
 
     /// Applies `mix` to each sequence with its own cache, so that no row sees another. What is the same for every

@@ -12,6 +12,8 @@
 // Limits:  exact: values behind the causal mask are taken to be finite (stock multiplies them by zero), and so are
 //          scores (a row whose visible scores are all -inf is not given stock's even weights).
 
+#include <optional>
+
 #include "attention/attention.h"
 #include "cpu/operands.h"
 #include "cpu/step.h"
@@ -25,14 +27,14 @@ using mlx::core::array;
 
 namespace {
 
-// [B, H, L, D] with contiguous rows; a dense copy where they are not.
+// [B, H, L, D] with contiguous rows; a dense copy where they are not. Made when the task is, of an array that will have
+// its values once the task runs.
 class Heads {
  public:
-  explicit Heads(const array& a) : data_(a.data<uint8_t>()) {
+  explicit Heads(const array& a) : data_(a.data<uint8_t>()), length_(a.shape(2)) {
     int64_t item = a.itemsize();
     if (a.shape(3) > 1 && a.strides(3) != 1) {
-      copy_ = cpu::read_dense(a);
-      data_ = copy_.data();
+      strided_ = array::unsafe_weak_copy(a);
       row_ = a.shape(3) * item;
       head_ = a.shape(2) * row_;
       batch_ = a.shape(1) * head_;
@@ -43,16 +45,28 @@ class Heads {
     }
   }
 
+  void read() {
+    if (strided_) {
+      copy_ = cpu::read_dense(*strided_);
+      data_ = copy_.data();
+    }
+  }
+
   const uint8_t* at(int64_t b, int64_t h, int64_t l = 0) const {
     return data_ + b * batch_ + h * head_ + l * row_;
   }
   int64_t row_bytes() const {
     return row_;
   }
+  int64_t length() const {
+    return length_;
+  }
 
  private:
+  std::optional<array> strided_;
   std::vector<uint8_t> copy_;
   const uint8_t* data_;
+  int64_t length_;
   int64_t batch_;
   int64_t head_;
   int64_t row_;
@@ -72,44 +86,72 @@ int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact
   return std::min(m, rows);
 }
 
-void run(const std::vector<array>& in, array& out, float scale, bool causal, Precision precision) {
+// What a task needs of its arrays: of a batch with many caches they would be dear to copy.
+struct Operands {
+  explicit Operands(const std::vector<array>& in, const array& out)
+      : q(in[Attention::kQ]), dtype(cpu::dtype_of(out.dtype())), y(const_cast<uint8_t*>(out.data<uint8_t>())) {
+    int caches = Attention::num_caches(in);
+    for (int i = 0; i < caches; i++) {
+      keys.emplace_back(in[Attention::kK + i]);
+      values.emplace_back(in[Attention::kK + caches + i]);
+    }
+    if (auto counts = Attention::lengths(in)) {
+      lengths = counts->data<int32_t>();
+      length_stride = counts->strides(0);
+    }
+    B = out.shape(0);
+    H = out.shape(1);
+    Lq = out.shape(2);
+    Dv = out.shape(3);
+    D = in[Attention::kQ].shape(3);
+    Hkv = in[Attention::kK].shape(1);
+  }
+
+  Heads q;
+  std::vector<Heads> keys;
+  std::vector<Heads> values;
+  const int32_t* lengths{nullptr};
+  int64_t length_stride{0};
+  cpu::DType dtype;
+  uint8_t* y;
+  int64_t B, H, Lq, Dv, D, Hkv;
+};
+
+void run(Operands& o, float scale, bool causal, Precision precision) {
   namespace c = zmlx::cpu;
   auto& kernels = c::step_kernels();
   bool exact = precision == Precision::Exact;
   auto kernel = exact ? kernels.attention_exact : kernels.attention_fast;
-  auto dtype = c::dtype_of(out.dtype());
+  auto dtype = o.dtype;
   int64_t item = c::size_of(dtype);
-  auto& q_ = in[Attention::kQ];
-  int caches = Attention::num_caches(in);
-  Heads q(q_);
-  auto lengths = Attention::lengths(in);
-  std::vector<Heads> keys;
-  std::vector<Heads> values;
+  int64_t caches = o.keys.size();
+  int64_t H = o.H;
+  int64_t Lq = o.Lq;
+  int64_t D = o.D;
+  int64_t Dv = o.Dv;
+  int64_t Hkv = o.Hkv;
+  auto& q = o.q;
+  auto& keys = o.keys;
+  auto& values = o.values;
   std::vector<int64_t> num_keys;
   int64_t longest = 0;
   int64_t all_keys = 0;
-  for (int i = 0; i < caches; i++) {
-    auto& k = in[Attention::kK + i];
-    keys.emplace_back(k);
-    values.emplace_back(in[Attention::kK + caches + i]);
-    int64_t held = k.shape(2);
-    num_keys.push_back(lengths ? std::clamp<int64_t>(lengths->data<int32_t>()[i * lengths->strides(0)], 1, held) : held);
+  q.read();
+  for (int64_t i = 0; i < caches; i++) {
+    keys[i].read();
+    values[i].read();
+    int64_t held = keys[i].length();
+    num_keys.push_back(o.lengths ? std::clamp<int64_t>(o.lengths[i * o.length_stride], 1, held) : held);
     longest = std::max(longest, num_keys.back());
-    all_keys += k.shape(0) * num_keys.back();
+    all_keys += (caches > 1 ? 1 : o.B) * num_keys.back();
   }
-  auto& k_ = in[Attention::kK];
-  int64_t H = q_.shape(1);
-  int64_t Lq = q_.shape(2);
-  int64_t D = q_.shape(3);
-  int64_t Hkv = k_.shape(1);
-  int64_t Dv = out.shape(3);
   int64_t repeats = H / Hkv;
-  int64_t groups = q_.shape(0) * Hkv;
+  int64_t groups = o.B * Hkv;
   int64_t rows = Lq * repeats;
   int64_t m = rows_per_task(groups, rows, longest, exact);
   int64_t blocks = (rows + m - 1) / m;
   int64_t scratch = c::attention_scratch(m, longest, D, Dv, exact);
-  auto y = out.data<uint8_t>();
+  auto y = o.y;
 
   // A vector takes 16 multiply-adds, and a causal mask halves them.
   int64_t work = all_keys * Hkv * rows * (D + Dv) / (causal && Lq > 1 ? 16 : 8);
@@ -183,18 +225,14 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
     });
     return;
   }
-  std::vector<array> in;
   for (auto& a : inputs) {
     encoder.set_input_array(a);
-    in.push_back(array::unsafe_weak_copy(a));
   }
   cpu::dispatch(
       encoder,
-      [in = std::move(in),
-       out = array::unsafe_weak_copy(out),
-       scale = scale_,
-       causal = causal_,
-       precision = precision_]() mutable { run(in, out, scale, causal, precision); });
+      [operands = Operands(inputs, out), scale = scale_, causal = causal_, precision = precision_]() mutable {
+        run(operands, scale, causal, precision);
+      });
 }
 
 } // namespace zmlx

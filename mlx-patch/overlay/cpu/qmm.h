@@ -37,13 +37,15 @@ struct QuantView {
   bool transpose;
 };
 
-// m rows: x[i] points to K values, y[i] to the place of column n0. n0 and n1 are multiples of kColumnBlock (n1 may also
-// be N).
+// m rows: x[i] points to K values, y[i] to the place of column n0. n0 and n1 are multiples of kColumnBlock, or of
+// kTransposedBlock where the weights are transposed (n1 may also be N).
 using BlockKernel =
     void (*)(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* x, void* const* y);
 
 // A multiple of every group size, and of the rows that any kernel takes at once.
 constexpr int64_t kColumnBlock = 128;
+// Columns of transposed weights that lie in lanes together.
+constexpr int64_t kTransposedBlock = 32;
 // Rows of x that one call of a kernel takes at most.
 constexpr int kMaxRows = 32;
 

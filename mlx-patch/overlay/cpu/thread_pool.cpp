@@ -25,9 +25,6 @@ namespace zmlx::cpu {
 
 namespace {
 
-// Below this many multiply-adds a wake-up costs more than it saves (a wake-up is 5 to 50 us, a scalar multiply-add
-// about 1 ns, a vector one 0.05 ns).
-constexpr int64_t kInlineWork = 1 << 17;
 // How long a thread spins before it sleeps: the gap between two primitives of one decode step.
 constexpr auto kSpin = std::chrono::microseconds(60);
 

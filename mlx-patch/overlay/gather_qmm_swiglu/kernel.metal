@@ -1,10 +1,10 @@
-// silu(x @ gate[rhs]^T) * (x @ up[rhs]^T) over routed experts, affine weights.
+// activation(x @ gate[rhs]^T) * (x @ up[rhs]^T) over routed experts, affine weights.
 //
 // Idea: one simdgroup computes 4 rows of gate and the same 4 of up, reading its x once, with the partial sums, the order of
-// additions and the roundings of MLX's affine_gather_qmv(_fast), sigmoid and multiply. So the bits are those of stock's four
+// additions and the roundings of MLX's affine_gather_qmv(_fast), sigmoid and multiply. So the bits are those of stock's
 // launches. Bound by the bytes of the weights, which are read once, as in stock.
 //
-//   kernels   zmlx_gather_qmm_swiglu[_clamped][_fast]_<type>_gs_<group_size>_b_<bits>
+//   kernels   zmlx_gather_qmm_swiglu[_fast]_<type>_gs_<group_size>_b_<bits>
 //             type float, float16_t, bfloat16_t; group_size 32, 64, 128; bits 2, 3, 4, 5, 6, 8
 //   fast      where MLX's gather_qmv takes its fast kernel: N % 8 == 0 and K a multiple of 512 (6 and 8 bits: 256). The two
 //             give different bits, so stock's rule decides, not taste.
@@ -12,35 +12,35 @@
 //   buffers   0 x  1 lhs_indices  2 rhs_indices  3 gate_w  4 gate_scales  5 up_w  6 up_scales  7 gate_biases  8 up_biases
 //             9 y [.., M, N]  10 GatherQmmSwigluParams (kernel_params.h)  11 shape of the indices (int32)
 //             12 strides of lhs_indices  13 strides of rhs_indices (int64)
-//             clamped also: 14 bias of gate  15 bias of up, [experts, N]
+//             14 bias of gate  15 bias of up, [experts, N]: where params.has_bias is not 0
 //   layout    rows of x, w, scales and biases are contiguous, and so are the rows of one matrix; y is contiguous
 //   limits    indices are not checked; ZMLX_NO_INSTANCES leaves the instances to the host, for compilation at run time
 
 #include "metal/affine_rows.h"
 #include "gather_qmm_swiglu/kernel.h"
 
-namespace zmlx {
-
-template <typename T, int group_size, int bits, bool fast, typename Activation>
-METAL_FUNC void gather_qmm_swiglu_affine(
-    const device T* x,
-    const device uint32_t* lhs_indices,
-    const device uint32_t* rhs_indices,
-    const device uint32_t* gate_w,
-    const device T* gate_scales,
-    const device uint32_t* up_w,
-    const device T* up_scales,
-    const device T* gate_biases,
-    const device T* up_biases,
-    device T* y,
-    constant GatherQmmSwigluParams& params,
-    constant const int* shape,
-    constant const int64_t* lhs_strides,
-    constant const int64_t* rhs_strides,
-    Activation activation,
-    uint3 tid,
-    uint simd_gid,
-    uint simd_lid) {
+template <typename T, int group_size, int bits, bool fast>
+[[kernel]] void zmlx_gather_qmm_swiglu(
+    const device T* x [[buffer(0)]],
+    const device uint32_t* lhs_indices [[buffer(1)]],
+    const device uint32_t* rhs_indices [[buffer(2)]],
+    const device uint32_t* gate_w [[buffer(3)]],
+    const device T* gate_scales [[buffer(4)]],
+    const device uint32_t* up_w [[buffer(5)]],
+    const device T* up_scales [[buffer(6)]],
+    const device T* gate_biases [[buffer(7)]],
+    const device T* up_biases [[buffer(8)]],
+    device T* y [[buffer(9)]],
+    constant zmlx::GatherQmmSwigluParams& params [[buffer(10)]],
+    constant const int* shape [[buffer(11)]],
+    constant const int64_t* lhs_strides [[buffer(12)]],
+    constant const int64_t* rhs_strides [[buffer(13)]],
+    const device T* gate_bias [[buffer(14)]],
+    const device T* up_bias [[buffer(15)]],
+    uint3 tid [[threadgroup_position_in_grid]],
+    uint simd_gid [[simdgroup_index_in_threadgroup]],
+    uint simd_lid [[thread_index_in_simdgroup]]) {
+  using namespace zmlx;
   using Rows = AffineRows<T, group_size, bits, fast && bits != 2 ? 2 : 1>;
   const int first_row = qmv_first_row(tid, simd_gid);
   if (first_row >= params.N) {
@@ -65,76 +65,25 @@ METAL_FUNC void gather_qmm_swiglu_affine(
           simd_lid)};
   x += matrix * params.x_stride + int64_t(tid.x) * params.K;
   y += (int64_t(tid.z) * params.M + tid.x) * params.N + first_row;
-  gather_qmm_swiglu_rows<fast>(rows, x, y, params, activation, expert, first_row, simd_lid);
-}
-
-} // namespace zmlx
-
-template <typename T, int group_size, int bits, bool fast>
-[[kernel]] void zmlx_gather_qmm_swiglu(
-    const device T* x [[buffer(0)]],
-    const device uint32_t* lhs_indices [[buffer(1)]],
-    const device uint32_t* rhs_indices [[buffer(2)]],
-    const device uint32_t* gate_w [[buffer(3)]],
-    const device T* gate_scales [[buffer(4)]],
-    const device uint32_t* up_w [[buffer(5)]],
-    const device T* up_scales [[buffer(6)]],
-    const device T* gate_biases [[buffer(7)]],
-    const device T* up_biases [[buffer(8)]],
-    device T* y [[buffer(9)]],
-    constant zmlx::GatherQmmSwigluParams& params [[buffer(10)]],
-    constant int* shape [[buffer(11)]],
-    constant int64_t* lhs_strides [[buffer(12)]],
-    constant int64_t* rhs_strides [[buffer(13)]],
-    uint3 tid [[threadgroup_position_in_grid]],
-    uint simd_gid [[simdgroup_index_in_threadgroup]],
-    uint simd_lid [[thread_index_in_simdgroup]]) {
-  zmlx::gather_qmm_swiglu_affine<T, group_size, bits, fast>(
-      x, lhs_indices, rhs_indices, gate_w, gate_scales, up_w, up_scales, gate_biases, up_biases, y, params, shape,
-      lhs_strides, rhs_strides, zmlx::Swiglu<T>(), tid, simd_gid, simd_lid);
-}
-
-template <typename T, int group_size, int bits, bool fast>
-[[kernel]] void zmlx_gather_qmm_swiglu_clamped(
-    const device T* x [[buffer(0)]],
-    const device uint32_t* lhs_indices [[buffer(1)]],
-    const device uint32_t* rhs_indices [[buffer(2)]],
-    const device uint32_t* gate_w [[buffer(3)]],
-    const device T* gate_scales [[buffer(4)]],
-    const device uint32_t* up_w [[buffer(5)]],
-    const device T* up_scales [[buffer(6)]],
-    const device T* gate_biases [[buffer(7)]],
-    const device T* up_biases [[buffer(8)]],
-    device T* y [[buffer(9)]],
-    constant zmlx::GatherQmmSwigluParams& params [[buffer(10)]],
-    constant int* shape [[buffer(11)]],
-    constant int64_t* lhs_strides [[buffer(12)]],
-    constant int64_t* rhs_strides [[buffer(13)]],
-    const device T* gate_bias [[buffer(14)]],
-    const device T* up_bias [[buffer(15)]],
-    uint3 tid [[threadgroup_position_in_grid]],
-    uint simd_gid [[simdgroup_index_in_threadgroup]],
-    uint simd_lid [[thread_index_in_simdgroup]]) {
-  zmlx::gather_qmm_swiglu_affine<T, group_size, bits, fast>(
-      x, lhs_indices, rhs_indices, gate_w, gate_scales, up_w, up_scales, gate_biases, up_biases, y, params, shape,
-      lhs_strides, rhs_strides, zmlx::ClampedSwiglu<T>{gate_bias, up_bias, params}, tid, simd_gid, simd_lid);
+  if (params.has_bias != 0) {
+    gate_bias += expert * params.gate_bias_stride + first_row;
+    up_bias += expert * params.up_bias_stride + first_row;
+  }
+  gather_qmm_swiglu_rows<fast>(rows, x, gate_bias, up_bias, y, params, first_row, simd_lid);
 }
 
 #ifndef ZMLX_NO_INSTANCES
 // clang-format off
-#define instantiate_swiglu(variant, type, group_size, bits) \
-  instantiate_kernel("zmlx_gather_qmm_swiglu" #variant "_fast_" #type "_gs_" #group_size "_b_" #bits, \
-      zmlx_gather_qmm_swiglu##variant, type, group_size, bits, true) \
-  instantiate_kernel("zmlx_gather_qmm_swiglu" #variant "_" #type "_gs_" #group_size "_b_" #bits, \
-      zmlx_gather_qmm_swiglu##variant, type, group_size, bits, false)
+#define instantiate_swiglu(type, group_size, bits) \
+  instantiate_kernel("zmlx_gather_qmm_swiglu_fast_" #type "_gs_" #group_size "_b_" #bits, \
+      zmlx_gather_qmm_swiglu, type, group_size, bits, true) \
+  instantiate_kernel("zmlx_gather_qmm_swiglu_" #type "_gs_" #group_size "_b_" #bits, \
+      zmlx_gather_qmm_swiglu, type, group_size, bits, false)
 
 #define instantiate_swiglu_types(group_size, bits) \
-  instantiate_swiglu(, float, group_size, bits) \
-  instantiate_swiglu(, float16_t, group_size, bits) \
-  instantiate_swiglu(, bfloat16_t, group_size, bits) \
-  instantiate_swiglu(_clamped, float, group_size, bits) \
-  instantiate_swiglu(_clamped, float16_t, group_size, bits) \
-  instantiate_swiglu(_clamped, bfloat16_t, group_size, bits)
+  instantiate_swiglu(float, group_size, bits) \
+  instantiate_swiglu(float16_t, group_size, bits) \
+  instantiate_swiglu(bfloat16_t, group_size, bits)
 
 #define instantiate_swiglu_groups(bits) \
   instantiate_swiglu_types(32, bits) \

@@ -1,33 +1,33 @@
-// silu(x @ gate[rhs]^T) * (x @ up[rhs]^T) over routed experts, weights in mxfp4, mxfp8 or nvfp4. As kernel.metal, which has the
+// activation(x @ gate[rhs]^T) * (x @ up[rhs]^T) over routed experts, weights in mxfp4, mxfp8 or nvfp4. As kernel.metal, which has the
 // grid, the buffers and what they hold; scales are bytes, and there is nothing in buffers 7 and 8.
 //
-//   kernels   zmlx_gather_qmm_swiglu[_clamped][_fast]_<type>_gs_<group_size>_b_<bits>_<mode>
+//   kernels   zmlx_gather_qmm_swiglu[_fast]_<type>_gs_<group_size>_b_<bits>_<mode>
 //             type float, float16_t, bfloat16_t; mxfp4: gs_32_b_4, mxfp8: gs_32_b_8, nvfp4: gs_16_b_4
 //   fast      N % 8 == 0 and K a multiple of 512 (8 bits: 256)
 
 #include "metal/fp_rows.h"
 #include "gather_qmm_swiglu/kernel.h"
 
-namespace zmlx {
-
-template <typename T, int group_size, int bits, bool fast, typename Activation>
-METAL_FUNC void gather_qmm_swiglu_fp(
-    const device T* x,
-    const device uint32_t* lhs_indices,
-    const device uint32_t* rhs_indices,
-    const device uint32_t* gate_w,
-    const device uint8_t* gate_scales,
-    const device uint32_t* up_w,
-    const device uint8_t* up_scales,
-    device T* y,
-    constant GatherQmmSwigluParams& params,
-    constant const int* shape,
-    constant const int64_t* lhs_strides,
-    constant const int64_t* rhs_strides,
-    Activation activation,
-    uint3 tid,
-    uint simd_gid,
-    uint simd_lid) {
+template <typename T, int group_size, int bits, bool fast>
+[[kernel]] void zmlx_fp_gather_qmm_swiglu(
+    const device T* x [[buffer(0)]],
+    const device uint32_t* lhs_indices [[buffer(1)]],
+    const device uint32_t* rhs_indices [[buffer(2)]],
+    const device uint32_t* gate_w [[buffer(3)]],
+    const device uint8_t* gate_scales [[buffer(4)]],
+    const device uint32_t* up_w [[buffer(5)]],
+    const device uint8_t* up_scales [[buffer(6)]],
+    device T* y [[buffer(9)]],
+    constant zmlx::GatherQmmSwigluParams& params [[buffer(10)]],
+    constant const int* shape [[buffer(11)]],
+    constant const int64_t* lhs_strides [[buffer(12)]],
+    constant const int64_t* rhs_strides [[buffer(13)]],
+    const device T* gate_bias [[buffer(14)]],
+    const device T* up_bias [[buffer(15)]],
+    uint3 tid [[threadgroup_position_in_grid]],
+    uint simd_gid [[simdgroup_index_in_threadgroup]],
+    uint simd_lid [[thread_index_in_simdgroup]]) {
+  using namespace zmlx;
   using Rows = FpRows<T, group_size, bits, fast ? 2 : 1>;
   const int first_row = qmv_first_row(tid, simd_gid);
   if (first_row >= params.N) {
@@ -50,72 +50,25 @@ METAL_FUNC void gather_qmm_swiglu_fp(
           simd_lid)};
   x += matrix * params.x_stride + int64_t(tid.x) * params.K;
   y += (int64_t(tid.z) * params.M + tid.x) * params.N + first_row;
-  gather_qmm_swiglu_rows<fast>(rows, x, y, params, activation, expert, first_row, simd_lid);
-}
-
-} // namespace zmlx
-
-template <typename T, int group_size, int bits, bool fast>
-[[kernel]] void zmlx_fp_gather_qmm_swiglu(
-    const device T* x [[buffer(0)]],
-    const device uint32_t* lhs_indices [[buffer(1)]],
-    const device uint32_t* rhs_indices [[buffer(2)]],
-    const device uint32_t* gate_w [[buffer(3)]],
-    const device uint8_t* gate_scales [[buffer(4)]],
-    const device uint32_t* up_w [[buffer(5)]],
-    const device uint8_t* up_scales [[buffer(6)]],
-    device T* y [[buffer(9)]],
-    constant zmlx::GatherQmmSwigluParams& params [[buffer(10)]],
-    constant int* shape [[buffer(11)]],
-    constant int64_t* lhs_strides [[buffer(12)]],
-    constant int64_t* rhs_strides [[buffer(13)]],
-    uint3 tid [[threadgroup_position_in_grid]],
-    uint simd_gid [[simdgroup_index_in_threadgroup]],
-    uint simd_lid [[thread_index_in_simdgroup]]) {
-  zmlx::gather_qmm_swiglu_fp<T, group_size, bits, fast>(
-      x, lhs_indices, rhs_indices, gate_w, gate_scales, up_w, up_scales, y, params, shape,
-      lhs_strides, rhs_strides, zmlx::Swiglu<T>(), tid, simd_gid, simd_lid);
-}
-
-template <typename T, int group_size, int bits, bool fast>
-[[kernel]] void zmlx_fp_gather_qmm_swiglu_clamped(
-    const device T* x [[buffer(0)]],
-    const device uint32_t* lhs_indices [[buffer(1)]],
-    const device uint32_t* rhs_indices [[buffer(2)]],
-    const device uint32_t* gate_w [[buffer(3)]],
-    const device uint8_t* gate_scales [[buffer(4)]],
-    const device uint32_t* up_w [[buffer(5)]],
-    const device uint8_t* up_scales [[buffer(6)]],
-    device T* y [[buffer(9)]],
-    constant zmlx::GatherQmmSwigluParams& params [[buffer(10)]],
-    constant int* shape [[buffer(11)]],
-    constant int64_t* lhs_strides [[buffer(12)]],
-    constant int64_t* rhs_strides [[buffer(13)]],
-    const device T* gate_bias [[buffer(14)]],
-    const device T* up_bias [[buffer(15)]],
-    uint3 tid [[threadgroup_position_in_grid]],
-    uint simd_gid [[simdgroup_index_in_threadgroup]],
-    uint simd_lid [[thread_index_in_simdgroup]]) {
-  zmlx::gather_qmm_swiglu_fp<T, group_size, bits, fast>(
-      x, lhs_indices, rhs_indices, gate_w, gate_scales, up_w, up_scales, y, params, shape,
-      lhs_strides, rhs_strides, zmlx::ClampedSwiglu<T>{gate_bias, up_bias, params}, tid, simd_gid, simd_lid);
+  if (params.has_bias != 0) {
+    gate_bias += expert * params.gate_bias_stride + first_row;
+    up_bias += expert * params.up_bias_stride + first_row;
+  }
+  gather_qmm_swiglu_rows<fast>(rows, x, gate_bias, up_bias, y, params, first_row, simd_lid);
 }
 
 #ifndef ZMLX_NO_INSTANCES
 // clang-format off
-#define instantiate_swiglu(variant, type, mode, group_size, bits) \
-  instantiate_kernel("zmlx_gather_qmm_swiglu" #variant "_fast_" #type "_gs_" #group_size "_b_" #bits "_" #mode, \
-      zmlx_fp_gather_qmm_swiglu##variant, type, group_size, bits, true) \
-  instantiate_kernel("zmlx_gather_qmm_swiglu" #variant "_" #type "_gs_" #group_size "_b_" #bits "_" #mode, \
-      zmlx_fp_gather_qmm_swiglu##variant, type, group_size, bits, false)
+#define instantiate_swiglu(type, mode, group_size, bits) \
+  instantiate_kernel("zmlx_gather_qmm_swiglu_fast_" #type "_gs_" #group_size "_b_" #bits "_" #mode, \
+      zmlx_fp_gather_qmm_swiglu, type, group_size, bits, true) \
+  instantiate_kernel("zmlx_gather_qmm_swiglu_" #type "_gs_" #group_size "_b_" #bits "_" #mode, \
+      zmlx_fp_gather_qmm_swiglu, type, group_size, bits, false)
 
 #define instantiate_swiglu_types(mode, group_size, bits) \
-  instantiate_swiglu(, float, mode, group_size, bits) \
-  instantiate_swiglu(, float16_t, mode, group_size, bits) \
-  instantiate_swiglu(, bfloat16_t, mode, group_size, bits) \
-  instantiate_swiglu(_clamped, float, mode, group_size, bits) \
-  instantiate_swiglu(_clamped, float16_t, mode, group_size, bits) \
-  instantiate_swiglu(_clamped, bfloat16_t, mode, group_size, bits)
+  instantiate_swiglu(float, mode, group_size, bits) \
+  instantiate_swiglu(float16_t, mode, group_size, bits) \
+  instantiate_swiglu(bfloat16_t, mode, group_size, bits)
 
 instantiate_swiglu_types(mxfp4, 32, 4)
 instantiate_swiglu_types(mxfp8, 32, 8)

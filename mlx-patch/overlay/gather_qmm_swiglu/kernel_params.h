@@ -17,8 +17,11 @@ struct GatherQmmSwigluParams {
   int64_t x_stride;
   int64_t gate_w_stride, gate_scales_stride, gate_biases_stride;
   int64_t up_w_stride, up_scales_stride, up_biases_stride;
-  // Of the clamped variant: elements between the experts' biases, and what OpenAI's SwiGLU is made with.
+  // Elements between the experts' biases, where has_bias is not 0.
   int64_t gate_bias_stride, up_bias_stride;
+  int32_t has_bias;
+  // 0 silu, 1 gelu by the approximation with tanh, 2 OpenAI's clipped SwiGLU, which alone has the numbers.
+  int32_t activation;
   float alpha, limit;
 };
 

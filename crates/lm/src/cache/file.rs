@@ -76,7 +76,7 @@ impl SavedCache {
     ///
     /// # Errors
     /// `Checkpoint` when its layers are of other kinds or sizes than the model's; `Mlx`.
-    pub fn into_cache(self, model: &dyn Model) -> Result<Cache> {
+    pub fn into_cache(mut self, model: &dyn Model) -> Result<Cache> {
         let mut own = model.make_cache();
         // the graph of a step, of which nothing is computed, says what the layers' arrays look like
         model.forward(&Step::new(&ops::zeros(&[1, 1], Dtype::U32)?), &mut [&mut own])?;
@@ -95,6 +95,9 @@ impl SavedCache {
                     shapes(own)
                 ));
             }
+        }
+        for (layer, own) in self.cache.layers.iter_mut().zip(&own.layers) {
+            set_latent(layer, own);
         }
         Ok(self.cache)
     }
@@ -309,7 +312,7 @@ fn decode(class: &str, state: State) -> Result<LayerCache, Refusal> {
             if !(0..=capacity).contains(&len) {
                 return Err(format!("claims {len} tokens in room for {capacity}"));
             }
-            LayerCache::Kv(KvCache { buffers, len })
+            LayerCache::Kv(KvCache { buffers, len, ..KvCache::default() })
         }
         "RotatingKVCache" => {
             let buffers = parts.buffers()?;
@@ -432,6 +435,17 @@ fn set_state_len(layer: &mut LayerCache, len: i32) {
     }
 }
 
+/// mlx-lm does not tell latents from keys and values; the model does.
+fn set_latent(layer: &mut LayerCache, own: &LayerCache) {
+    match (layer, own) {
+        (LayerCache::Kv(kv), LayerCache::Kv(own)) => kv.is_latent = own.is_latent,
+        (LayerCache::List(list), LayerCache::List(own)) => {
+            list.iter_mut().zip(own).for_each(|(layer, own)| set_latent(layer, own));
+        }
+        _ => {}
+    }
+}
+
 /// Whether a model whose layer looks like `own` after a token could have made `layer`.
 fn fits(layer: &LayerCache, own: &LayerCache) -> bool {
     let same = |a: &Array, b: &Array| {
@@ -450,7 +464,7 @@ fn fits(layer: &LayerCache, own: &LayerCache) -> bool {
         (LayerCache::Window(a), LayerCache::Window(b)) => {
             alike(&a.buffers, &b.buffers) && (a.max_size(), a.keep()) == (b.max_size(), b.keep())
         }
-        (LayerCache::Quantized(a), LayerCache::Kv(b)) => match (&a.buffers, &b.buffers) {
+        (LayerCache::Quantized(a), LayerCache::Kv(b)) if !b.is_latent => match (&a.buffers, &b.buffers) {
             (Some((k, v)), Some((own_k, own_v))) => {
                 [(k, own_k), (v, own_v)].into_iter().all(|(packed, own)| {
                     let width = packed.scales.dim(-1) * packed.quantization.group_size;

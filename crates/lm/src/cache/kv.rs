@@ -1,4 +1,4 @@
-use mlx::Array;
+use mlx::{Array, ops};
 
 use super::buffer::{GROW_STEP, first, grow, write};
 use super::quantized::{KvQuantization, QuantizedKvCache};
@@ -9,9 +9,20 @@ use crate::error::Result;
 pub struct KvCache {
     pub(super) buffers: Option<(Array, Array)>,
     pub(super) len: i32,
+    pub(super) is_latent: bool,
 }
 
 impl KvCache {
+    /// An empty one of latents, of which attention makes its keys and values: it has no use for packed ones.
+    pub fn of_latents() -> Self {
+        Self { is_latent: true, ..Self::default() }
+    }
+
+    /// Whether it holds latents.
+    pub fn is_latent(&self) -> bool {
+        self.is_latent
+    }
+
     /// Tokens held.
     pub fn len(&self) -> i32 {
         self.len
@@ -45,19 +56,35 @@ impl KvCache {
     /// # Errors
     /// `Mlx`.
     pub fn append(&mut self, keys: &Array, values: &Array) -> Result<&(Array, Array)> {
-        let end = self.len + keys.dim(2);
-        let (mut k, mut v) = match self.buffers.take() {
-            Some((k, v)) if end <= k.dim(2) => (k, v),
+        let (k, v) = self.take_with_room(keys.dim(0), keys, values)?;
+        let written = (write(k, keys, self.len)?, write(v, values, self.len)?);
+        Ok(self.put(written, keys.dim(2)))
+    }
+
+    /// The buffers, taken out, of `rows` rows and with room for as many tokens more as `keys` and `values` have.
+    /// [`put`](Self::put) gives them back.
+    pub(crate) fn take_with_room(
+        &mut self,
+        rows: i32,
+        keys: &Array,
+        values: &Array,
+    ) -> Result<(Array, Array)> {
+        match self.buffers.take() {
+            Some((k, v)) if self.len + keys.dim(2) <= k.dim(2) => Ok((k, v)),
             held => {
                 let room = (GROW_STEP + keys.dim(2) - 1) / GROW_STEP * GROW_STEP;
                 let (held_k, held_v) = held.unzip();
-                (grow(held_k, self.len, keys, room)?, grow(held_v, self.len, values, room)?)
+                let like = |tokens| ops::slice_axis(tokens, 0, 0, rows);
+                let k = grow(held_k, self.len, &like(keys)?, room)?;
+                Ok((k, grow(held_v, self.len, &like(values)?, room)?))
             }
-        };
-        k = write(k, keys, self.len)?;
-        v = write(v, values, self.len)?;
-        self.len = end;
-        Ok(self.buffers.insert((k, v)))
+        }
+    }
+
+    /// Gives back buffers to which `added` tokens were written.
+    pub(crate) fn put(&mut self, buffers: (Array, Array), added: i32) -> &(Array, Array) {
+        self.len += added;
+        self.buffers.insert(buffers)
     }
 
     /// Forgets the last `n` tokens, or all where there are fewer; returns how many.
@@ -65,6 +92,10 @@ impl KvCache {
         let n = n.clamp(0, self.len);
         self.len -= n;
         n
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self { is_latent: self.is_latent, ..Self::default() };
     }
 
     /// The same tokens, packed.

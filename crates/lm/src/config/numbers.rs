@@ -18,6 +18,15 @@ pub struct Count(i32);
 pub struct Positive(f64);
 
 impl Size {
+    /// For constants in source.
+    ///
+    /// # Panics
+    /// Below 1; in a constant, when it is compiled.
+    pub const fn constant(value: i32) -> Self {
+        assert!(value >= 1, "a size is a whole number from 1");
+        Self(value)
+    }
+
     /// For defaults; `None` below 1.
     pub const fn new(value: i32) -> Option<Self> {
         if value < 1 { None } else { Some(Self(value)) }
@@ -25,6 +34,15 @@ impl Size {
 }
 
 impl Count {
+    /// For constants in source.
+    ///
+    /// # Panics
+    /// Below 0; in a constant, when it is compiled.
+    pub const fn constant(value: i32) -> Self {
+        assert!(value >= 0, "a count is a whole number from 0");
+        Self(value)
+    }
+
     /// For defaults; `None` below 0.
     pub const fn new(value: i32) -> Option<Self> {
         if value < 0 { None } else { Some(Self(value)) }
@@ -32,6 +50,16 @@ impl Count {
 }
 
 impl Positive {
+    /// For constants in source.
+    ///
+    /// # Panics
+    /// When it is not above zero and finite; in a constant, when it is compiled.
+    pub const fn constant(value: f64) -> Self {
+        let rounded = value as f32;
+        assert!(rounded.is_finite() && rounded > 0.0, "a number above zero");
+        Self(value)
+    }
+
     /// For defaults; `None` where it is not above zero and finite.
     pub fn new(value: f64) -> Option<Self> {
         let rounded = value as f32;
@@ -168,4 +196,24 @@ impl<'de> Deserialize<'de> for Finite {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_f64(AnyFinite)
     }
+}
+
+/// For `#[serde(default = "size::<8>")]`.
+pub fn size<const N: i32>() -> Size {
+    const { Size::constant(N) }
+}
+
+/// For `#[serde(default = "count::<0>")]`.
+pub fn count<const N: i32>() -> Count {
+    const { Count::constant(N) }
+}
+
+/// For `#[serde(default = "whole::<10_000>")]`.
+pub fn whole<const N: i32>() -> Positive {
+    const { Positive::constant(N as f64) }
+}
+
+/// For `#[serde(default = "yes")]`.
+pub fn yes() -> bool {
+    true
 }

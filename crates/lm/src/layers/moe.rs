@@ -51,6 +51,26 @@ pub struct MoeOptions {
     pub names: MoeNames,
 }
 
+impl MoeOptions {
+    /// Experts without biases, none of them shared, named as Qwen's.
+    pub fn new(
+        hidden_size: i32,
+        num_experts: i32,
+        intermediate_size: i32,
+        routing: Routing,
+    ) -> Self {
+        Self {
+            hidden_size,
+            num_experts,
+            intermediate_size,
+            glu: GluOptions::default(),
+            routing,
+            shared: None,
+            names: MoeNames::default(),
+        }
+    }
+}
+
 /// What experts that every token goes through are made of.
 #[derive(Debug, Clone, Copy)]
 pub struct SharedOptions {
@@ -138,7 +158,17 @@ impl MoeBlock {
     /// # Errors
     /// `Mlx`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        let logits = self.gate.forward(x)?; // [B, L, E]
+        self.forward_routed(x, x)
+    }
+
+    /// The same where something else than what the experts get decides which of them do.
+    ///
+    /// - `routed`: `[B, L, D]`, for the router
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn forward_routed(&self, routed: &Array, x: &Array) -> Result<Array> {
+        let logits = self.gate.forward(routed)?; // [B, L, E]
         let (indices, scores) = match self.router_path {
             Path::Stock => self.routing.select(&logits)?,
             Path::Fused(_) => {

@@ -8,6 +8,7 @@ use crate::cache::{Cache, KvCache, LayerCache};
 use crate::error::{Error, Result};
 use crate::layers::{DecoderLayer, Embedding, Fusable, Head, Mixer, ModulePath, RmsNorm, Site};
 use crate::placement::{Placement, Stage};
+use crate::rewrite::Rules;
 use crate::step::{LayerRows, Rows, Step};
 use crate::weights::Scope;
 
@@ -61,7 +62,7 @@ impl<B: Block> CausalLm<B> {
     ) -> Result<Self> {
         let Shape { hidden_size, num_layers, vocab_size, norm_eps, tied, .. } = *shape;
         if tied {
-            root.drop("lm_head.weight")?;
+            root.rewrite(Rules::new().drop("lm_head.weight"))?;
         }
         let model = root.pp("model");
         let stage = if tied { Stage::Ends } else { Stage::First };

@@ -1,11 +1,12 @@
 //! What every family states about itself, and what follows from it.
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Description, Model};
-use crate::config::{Fields, ModelConfig};
+use crate::config::{Fields, ModelConfig, Size};
 use crate::error::Result;
-use crate::layers::{Heads, LayerNames, LayerOptions};
+use crate::layers::{Heads, LayerNames, LayerOptions, MoeOptions, Routing};
 use crate::weights::Weights;
 
 /// A family: the fields of its `config.json`, and what they make.
@@ -19,6 +20,14 @@ pub trait Family: Fields {
     /// Whether a layer has experts. By default all have, if any.
     fn is_moe(&self, _layer: i32) -> bool {
         self.shape().experts.is_some()
+    }
+
+    /// Whether the heads fit together; by default as grouped-query attention that turns whole heads has them.
+    ///
+    /// # Errors
+    /// `Config`.
+    fn check_heads(&self, config: &ModelConfig) -> Result<()> {
+        self.shape().heads.check(config)
     }
 
     /// What else to show to people, behind what [`shape`](Self::shape) says.
@@ -50,7 +59,10 @@ impl Conversion {
     pub const DEFAULT: Self = Self {
         precise: &[],
         own_dtype: &[],
-        order: &[("layers", &["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"])],
+        order: &[
+            ("layers", &["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"]),
+            ("mlp", &["gate_proj", "down_proj", "up_proj"]),
+        ],
     };
 }
 
@@ -97,6 +109,11 @@ impl Shape {
 }
 
 impl Experts {
+    /// A mixture of them in a model as wide as `shape`.
+    pub fn options(&self, shape: &Shape, routing: Routing) -> MoeOptions {
+        MoeOptions::new(shape.hidden_size, self.num_experts, self.intermediate_size, routing)
+    }
+
     /// Whether as many experts can be chosen; `config` and the two fields are named in errors.
     ///
     /// # Errors
@@ -118,7 +135,11 @@ pub(super) fn load<F: Family>(config: &ModelConfig, weights: &Weights) -> Result
 
 /// A row's `describe`: reads the configuration and says what it makes.
 pub(super) fn describe<F: Family>(config: &ModelConfig) -> Result<Description> {
-    let family = parse::<F>(config)?;
+    Ok(description(&parse::<F>(config)?))
+}
+
+/// What a family's fields make.
+pub(super) fn description(family: &impl Family) -> Description {
     let shape = family.shape();
     let Heads { num_heads, num_kv_heads, head_dim } = shape.heads;
     let num_moe_layers = (0..shape.num_layers).filter(|i| family.is_moe(*i)).count();
@@ -140,15 +161,64 @@ pub(super) fn describe<F: Family>(config: &ModelConfig) -> Result<Description> {
     ];
     let facts = facts.into_iter().filter_map(|(name, size)| Some((name, json!(size?))));
     let facts = facts.chain([("tie_word_embeddings", json!(shape.tied))]).chain(family.facts());
-    Ok(Description {
+    Description {
         facts: facts.map(|(name, value)| (name.to_owned(), value)).collect(),
         num_experts_per_tok: of_experts(|e| e.top_k).unwrap_or(0),
         tie_word_embeddings: shape.tied,
-    })
+    }
 }
 
-fn parse<F: Family>(config: &ModelConfig) -> Result<F> {
-    let family: F = config.parse()?;
-    family.shape().heads.check(config)?;
+/// Reads and checks a family's fields.
+pub(super) fn parse<F: Family>(config: &ModelConfig) -> Result<F> {
+    parse_or(config, &[])
+}
+
+/// The same with values for fields that are absent.
+pub(super) fn parse_or<F: Family>(config: &ModelConfig, defaults: &[(&str, Value)]) -> Result<F> {
+    let family: F = config.parse_or(defaults)?;
+    family.check_heads(config)?;
     Ok(family)
+}
+
+/// What a query sees: an entry of `layer_types`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerType {
+    /// Every token before it.
+    FullAttention,
+    /// The last `sliding_window` tokens.
+    SlidingAttention,
+}
+
+/// The windows of layers, each `None` where its queries see every token before them.
+#[derive(Debug, Clone, Copy)]
+pub struct Windows<'a> {
+    /// One for each layer; `None`: full attention everywhere.
+    pub layer_types: Option<&'a [LayerType]>,
+    /// Tokens that a query sees in those layers that slide.
+    pub sliding_window: Option<Size>,
+}
+
+impl Windows<'_> {
+    /// Whether there is a type for each layer, and a window where one is needed.
+    ///
+    /// # Errors
+    /// `Config`.
+    pub fn check(&self, config: &ModelConfig, num_layers: i32) -> Result<()> {
+        let Some(types) = self.layer_types else { return Ok(()) };
+        if i32::try_from(types.len()) != Ok(num_layers) {
+            let reason = format!("has {} entries for {num_layers} layers", types.len());
+            return Err(config.error("layer_types", reason));
+        }
+        if types.contains(&LayerType::SlidingAttention) && self.sliding_window.is_none() {
+            return Err(config.error("sliding_window", "is missing, which layer_types ask for"));
+        }
+        Ok(())
+    }
+
+    /// That of one layer.
+    pub fn of(&self, layer: i32) -> Option<i32> {
+        let kind = *self.layer_types?.get(usize::try_from(layer).ok()?)?;
+        self.sliding_window.filter(|_| kind == LayerType::SlidingAttention).map(|window| *window)
+    }
 }

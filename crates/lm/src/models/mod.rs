@@ -1,7 +1,22 @@
 //! The models, one file each, named after `model_type` in `config.json`.
 
 pub mod causal;
+pub mod deepseek_v3;
+pub mod deepseek_v32;
 pub mod family;
+pub mod gemma4;
+pub mod glm4_moe;
+pub mod glm4_moe_lite;
+pub mod gpt_oss;
+pub mod kimi_k25;
+pub mod latent;
+pub mod llama;
+pub mod ministral3;
+pub mod mistral3;
+pub mod mixtral;
+pub mod olmoe;
+pub mod qwen2;
+pub mod qwen2_moe;
 pub mod qwen3;
 pub mod qwen3_moe;
 
@@ -81,12 +96,51 @@ impl ModelRow {
         let (load, describe) = (family::load::<F>, family::describe::<F>);
         Self { model_type, load, describe, preset, conversion }
     }
+
+    /// A model whose configuration is one of several families', that are converted as LLaMA's.
+    const fn of(
+        model_type: &'static str,
+        load: fn(&ModelConfig, &Weights) -> Result<Box<dyn Model>>,
+        describe: fn(&ModelConfig) -> Result<Description>,
+        preset: Preset,
+    ) -> Self {
+        Self { model_type, load, describe, preset, conversion: Conversion::DEFAULT }
+    }
 }
 
 /// Every model there is.
 pub const MODELS: &[ModelRow] = &[
+    ModelRow::new::<deepseek_v3::Config>("deepseek_v3", Preset::Device),
+    ModelRow::new::<deepseek_v32::Config>("deepseek_v32", Preset::Device),
+    ModelRow::new::<gemma4::Config>("gemma4", Preset::Device),
+    ModelRow::new::<glm4_moe::Config>("glm4_moe", Preset::Device),
+    ModelRow::new::<glm4_moe_lite::Config>("glm4_moe_lite", Preset::Device),
+    ModelRow::new::<gpt_oss::Config>("gpt_oss", Preset::Device),
+    ModelRow::new::<kimi_k25::Config>("kimi_k25", Preset::Device),
+    ModelRow::new::<llama::Config>("llama", Preset::Device),
+    ModelRow::new::<ministral3::Config>("ministral3", Preset::Device),
+    ModelRow::of("mistral3", mistral3::load, mistral3::describe, Preset::Device),
+    ModelRow::new::<mixtral::Config>("mixtral", Preset::Device),
+    ModelRow::new::<olmoe::Config>("olmoe", Preset::Device),
+    ModelRow::new::<qwen2::Config>("qwen2", Preset::Device),
+    ModelRow::new::<qwen2_moe::Config>("qwen2_moe", Preset::Device),
     ModelRow::new::<qwen3::Config>("qwen3", Preset::Device),
     ModelRow::new::<qwen3_moe::Config>("qwen3_moe", Preset::Device),
+];
+
+/// Other names that configurations give to models of [`MODELS`].
+///
+/// # Source
+/// mlx-lm `utils.py` (`MODEL_REMAPPING`).
+pub const ALIASES: &[(&str, &str)] = &[
+    ("gemma4_text", "gemma4"),
+    ("gemma4_unified", "gemma4"),
+    ("iquestcoder", "llama"),
+    ("joyai_llm_flash", "deepseek_v3"),
+    ("kimi_k2", "deepseek_v3"),
+    ("llava", "mistral3"),
+    ("mistral", "llama"),
+    ("xverse", "llama"),
 ];
 
 /// What a configuration says about a model.
@@ -112,14 +166,18 @@ pub struct LoadedModel {
     pub notes: Vec<String>,
 }
 
-/// The table's row for a `model_type`.
+/// The table's row for a `model_type`, or for what it is another name of.
 ///
 /// # Errors
 /// `UnknownModel`.
 pub fn find(model_type: &str) -> Result<&'static ModelRow> {
-    MODELS.iter().find(|row| row.model_type == model_type).ok_or_else(|| Error::UnknownModel {
-        model_type: model_type.to_owned(),
-        known: MODELS.iter().map(|row| row.model_type).collect(),
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == model_type);
+    let name = alias.map_or(model_type, |(_, name)| *name);
+    MODELS.iter().find(|row| row.model_type == name).ok_or_else(|| {
+        let names = MODELS.iter().map(|row| row.model_type);
+        let mut known: Vec<_> = names.chain(ALIASES.iter().map(|(alias, _)| *alias)).collect();
+        known.sort_unstable();
+        Error::UnknownModel { model_type: model_type.to_owned(), known }
     })
 }
 

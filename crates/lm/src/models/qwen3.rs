@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::Model;
 use super::causal::CausalLm;
-use super::family::{Conversion, Family, Shape};
+use super::family::{Family, Shape};
 use crate::config::{Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
@@ -56,24 +56,17 @@ impl Config {
 }
 
 impl Family for Config {
-    const CONVERSION: Conversion = Conversion {
-        order: &[
-            ("layers", &["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"]),
-            ("mlp", &["gate_proj", "down_proj", "up_proj"]),
-        ],
-        ..Conversion::DEFAULT
-    };
-
     fn shape(&self) -> Shape {
         Shape {
             hidden_size: *self.hidden_size,
             num_layers: *self.num_hidden_layers,
             intermediate_size: Some(*self.intermediate_size),
-            heads: Heads {
-                num_heads: *self.num_attention_heads,
-                num_kv_heads: *self.num_key_value_heads,
-                head_dim: *self.head_dim,
-            },
+            heads: Heads::new(
+                self.hidden_size,
+                self.num_attention_heads,
+                Some(self.num_key_value_heads),
+                Some(self.head_dim),
+            ),
             experts: None,
             vocab_size: *self.vocab_size,
             max_position_embeddings: Some(*self.max_position_embeddings),

@@ -12,8 +12,8 @@ use super::family::{Conversion, Experts, Family, Shape};
 use crate::config::{Count, Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
-    Attention, AttentionOptions, DecoderLayer, FeedForward, GluOptions, Heads, Mlp, MoeBlock,
-    MoeNames, MoeOptions, QkNorm, Rope, Routing,
+    Attention, AttentionOptions, DecoderLayer, FeedForward, Heads, Mlp, MoeBlock, QkNorm, Rope,
+    Routing,
 };
 use crate::rewrite::Rules;
 use crate::weights::{Scope, Weights};
@@ -64,24 +64,13 @@ impl Config {
     }
 
     fn load_feed_forward(&self, layer: i32, scope: &Scope<'_>) -> Result<FeedForward> {
-        let hidden_size = *self.hidden_size;
-        if !self.is_moe(layer) {
-            return Ok(Mlp::load(scope, hidden_size, *self.intermediate_size)?.into());
-        }
-        let routing = Routing {
-            norm_topk_prob: self.norm_topk_prob,
-            ..Routing::softmax(*self.num_experts_per_tok)
+        let shape = self.shape();
+        let Some(experts) = shape.experts.filter(|_| self.is_moe(layer)) else {
+            return Ok(Mlp::load(scope, shape.hidden_size, *self.intermediate_size)?.into());
         };
-        let options = MoeOptions {
-            hidden_size,
-            num_experts: *self.num_experts,
-            intermediate_size: *self.moe_intermediate_size,
-            glu: GluOptions::default(),
-            routing,
-            shared: None,
-            names: MoeNames::default(),
-        };
-        Ok(MoeBlock::load(scope, options)?.into())
+        let routing =
+            Routing { norm_topk_prob: self.norm_topk_prob, ..Routing::softmax(experts.top_k) };
+        Ok(MoeBlock::load(scope, experts.options(&shape, routing))?.into())
     }
 }
 
@@ -96,16 +85,16 @@ impl Family for Config {
     };
 
     fn shape(&self) -> Shape {
-        let head_dim = self.head_dim.map(|dim| *dim);
         Shape {
             hidden_size: *self.hidden_size,
             num_layers: *self.num_hidden_layers,
             intermediate_size: None,
-            heads: Heads {
-                num_heads: *self.num_attention_heads,
-                num_kv_heads: *self.num_key_value_heads,
-                head_dim: head_dim.unwrap_or(*self.hidden_size / *self.num_attention_heads),
-            },
+            heads: Heads::new(
+                self.hidden_size,
+                self.num_attention_heads,
+                Some(self.num_key_value_heads),
+                self.head_dim,
+            ),
             experts: self.experts(),
             vocab_size: *self.vocab_size,
             max_position_embeddings: Some(*self.max_position_embeddings),

@@ -93,6 +93,29 @@ impl Rules {
         self
     }
 
+    /// The same rules for names that begin with `prefix` and a dot; all of them where it is empty.
+    #[must_use]
+    pub fn below(mut self, prefix: &str) -> Self {
+        if prefix.is_empty() {
+            return self;
+        }
+        let deepen = |name: &mut String| *name = format!("{prefix}.{name}");
+        for rule in &mut self.rules {
+            deepen(&mut rule.pattern);
+            match &mut rule.step {
+                Step::Drop => {}
+                // what is kept of all else is not theirs to say
+                Step::Keep(patterns) => patterns.iter_mut().for_each(deepen),
+                Step::Become(outputs) | Step::Requantize { outputs, .. } => {
+                    outputs.iter_mut().for_each(|(name, _)| deepen(name));
+                }
+                Step::Stack { to, .. } => deepen(to),
+                Step::Scale { weight, .. } => deepen(weight),
+            }
+        }
+        self
+    }
+
     /// Keeps what matches one of `patterns` and drops all else.
     pub fn keep(self, patterns: &[&str]) -> Self {
         let patterns = patterns.iter().map(|text| (*text).to_owned()).collect();

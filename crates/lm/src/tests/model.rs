@@ -6,8 +6,7 @@ use serde_json::json;
 use super::fixture::{EXPERTS, Fixture, VOCAB, q4};
 use crate::cache::{Cache, GROW_STEP, KvCache, LayerCache, Position};
 use crate::layers::Rope;
-use crate::models::{LoadedModel, MODELS, Model, load};
-use crate::patch::{PatchOptions, Patterns, patch};
+use crate::models::{LoadedModel, Model, load};
 use crate::step::Step;
 
 fn logits(model: &dyn Model, rows: &[&[u32]], cache: &mut Cache) -> Vec<Vec<f32>> {
@@ -59,73 +58,12 @@ fn prefill_equals_stepwise_decode_across_cache_growth() {
 }
 
 #[test]
-fn prefill_in_pieces_equals_prefill_at_once() {
-    let prompt = tokens(50);
-    let loaded = Fixture::dense(Dtype::F32).quantized(q4()).load();
-    let model = loaded.model.as_ref();
-    let mut cache = model.make_cache();
-    let pieces: Vec<_> =
-        prompt.chunks(7).flat_map(|piece| logits(model, &[piece], &mut cache)).collect();
-    assert_close(&pieces, &fresh(&loaded, &[&prompt]), 1e-5);
-}
-
-#[test]
 fn batch_row_equals_single_row() {
     let (a, b) = (tokens(40), tokens(80)[40..].to_vec());
     let loaded = Fixture::dense(Dtype::F32).quantized(q4()).load();
     let both = fresh(&loaded, &[&a, &b]);
     assert_close(&both[..40], &fresh(&loaded, &[&a]), 1e-5);
     assert_close(&both[40..], &fresh(&loaded, &[&b]), 1e-5);
-}
-
-/// Rows of different length that start at different positions, each with a cache of its own.
-#[test]
-fn ragged_rows_have_the_bits_that_they_have_alone() {
-    let held = [tokens(3), tokens(70), tokens(1), tokens(19)];
-    let added: [&[u32]; 4] = [&[5, 6, 7], &[8], &[9, 10], &[11, 12, 13]];
-    for (dtype, patterns) in [(Dtype::Bf16, Patterns::Off), (Dtype::Bf16, Patterns::Auto)] {
-        let mut loaded = Fixture::dense(dtype).quantized(q4()).load();
-        patch(&mut loaded, &PatchOptions { patterns, ..PatchOptions::default() }).unwrap();
-        let model = loaded.model.as_ref();
-        let mut caches: Vec<Cache> = held
-            .iter()
-            .map(|held| {
-                let mut cache = model.make_cache();
-                logits(model, &[held], &mut cache);
-                cache
-            })
-            .collect();
-        let alone: Vec<_> = added
-            .iter()
-            .zip(&caches)
-            .map(|(row, cache)| logits(model, &[row], &mut cache.clone()))
-            .collect();
-
-        let mut padded = Vec::new();
-        for row in added {
-            padded.extend(row.iter().copied().chain([0; 3]).take(3));
-        }
-        let lengths: Vec<i32> = added.iter().map(|row| row.len() as i32).collect();
-        let input = Array::from_slice(&padded, &[4, 3]).unwrap();
-        let step = Step { lengths: Some(&lengths), ..Step::new(&input) };
-        let mut rows: Vec<&mut Cache> = caches.iter_mut().collect();
-        let last = model.forward(&step, &mut rows).unwrap().astype(Dtype::F32).unwrap();
-        assert_eq!(last.shape(), [4, 1, VOCAB as i32]);
-        let last = last.to_vec::<f32>().unwrap();
-        for (b, (row, alone)) in last.chunks(VOCAB as usize).zip(&alone).enumerate() {
-            assert_eq!(row, alone.last().unwrap(), "row {b}, {dtype}");
-            assert_eq!(caches[b].len() as usize, held[b].len() + added[b].len());
-        }
-        // and the next step, where all rows add one token
-        let next = Array::from_slice(&[1_u32, 2, 3, 4], &[4, 1]).unwrap();
-        let alone: Vec<_> = (0..4)
-            .map(|b| logits(model, &[&[b as u32 + 1]], &mut caches[b].clone()).swap_remove(0))
-            .collect();
-        let mut rows: Vec<&mut Cache> = caches.iter_mut().collect();
-        let both = model.forward(&Step::new(&next), &mut rows).unwrap();
-        let both = both.astype(Dtype::F32).unwrap().to_vec::<f32>().unwrap();
-        assert_eq!(both, alone.concat());
-    }
 }
 
 #[test]
@@ -185,14 +123,6 @@ fn head_dim_defaults_to_an_equal_share() {
     let expected = fresh(&fixture.load(), &[&tokens(5)]);
     fixture.config.as_object_mut().unwrap().remove("head_dim");
     assert_eq!(fresh(&fixture.load(), &[&tokens(5)]), expected);
-}
-
-#[test]
-fn models_table_has_no_duplicates() {
-    let mut names: Vec<_> = MODELS.iter().map(|row| row.model_type).collect();
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!(names.len(), MODELS.len());
 }
 
 #[test]

@@ -132,12 +132,7 @@ impl Translator<'_> {
         let mut i = 0;
         while i < self.tokens.len() {
             match self.tokens[i].kind {
-                Kind::Directive => {
-                    let line = self.word(i);
-                    if line.starts_with("#pragma") {
-                        self.replace(i..i + 1, "");
-                    }
-                }
+                Kind::Directive if self.word(i).starts_with("#pragma") => self.pragma(i),
                 Kind::Number => self.literal(i),
                 Kind::Word if self.word(i) == "kernel" => {
                     self.replace(i..i + 1, "");
@@ -193,6 +188,49 @@ impl Translator<'_> {
             }
         }
         self.fail(open, "a bracket that nothing closes")
+    }
+
+    /// `#pragma clang fp contract(off)` is for the function around it; gcc takes an attribute in its place.
+    /// Other pragmas go.
+    fn pragma(&mut self, i: usize) {
+        let words: Vec<&str> = self.word(i).split_whitespace().skip(1).collect();
+        if words != ["clang", "fp", "contract(off)"] {
+            self.replace(i..i + 1, "");
+            return;
+        }
+        let mut depth = 0;
+        let brace = (0..i).rev().find(|k| {
+            match self.word(*k) {
+                "}" => depth += 1,
+                "{" => depth -= 1,
+                _ => {}
+            }
+            depth < 0
+        });
+        let Some(mut head) = brace else { return };
+        while head > 0
+            && !matches!(self.before(head), ";" | "{" | "}")
+            && self.tokens[head - 1].kind != Kind::Directive
+        {
+            head -= 1;
+        }
+        while self.word(head) == "template" {
+            let mut depth = 0;
+            loop {
+                head += 1;
+                match self.word(head) {
+                    "<" => depth += 1,
+                    ">" => depth -= 1,
+                    _ => {}
+                }
+                if depth == 0 || head >= brace.unwrap_or(0) {
+                    break;
+                }
+            }
+            head += 1;
+        }
+        let at = self.tokens[head].span.start;
+        self.edits.push((at..at, "BENCH_UNCONTRACTED ".to_owned()));
     }
 
     fn literal(&mut self, i: usize) {
@@ -562,6 +600,15 @@ mod tests {
         let rows = "{bench::Source::kBuffer, 0}, {bench::Source::kBuffer, 1}, \
                     {bench::Source::kBuffer, 2}, {bench::Source::kThreadPositionInGrid, 0}";
         assert!(cpp.contains(rows), "{cpp}");
+    }
+
+    #[test]
+    fn function_with_the_pragma_is_not_contracted() {
+        let text = "int a;\ntemplate <typename T>\ninline T f(T x) {\n#pragma clang fp contract(off)\n\
+                    return x * x + x; }\n#pragma METAL internals : enable\nint b;";
+        let expected = "int a; template <typename T> BENCH_UNCONTRACTED inline T f(T x) { \
+                        #pragma clang fp contract(off) return x * x + x; } int b;";
+        assert_eq!(translated(text), expected);
     }
 
     #[test]

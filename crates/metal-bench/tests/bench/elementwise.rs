@@ -4,8 +4,8 @@ use metal_bench::{Contract, Launch, Machine, mlx};
 
 use crate::{compiler, kernels, values::Float};
 
-const UNARY: [&str; 1] = ["Sigmoid"];
-const BINARY: [&str; 5] = ["Add", "Divide", "Maximum", "Minimum", "Multiply"];
+const UNARY: [&str; 3] = ["Negative", "Sigmoid", "Tanh"];
+const BINARY: [&str; 6] = ["Add", "Divide", "Maximum", "Minimum", "Multiply", "Power"];
 
 /// Launches of them.
 pub(crate) struct Elementwise(Machine);

@@ -167,6 +167,13 @@ impl Routed {
     pub(crate) fn products(&self) -> usize {
         self.tokens * self.top_k
     }
+
+    /// The row of `per_expert` that each product meets, for each of its rows: `[tokens, top_k, m, n]`.
+    pub(crate) fn chosen(&self, per_expert: &[u8], experts: usize) -> Vec<u8> {
+        let row = per_expert.len() / experts;
+        let rows = self.experts.iter().map(|e| &per_expert[*e as usize * row..][..row]);
+        rows.flat_map(|r| r.repeat(self.m)).collect()
+    }
 }
 
 /// All that stock's `gather_qmv` may choose from.

@@ -8,8 +8,10 @@
 //! Each primitive is a file here with its function and its question, a struct that implements
 //! [`Ask`]; the C++ side is the folder of the same name in `mlx-patch/overlay/`.
 
+mod add_rms_norm;
 mod ask;
 mod attention;
+mod cache_append;
 mod gather_qmm_combine;
 mod gather_qmm_swiglu;
 mod greedy_token;
@@ -24,8 +26,10 @@ use crate::Result;
 use crate::array::array_vec;
 use crate::quantization::{Mode, Quantization, QuantizedWeight};
 
-pub use ask::{Activation, Ask, Parameters, Setting, Value, supports};
+pub use add_rms_norm::{AddRmsNorm, add_rms_norm};
+pub use ask::{Activation, Ask, Parameters, Setting, Value, supports, supports_on_metal};
 pub use attention::{Attention, attention, attention_rows};
+pub use cache_append::{CacheAppend, cache_append};
 pub use gather_qmm_combine::{GatherQmmCombine, gather_qmm_combine};
 pub use gather_qmm_swiglu::{GatherQmmSwiglu, gather_qmm_swiglu};
 pub use greedy_token::{GreedyToken, greedy_token};
@@ -41,8 +45,10 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &MoeRouter::TYPICAL,
     &QuantizedMatmul::TYPICAL,
     &RmsNorm::TYPICAL,
+    &AddRmsNorm::TYPICAL,
     &QkNormRope::TYPICAL,
     &Attention::TYPICAL,
+    &CacheAppend,
     &GreedyToken::TYPICAL,
 ];
 
