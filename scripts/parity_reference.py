@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
+import parity_cache
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import utils as lm_utils
 from mlx_lm.generate import generate_step
@@ -341,6 +342,16 @@ def run_case(args, model_type, case, root, comparison):
     return folder, compare_ids(args, folder, prompts, case.max_tokens, comparison)
 
 
+def run_caches(args, model_type, case, folder, comparison):
+    """Packed caches and prompt caches in files, on a case's checkpoint."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        model, config = lm_utils.load_model(folder)
+    vocab_size = config.get("vocab_size") or config["text_config"]["vocab_size"]
+    prompt = random_prompt(random.Random(case.seed), parity_cache.PROMPT_TOKENS, vocab_size)
+    family = FAMILIES[model_type]
+    parity_cache.compare(family, model, folder, prompt, comparison, zmlx_generate, args.zmlx)
+
+
 def run_folder(args, folder, comparison):
     """A checkpoint that exists already; with a tokenizer, text prompts too."""
     vocab_size = read_vocab_size(folder)
@@ -394,6 +405,9 @@ def main():
             folder, figures = run_case(args, model_type, case, root, comparison)
             if (model_type, case) in CASES and figures[0] < 16:
                 comparison.fail(case.name, f"only {figures[0]} distinct reference tokens")
+            first = next(c for m, c in CASES if m == model_type)
+            if case is first and not args.reference_only:
+                run_caches(args, model_type, case, folder, comparison)
             report(case.name, started, figures)
             if not args.keep:
                 shutil.rmtree(folder)

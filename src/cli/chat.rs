@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use zmlx::lm::config::ModelConfig;
 
+use super::kv::KvOptions;
 use super::lines::{Interrupt, Line, Lines};
 use super::options::{ComputeOptions, ModelOptions, OutputOptions};
 use super::patching::PatchingOptions;
@@ -29,6 +30,8 @@ pub(super) struct Chat {
     pub(super) sampling: SamplingOptions,
     #[command(flatten)]
     pub(super) stopping: StoppingOptions,
+    #[command(flatten)]
+    pub(super) kv: KvOptions,
     #[command(flatten)]
     pub(super) patching: PatchingOptions,
     #[command(flatten)]
@@ -127,7 +130,9 @@ impl CommandArgs for Chat {
         );
         // refuses a model without a template before its weights are read
         prompter.conversation(&[message("user", "?")])?;
-        let session = Session::load(&folder, prompter, &self.patching, &self.compute, device, ui)?;
+        let mut session =
+            Session::load(&folder, prompter, &self.patching, &self.compute, device, ui)?;
+        session.keep(self.kv.options());
         ui.begin("chat", &session.begin())?;
         let lines = Lines::open(place::chat_history())?;
         let interrupt = if lines.is_terminal() { Some(Interrupt::listen()?) } else { None };

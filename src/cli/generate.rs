@@ -4,6 +4,7 @@ use anyhow::ensure;
 use serde::Serialize;
 
 use super::chat::Chat;
+use super::kv::{KvOptions, PromptCacheOptions};
 use super::options::{ComputeOptions, ModelOptions, OutputOptions};
 use super::patching::PatchingOptions;
 use super::prompts::{Asked, PromptOptions, Prompter};
@@ -23,6 +24,10 @@ pub(super) struct Generate {
     sampling: SamplingOptions,
     #[command(flatten)]
     stopping: StoppingOptions,
+    #[command(flatten)]
+    kv: KvOptions,
+    #[command(flatten)]
+    cache: PromptCacheOptions,
     #[command(flatten)]
     patching: PatchingOptions,
     #[command(flatten)]
@@ -82,6 +87,9 @@ impl CommandArgs for Generate {
         );
         let system = self.prompt.system.as_deref();
         let prompt = match &asked {
+            Asked::Text(text) if self.cache.prompt_cache.is_some() => {
+                prompter.rest_of_text(text)?
+            }
             Asked::Text(text) => prompter.text(text, system)?,
             Asked::Tokens(tokens) => prompter.tokens(tokens),
             Asked::Terminal | Asked::Nothing => prompter.defaults(&folder)?.swap_remove(0),
@@ -91,6 +99,10 @@ impl CommandArgs for Generate {
         }
         let mut session =
             Session::load(&folder, prompter, &self.patching, &self.compute, device, ui)?;
+        session.keep(self.kv.options());
+        if let Some(path) = &self.cache.prompt_cache {
+            session.continue_file(path, &self.model.name(&folder), &self.kv)?;
+        }
         let prompt_token_ids = prompt.token_ids.clone();
         ui.begin("generate", &Begin { session: session.begin(), prompt_token_ids })?;
         let never = || false;
@@ -117,7 +129,10 @@ impl CommandArgs for Generate {
 impl Generate {
     /// The demo model is too small to talk to, and programs do not talk.
     fn can_chat(&self, ui: &Ui) -> bool {
-        !self.model.is_demo() && !self.prompt.no_chat_template && !ui.is_json()
+        self.cache.prompt_cache.is_none()
+            && !self.model.is_demo()
+            && !self.prompt.no_chat_template
+            && !ui.is_json()
     }
 
     fn into_chat(self) -> Chat {
@@ -126,6 +141,7 @@ impl Generate {
             system: self.prompt.system,
             sampling: self.sampling,
             stopping: self.stopping,
+            kv: self.kv,
             patching: self.patching,
             compute: self.compute,
             output: self.output,

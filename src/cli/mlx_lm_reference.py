@@ -1,4 +1,4 @@
-"""Greedy tokens of mlx-lm. Reads {model, prompts, max_tokens, device}, prints {name, token_ids}."""
+"""Greedy tokens of mlx-lm. Reads {model, prompts, max_tokens, device, kv}, prints {name, token_ids}."""
 
 import json
 import sys
@@ -19,7 +19,8 @@ loaded = load_model(Path(request["model"]))
 model = loaded[0]
 token_ids = []
 for prompt in request["prompts"]:
-    steps = generate_step(mx.array(prompt), model, max_tokens=request["max_tokens"])
+    kv = request["kv"] or {}
+    steps = generate_step(mx.array(prompt), model, max_tokens=request["max_tokens"], **kv)
     token_ids.append([int(token) for token, _ in steps])
 name = f"mlx-lm {mlx_lm.__version__} on mlx {mx.__version__}"
 print(json.dumps({"name": name, "token_ids": token_ids}))

@@ -1,11 +1,13 @@
 //! The command line: one file per command, which returns data and says how it reads; `render` alone prints.
 
+mod cache_prompt;
 mod chat;
 mod convert;
 mod doctor;
 mod fold;
 mod generate;
 mod inspect;
+mod kv;
 mod lines;
 mod options;
 mod patching;
@@ -76,6 +78,7 @@ type Examples = &'static [(&'static str, &'static str)];
 const COMMANDS: &[CommandRow] = &[
     CommandRow::new::<generate::Generate>("generate"),
     CommandRow::new::<chat::Chat>("chat"),
+    CommandRow::new::<cache_prompt::CachePrompt>("cache-prompt"),
     CommandRow::new::<validate::Validate>("validate"),
     CommandRow::new::<inspect::Inspect>("inspect"),
     CommandRow::new::<convert::Convert>("convert"),

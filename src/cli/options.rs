@@ -1,6 +1,6 @@
 //! Options that several commands share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use clap::ValueEnum;
@@ -27,6 +27,11 @@ impl ModelOptions {
     /// Whether the user named no model.
     pub(super) fn is_demo(&self) -> bool {
         self.model.is_none()
+    }
+
+    /// What the user calls the model, whose folder this is.
+    pub(super) fn name(&self, folder: &Path) -> String {
+        self.model.clone().unwrap_or_else(|| folder.display().to_string())
     }
 
     /// The model's folder, downloaded if need be.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::{Value, json};
+use zmlx::lm::chat::conversation;
 use zmlx::lm::config::ModelConfig;
 use zmlx::lm::{ChatOptions, ChatTemplate, Tokenizer};
 
@@ -183,14 +184,48 @@ impl Prompter {
     pub(super) fn text(&self, text: &str, system: Option<&str>) -> anyhow::Result<Prompt> {
         ensure!(!text.trim().is_empty(), "the prompt is empty; expected some text");
         let token_ids = if self.template.is_some() {
-            let mut messages: Vec<Value> =
-                system.map(|text| message("system", text)).into_iter().collect();
-            messages.push(message("user", text));
-            self.conversation(&messages)?
+            self.conversation(&conversation(system, text))?
         } else {
             ensure!(system.is_none(), "--system: the model has no chat template to put it in");
             self.tokenizer()?.encode_prompt(text)?
         };
+        ensure!(!token_ids.is_empty(), "the tokenizer makes no tokens of the prompt");
+        Ok(Prompt { text: Some(text.to_owned()), token_ids })
+    }
+
+    /// A prompt that another one continues: through the chat template the beginning of what the user says.
+    pub(super) fn open_text(&self, text: &str, system: Option<&str>) -> anyhow::Result<Prompt> {
+        // as transformers' continue_final_message
+        const TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
+        let Some(template) = &self.template else { return self.text(text, system) };
+        ensure!(!text.trim().is_empty(), "the prompt is empty; expected some text");
+        let tokenizer = self.tokenizer()?;
+        let options = ChatOptions { add_generation_prompt: false, ..ChatOptions::default() };
+        let messages = conversation(system, &format!("{text}{TAG}"));
+        let mut rendered = template.render(&messages, tokenizer, &options)?;
+        let end = rendered.rfind(TAG.trim());
+        let end =
+            end.context("the chat template changes what the user says, so it cannot be left open")?;
+        let keeps_spaces = rendered[end..].starts_with(TAG);
+        rendered.truncate(end);
+        let rendered = if keeps_spaces { &rendered } else { rendered.trim_end() };
+        let token_ids = tokenizer.encode(rendered, false)?;
+        Ok(Prompt { text: Some(text.to_owned()), token_ids })
+    }
+
+    /// What is left of a prompt whose beginning is in a cache: through the chat template the rest of what the user says.
+    pub(super) fn rest_of_text(&self, text: &str) -> anyhow::Result<Prompt> {
+        const MARK: &str = "<query>";
+        let Some(template) = &self.template else { return self.text(text, None) };
+        let tokenizer = self.tokenizer()?;
+        let render = |text: &str| {
+            template.render(&conversation(None, text), tokenizer, &ChatOptions::default())
+        };
+        let (rendered, marked) = (render(text)?, render(MARK)?);
+        let rest = marked.find(MARK).and_then(|start| rendered.get(start..));
+        let rest = rest
+            .context("the chat template changes what the user says, so nothing can continue it")?;
+        let token_ids = tokenizer.encode(rest, false)?;
         ensure!(!token_ids.is_empty(), "the tokenizer makes no tokens of the prompt");
         Ok(Prompt { text: Some(text.to_owned()), token_ids })
     }

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::json;
+use zmlx::lm::KvQuantization;
 
 use super::place;
 
@@ -27,11 +28,15 @@ pub(super) fn mlx_lm(
     folder: &Path,
     prompts: &[Vec<u32>],
     max_tokens: usize,
+    kv: Option<KvQuantization>,
 ) -> anyhow::Result<MlxLm> {
     let python = place::python();
     let device = mlx::default_device().to_string();
     let request = json!({
         "model": folder, "prompts": prompts, "max_tokens": max_tokens, "device": device,
+        "kv": kv.map(|kv| json!({
+            "kv_bits": kv.bits, "kv_group_size": kv.group_size, "quantized_kv_start": kv.start,
+        })),
     });
     let mut child = Command::new(&python)
         .args(["-c", SCRIPT])

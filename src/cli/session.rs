@@ -7,10 +7,11 @@ use mlx::Device;
 use mlx::primitives::Precision;
 use serde::Serialize;
 use zmlx::lm::{
-    self, Decoder, FinishReason, GenerateOptions, LoadedModel, PatchReport, Placement, PromptCache,
-    TextStream,
+    self, CacheOptions, Decoder, FinishReason, GenerateOptions, LoadedModel, PatchReport,
+    Placement, PromptCache, TextStream,
 };
 
+use super::kv::{self, KvOptions};
 use super::options::{ComputeOptions, precision_name};
 use super::patching::PatchingOptions;
 use super::prompts::Prompter;
@@ -27,6 +28,7 @@ pub(super) struct Session {
     pub(super) patch: PatchReport,
     /// What the model remembers of the last prompt and its answer.
     cache: Option<PromptCache>,
+    cache_options: CacheOptions,
 }
 
 /// What `--json` begins with.
@@ -87,7 +89,38 @@ impl Session {
             loaded,
             patch,
             cache: None,
+            cache_options: CacheOptions::default(),
         })
+    }
+
+    /// How what the model remembers is kept.
+    pub(super) fn keep(&mut self, options: CacheOptions) {
+        self.cache_options = options;
+    }
+
+    /// Lets the next prompt continue what a file holds.
+    ///
+    /// - `name`: what the user calls the model
+    pub(super) fn continue_file(
+        &mut self,
+        path: &Path,
+        name: &str,
+        kv: &KvOptions,
+    ) -> anyhow::Result<()> {
+        self.cache = Some(kv::load(path, self.loaded.model.as_ref(), name, kv)?);
+        Ok(())
+    }
+
+    /// Reads a prompt, for others to continue.
+    pub(super) fn read_prompt(&self, prompt: &[u32], ui: &mut Ui) -> anyhow::Result<PromptCache> {
+        let options = GenerateOptions { cache: self.cache_options, ..GenerateOptions::default() };
+        let mut decoder = Decoder::new(self.loaded.model.as_ref(), prompt, &options)?;
+        let mut bar = ui.tokens_bar("reading the prompt");
+        decoder.prefill(&mut |progress| {
+            bar.set(progress.done as u64, progress.total as u64);
+            ControlFlow::Continue(())
+        })?;
+        Ok(decoder.into_prompt_cache()?)
     }
 
     pub(super) fn begin(&self) -> SessionBegin {
@@ -126,6 +159,7 @@ impl Session {
             processing: sampling.processing(),
             eos_token_ids: self.prompter.eos_token_ids(&self.loaded.config.eos_token_ids),
             ignore_eos: stopping.ignore_eos,
+            cache: self.cache_options,
             ..GenerateOptions::default()
         };
         let model = self.loaded.model.as_ref();

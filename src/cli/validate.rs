@@ -9,6 +9,7 @@ use serde::Serialize;
 use zmlx::lm::{self, GenerateOptions, Patterns, ValidateOptions, Validation};
 
 use super::fold::fold;
+use super::kv::KvOptions;
 use super::options::{ComputeOptions, ModelOptions, OutputOptions, precision_name};
 use super::patching::{PatchTargets, parse_patterns};
 use super::prompts::{Prompt, Prompter, TokenList, parse_tokens, read_prompt_file};
@@ -73,6 +74,8 @@ pub(super) struct Validate {
     patterns: Patterns,
     #[command(flatten)]
     targets: PatchTargets,
+    #[command(flatten)]
+    kv: KvOptions,
     #[command(flatten)]
     compute: ComputeOptions,
     #[command(flatten)]
@@ -187,7 +190,8 @@ impl CommandArgs for Validate {
             Reference::Unpatched => None,
             Reference::MlxLm => {
                 ui.note("running mlx-lm");
-                Some(reference::mlx_lm(&folder, &token_ids, self.max_tokens)?)
+                let kv = self.kv.quantization();
+                Some(reference::mlx_lm(&folder, &token_ids, self.max_tokens, kv)?)
             }
         };
         let reference_name =
@@ -217,6 +221,7 @@ impl CommandArgs for Validate {
                 max_tokens: self.max_tokens,
                 // Every prompt yields all its tokens, whatever the model would stop at.
                 ignore_eos: true,
+                cache: self.kv.options(),
                 ..GenerateOptions::default()
             },
             runs: self.runs as usize,

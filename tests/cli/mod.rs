@@ -1,6 +1,7 @@
 //! The command line contract, through the binary: what goes where, exit codes, JSON Lines, refusals.
 
 mod answers;
+mod cache;
 mod chat;
 mod convert;
 mod help;

@@ -232,7 +232,7 @@ fn find_files(dir: &Path) -> Result<BTreeSet<String>> {
 
 /// Reads and checks a file's header: length, JSON, dtypes, shapes against offsets, no overlap and no hole, and
 /// data that ends where the file ends.
-fn read_header(path: &Path) -> Result<Metadata> {
+pub(crate) fn read_header(path: &Path) -> Result<Metadata> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let file_bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
     if file_bytes < LENGTH_BYTES {

@@ -133,6 +133,23 @@ impl<'m> Decoder<'m> {
         Ok(())
     }
 
+    /// Reads what is left of the prompt, its last token too, and gives what the model remembers of it, for other prompts
+    /// to continue.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn into_prompt_cache(mut self) -> Result<PromptCache> {
+        while !self.sequence.is_ready() {
+            self.sequence.prefill_piece(self.model)?;
+        }
+        if self.sequence.num_started() == 0 {
+            sequence::step(self.model, &mut [&mut self.sequence])?;
+        }
+        let cache = self.sequence.into_cache();
+        mlx::eval(cache.cache().arrays())?;
+        Ok(cache)
+    }
+
     /// Ends the sequence here: no token follows.
     pub fn stop(&mut self, reason: FinishReason) {
         self.finish_reason = Some(reason);

@@ -13,6 +13,10 @@ use crate::error::Result;
 pub(crate) const KNOWN: &str = "MLX has affine with 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128, mxfp4 with \
                                 4 bits in 32, mxfp8 with 8 in 32, nvfp4 with 4 in 16";
 
+/// What to do about a format that nothing here reads.
+const CONVERT_FIRST: &str = "known are MLX's own, mxfp4, mxfp8, fp8 and compressed-tensors (pack-quantized, \
+                             mxfp4-pack-quantized, nvfp4-pack-quantized); take the dense checkpoint instead";
+
 /// The checkpoint's quantisation: one default and exceptions by module path.
 #[derive(Debug, Clone)]
 pub struct QuantizationConfig {
@@ -31,26 +35,13 @@ impl QuantizationConfig {
         let field = "quantization_config";
         let nested = || config.get("text_config")?.get(field).filter(|value| !value.is_null());
         let Some(value) = config.get(field).or_else(nested) else { return Ok(None) };
-        let Some(method) = value.get("quant_method") else {
+        if value.get("quant_method").is_none() {
             return Self::parse(config, field, value).map(Some);
-        };
-        let default = match method.as_str() {
-            Some("mxfp4") => Quantization::default_of(Mode::Mxfp4),
-            Some("mxfp8") => Quantization::default_of(Mode::Mxfp8),
-            // families that are published so make dense weights of it by their rules
-            Some("fp8") if value.get("weight_block_size") == Some(&json!([128, 128])) => {
-                return Ok(None);
-            }
-            Some("compressed-tensors") if value.get("format") == Some(&json!("pack-quantized")) => {
-                Quantization::affine(32, 4)
-            }
-            _ => {
-                let reason =
-                    format!("is {}; convert the checkpoint with mlx-lm first", shown(method));
-                return Err(config.error("quantization_config.quant_method", reason));
-            }
-        };
-        Ok(Some(Self { default, overrides: BTreeMap::new() }))
+        }
+        let default = hugging_face(value).map_err(|(key, reason)| {
+            config.error(&format!("{field}.{key}"), format!("{reason}; {CONVERT_FIRST}"))
+        })?;
+        Ok(default.map(|default| Self { default, overrides: BTreeMap::new() }))
     }
 
     fn parse(config: &ModelConfig, field: &str, value: &Value) -> Result<Self> {
@@ -76,6 +67,36 @@ impl QuantizationConfig {
         }
         Ok(Self { default, overrides })
     }
+}
+
+/// What Hugging Face's spelling of a quantization stands for, where weights stay packed; `None` where the family's rules
+/// unpack them.
+///
+/// # Errors
+/// The key that says something unknown, and what is wrong with it.
+/// # Source
+/// mlx-lm `utils.py` (`load_model`).
+fn hugging_face(
+    value: &Value,
+) -> std::result::Result<Option<Quantization>, (&'static str, String)> {
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+    let got = |key| (key, format!("is {}", shown(&value[key])));
+    Ok(Some(match text("quant_method") {
+        "mxfp4" => Quantization::default_of(Mode::Mxfp4),
+        "mxfp8" => Quantization::default_of(Mode::Mxfp8),
+        // powers of two for each 32 by 32
+        "fp8" if text("scale_fmt") == "ue8m0" && value["weight_block_size"] == json!([32, 32]) => {
+            Quantization::default_of(Mode::Mxfp8)
+        }
+        "fp8" => return Ok(None),
+        "compressed-tensors" => match text("format") {
+            "nvfp4-pack-quantized" => Quantization::default_of(Mode::Nvfp4),
+            "mxfp4-pack-quantized" => Quantization::default_of(Mode::Mxfp4),
+            "pack-quantized" => Quantization::affine(32, 4),
+            _ => return Err(got("format")),
+        },
+        _ => return Err(got("quant_method")),
+    }))
 }
 
 fn parse_setting(

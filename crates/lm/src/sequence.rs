@@ -19,6 +19,9 @@ use crate::step::Step;
 #[derive(Debug, Clone)]
 pub struct PromptCache {
     cache: Cache,
+    /// Whether it begins with tokens that nobody knows.
+    continues: bool,
+    /// Those behind them.
     tokens: Vec<u32>,
 }
 
@@ -26,10 +29,16 @@ impl PromptCache {
     /// Of an empty cache.
     pub fn new(cache: Cache) -> Self {
         debug_assert!(cache.is_empty());
-        Self { cache, tokens: Vec::new() }
+        Self { cache, continues: false, tokens: Vec::new() }
     }
 
-    /// The tokens that it holds.
+    /// Of tokens that nobody knows, such as those of a [`SavedCache`](crate::cache::SavedCache): a prompt is read behind
+    /// them.
+    pub fn behind(cache: Cache) -> Self {
+        Self { continues: !cache.is_empty(), cache, tokens: Vec::new() }
+    }
+
+    /// The tokens that it holds, but for those that nobody knows.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -119,6 +128,8 @@ pub(crate) struct Sequence {
     /// Tokens that the cache holds.
     num_held: usize,
     cache: Cache,
+    /// Whether the cache begins with tokens that nobody knows; what is counted here are those behind them.
+    continues: bool,
     sampler: Sampler,
     processing: Processing,
     prefill_step: usize,
@@ -143,8 +154,13 @@ impl Sequence {
         let sampler = Sampler::new(options.sampling, model.vocab_size())?;
         options.processing.check(model.vocab_size())?;
         options.cache.check()?;
+        let continues = held.as_ref().is_some_and(|held| held.continues);
         let (cache, kept) = match held.and_then(|held| held.keep(prompt)) {
             Some(kept) => kept,
+            None if continues => {
+                let reason = "it cannot take back the tokens that this prompt does not begin with";
+                return Err(Error::argument("cache", "of an unknown prompt", reason));
+            }
             None => (options.cache.limit(model.make_cache()), 0),
         };
         options.cache.check_for(&cache)?;
@@ -154,6 +170,7 @@ impl Sequence {
             num_reused: kept,
             num_held: kept,
             cache,
+            continues,
             sampler,
             processing: options.processing.clone(),
             prefill_step: options.prefill_step.max(1),
@@ -236,11 +253,13 @@ impl Sequence {
         let mut cache = self.cache;
         // A step whose token was never read may have fed a token that nobody knows.
         let unknown = (self.num_held - tokens.len()) as i32;
+        let mut continues = self.continues;
         if cache.trim(unknown) < unknown {
             cache.clear();
             tokens.clear();
+            continues = false;
         }
-        PromptCache { cache, tokens }
+        PromptCache { cache, continues, tokens }
     }
 }
 

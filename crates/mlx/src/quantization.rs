@@ -3,8 +3,8 @@
 use zmlx_sys::ffi;
 
 use crate::array::{from_array_vec, opt};
-use crate::ops::{unless_empty, zeros};
-use crate::{Array, Dtype, Error, Result};
+use crate::ops::{self, unless_empty, zeros};
+use crate::{Array, Device, Dtype, Error, Result, default_device};
 
 /// How the values of a group are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -287,6 +287,10 @@ pub(crate) fn check_indices(
 
 /// Matrix products of the matrices that the indices pick from the leading axes; stock MLX.
 ///
+/// On a CPU stock multiplies so in `float32` alone. For `bfloat16` and `float16` each entry is there the stock
+/// [`matmul`](crate::ops::matmul) of its matrices, with the same bits; the matrices are copied for it, a bounded number
+/// at a time.
+///
 /// - `a`: `[.., M, K]`; `b`: `[E, K, N]`; indices as in [`gather_qmm`]
 /// - returns `[indices.., M, N]`
 pub fn gather_mm(
@@ -299,5 +303,54 @@ pub fn gather_mm(
     check_indices("gather_mm", "lhs_indices", lhs_indices, a)?;
     check_indices("gather_mm", "rhs_indices", rhs_indices, b)?;
     let (lhs, rhs) = (opt(lhs_indices), opt(rhs_indices));
-    unless_empty(Array::wrap(ffi::gather_mm(a.raw(), b.raw(), &lhs, &rhs, sorted)?))
+    let out = Array::wrap(ffi::gather_mm(a.raw(), b.raw(), &lhs, &rhs, sorted)?);
+    let is_refused = matches!(out.dtype(), Dtype::Bf16 | Dtype::F16)
+        && default_device() == Device::Cpu
+        && (lhs_indices.is_some() || rhs_indices.is_some());
+    if is_refused && out.size() > 0 && a.dim(-1) > 0 {
+        return gather_then_multiply(a, b, lhs_indices, rhs_indices, out.shape());
+    }
+    unless_empty(out)
+}
+
+/// Bytes of matrices that are copied for one product.
+const GATHERED_BYTES: usize = 32 << 20;
+
+/// [`gather_mm`] from products of batches.
+fn gather_then_multiply(
+    a: &Array,
+    b: &Array,
+    lhs_indices: Option<&Array>,
+    rhs_indices: Option<&Array>,
+    shape: &[i32],
+) -> Result<Array> {
+    let entries = &shape[..shape.len() - 2];
+    let num_entries: i32 = entries.iter().product();
+    let flat = |x: &Array, indices: Option<&Array>| -> Result<(Array, Array)> {
+        let outer = &x.shape()[..x.ndim() - 2];
+        let num: i32 = outer.iter().product();
+        let at = match indices {
+            Some(indices) => indices.clone(),
+            None => ops::arange(0.0, f64::from(num), 1.0, Dtype::U32)?.reshape(outer)?,
+        };
+        let matrices = x.reshape(&[num, x.dim(-2), x.dim(-1)])?;
+        Ok((matrices, ops::broadcast_to(&at, entries)?.reshape(&[num_entries])?))
+    };
+    let (a, a_at) = flat(a, lhs_indices)?;
+    // stacks of weights come as a view with swapped axes: rows are then copied as they lie in memory
+    let (b, b_at) = flat(&ops::swapaxes(b, -1, -2)?, rhs_indices)?;
+    let bytes = |x: &Array| x.dim(-1) as usize * x.dim(-2) as usize * x.dtype().size();
+    let step = i32::try_from(GATHERED_BYTES / (bytes(&a) + bytes(&b))).unwrap_or(i32::MAX).max(1);
+    let mut products = Vec::new();
+    let mut start = 0;
+    while start < num_entries {
+        let stop = start.saturating_add(step).min(num_entries);
+        let taken = |x: &Array, at: &Array| ops::take(x, &ops::slice_axis(at, 0, start, stop)?, 0);
+        let (a, b) = (taken(&a, &a_at)?, taken(&b, &b_at)?);
+        products.push(ops::matmul(&a, &ops::swapaxes(&b, -1, -2)?)?);
+        start = stop;
+    }
+    let out =
+        if products.len() == 1 { products.remove(0) } else { ops::concatenate(&products, 0)? };
+    out.reshape(shape)
 }

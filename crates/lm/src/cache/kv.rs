@@ -9,7 +9,7 @@ use crate::error::Result;
 pub struct KvCache {
     pub(super) buffers: Option<(Array, Array)>,
     pub(super) len: i32,
-    is_latent: bool,
+    pub(super) is_latent: bool,
 }
 
 impl KvCache {

@@ -3,6 +3,7 @@
 //! A cache is a value: its clone is a snapshot that shares the buffers until one of both is written to.
 
 mod buffer;
+mod file;
 mod fixed;
 mod kv;
 mod quantized;
@@ -14,6 +15,7 @@ use mlx::quantization::QuantizedWeight;
 use mlx::{Array, Dtype, ops};
 
 pub use self::buffer::GROW_STEP;
+pub use self::file::{SavedCache, save};
 pub use self::fixed::{Clock, FixedKvCache};
 pub use self::kv::KvCache;
 pub use self::quantized::{KvQuantization, QuantizedKvCache, quantized_attention};
@@ -287,18 +289,13 @@ impl LayerCache {
         }
     }
 
-    /// Packs growing caches that hold at least `quantization.start` tokens.
+    /// Packs a growing cache that holds at least `quantization.start` tokens. As mlx-lm, it leaves those in a list.
     fn quantize(&mut self, quantization: KvQuantization) -> Result<()> {
-        match self {
-            Self::Kv(kv) if kv.len() >= quantization.start && !kv.is_latent() => {
-                *self = Self::Quantized(kv.to_quantized(quantization)?);
-            }
-            Self::List(list) => {
-                for part in list {
-                    part.quantize(quantization)?;
-                }
-            }
-            _ => {}
+        if let Self::Kv(kv) = self
+            && kv.len() >= quantization.start
+            && !kv.is_latent()
+        {
+            *self = Self::Quantized(kv.to_quantized(quantization)?);
         }
         Ok(())
     }

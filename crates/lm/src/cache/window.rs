@@ -29,6 +29,30 @@ impl WindowCache {
         Self { buffers: None, max_size, keep: keep.clamp(0, max_size - 1), offset: 0, index: 0 }
     }
 
+    /// One that continues what a file holds: `numbers` as [`numbers`](Self::numbers) gives them.
+    pub(super) fn from_parts(
+        buffers: Option<(Array, Array)>,
+        numbers: [i32; 4],
+    ) -> std::result::Result<Self, String> {
+        let [offset, keep, max_size, index] = numbers;
+        let size = buffers.as_ref().map_or(0, |(k, _)| k.dim(2));
+        let is_sound = (0..max_size).contains(&keep)
+            && (0..=size).contains(&index)
+            && offset >= index
+            && (size > 0 || offset == 0);
+        if !is_sound {
+            return Err(format!(
+                "claims token {offset} at {index} of {size}, a window of {max_size} that keeps {keep}"
+            ));
+        }
+        Ok(Self { buffers, max_size, keep, offset, index })
+    }
+
+    /// Tokens seen, those kept for ever, the window, and where the ring is written next: mlx-lm's state.
+    pub(super) fn numbers(&self) -> [i32; 4] {
+        [self.offset, self.keep, self.max_size, self.index]
+    }
+
     /// Tokens seen, those that were overwritten included: where the next one stands.
     pub fn len(&self) -> i32 {
         self.offset

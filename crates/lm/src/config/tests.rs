@@ -1,4 +1,4 @@
-use mlx::quantization::Mode;
+use mlx::quantization::{Mode, Quantization};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -207,7 +207,30 @@ fn quantization_reads_config_key_and_method() {
     assert_eq!((q.default.group_size, q.default.bits), (32, 6));
     let q = config(json!({"quant_method": "mxfp4"})).unwrap().quantization.unwrap();
     assert_eq!(q.default.mode, Mode::Mxfp4);
-    assert!(config(json!({"quant_method": "fp8"})).is_err());
+    let default = |value| config(value).unwrap().quantization.map(|q| q.default);
+    let of = |mode| Some(Quantization::default_of(mode));
+    // codes that the family's rules unpack
+    let blocks = json!({"quant_method": "fp8", "weight_block_size": [128, 128]});
+    assert_eq!(default(blocks), None);
+    let powers =
+        json!({"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [32, 32]});
+    assert_eq!(default(powers), of(Mode::Mxfp8));
+    for (format, setting) in [
+        ("pack-quantized", Some(Quantization::affine(32, 4))),
+        ("mxfp4-pack-quantized", of(Mode::Mxfp4)),
+        ("nvfp4-pack-quantized", of(Mode::Nvfp4)),
+    ] {
+        let value = json!({"quant_method": "compressed-tensors", "format": format});
+        assert_eq!(default(value), setting);
+    }
+    for (key, value) in [
+        ("format", json!({"quant_method": "compressed-tensors", "format": "float-quantized"})),
+        ("quant_method", json!({"quant_method": "bitsandbytes"})),
+    ] {
+        let message = config(value).unwrap_err().to_string();
+        assert!(message.contains(&format!("quantization_config.{key}")), "{message}");
+        assert!(message.contains("take the dense checkpoint"), "{message}");
+    }
 }
 
 #[test]

@@ -17,4 +17,5 @@ mod model;
 mod names;
 mod patch;
 mod placement;
+mod prompt_cache;
 mod stop;
