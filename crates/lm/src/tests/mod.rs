@@ -13,3 +13,4 @@ mod names;
 mod patch;
 mod placement;
 mod stop;
+mod table;
