@@ -103,7 +103,11 @@ fn use_prebuilt(environment: &Environment, dir: &Path) -> Result<Mlx> {
 fn build_from_source(environment: &Environment, fork: &Path) -> Result<Mlx> {
     let pin = Pin::current();
     environment.require(Plan { source: false, ..environment.plan() })?;
-    let patches = patches::list(&fork.join("patches"))?;
+    let folder = fork.join("patches");
+    let mut patches = patches::list(&folder)?;
+    if environment.cuda.is_some() {
+        patches.extend(patches::of_backend(&folder, "cuda")?);
+    }
     let names = patches.iter().map(|p| p.name.trim_end_matches(".patch").to_owned()).collect();
     if let Some(dir) = &environment.source_dir {
         pin.objects.iter().for_each(|object| environment.watch(&dir.join(&object.path)));
@@ -170,9 +174,6 @@ fn link(environment: &Environment, mlx: &Mlx) {
                 println!("cargo:rustc-link-lib=static:-bundle=cudart_static");
                 println!("cargo:rustc-link-lib=dylib=rt");
             }
-            if mlx.backends.iter().any(|b| b == "metal") {
-                println!("cargo:rustc-link-lib=framework=Foundation");
-            }
         }
         Link::Shared(lib) => {
             println!("cargo:rustc-link-search=native={}", lib.display());
@@ -180,6 +181,13 @@ fn link(environment: &Environment, mlx: &Mlx) {
             // for this package's own tests; dependents get it as DEP_ZMLX_MLX_RPATH
             println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
         }
+    }
+    if mlx.backends.iter().any(|b| b == "metal") {
+        // what metal-cpp, which is all in headers, calls from our units
+        for framework in ["Foundation", "Metal"] {
+            println!("cargo:rustc-link-lib=framework={framework}");
+        }
+        println!("cargo:rustc-link-lib=dylib=objc");
     }
 }
 
@@ -202,6 +210,7 @@ fn tell_dependents(mlx: &Mlx, primitives: &[String]) {
     }
     println!("cargo:root={}", mlx.root.display());
     println!("cargo:include={}", mlx.include.display());
+    println!("cargo:rustc-env=ZMLX_SYS_INCLUDE={}", mlx.include.display());
     if let Link::Shared(lib) = &mlx.link {
         println!("cargo:rpath={}", lib.display());
     }

@@ -1,5 +1,6 @@
 """What a random checkpoint of scripts/parity is made of."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 # Prompt lengths: one token (decode only), a few, past the 64 routed entries where mlx-lm sorts
@@ -21,6 +22,7 @@ class Case:
     prompts: list = field(default_factory=lambda: list(DEFAULT_PROMPTS))
     max_tokens: int = 64
     shard_bytes: int | None = None
+    published: Callable | None = None  # weights, config -> weights as others than mlx-lm publish them
     seed: int = 0
 
 

@@ -138,7 +138,7 @@ def random_model(model_type, changes, dtype, seed):
     model_class, args_class = lm_utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     model.update(lively_weights(model, family, seed))
-    model.set_dtype(DTYPES[dtype])
+    cast(model, DTYPES[dtype])
     config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[dtype]
     return model, config
 
@@ -163,13 +163,25 @@ def build(model_type, case, folder):
             )
     folder.mkdir(parents=True)
     original = lm_utils.make_shards
-    if case.shard_bytes:
-        lm_utils.make_shards = lambda weights: shards(weights, case.shard_bytes)
+
+    def make_shards(weights):
+        if case.published:
+            weights = case.published(weights, config)
+        return shards(weights, case.shard_bytes) if case.shard_bytes else original(weights)
+
+    lm_utils.make_shards = make_shards
     try:
         lm_utils.save_model(folder, model)
     finally:
         lm_utils.make_shards = original
     lm_utils.save_config(config, folder / "config.json")
+
+
+def cast(model, dtype):
+    """The weights in a type, but for those that mlx_lm.convert leaves in theirs."""
+    wanted = getattr(model, "cast_predicate", lambda path: True)
+    weights = tree_flatten(model.parameters())
+    model.load_weights([(k, v.astype(dtype) if wanted(k) else v) for k, v in weights])
 
 
 def shards(weights, limit):

@@ -51,6 +51,8 @@ pub struct Native {
     pub metal: bool,
     /// With the CUDA backend.
     pub cuda: Option<Cuda>,
+    /// The oldest macOS that it runs on, such as `14.0`.
+    pub macos: Option<String>,
     /// Variables that change what the compiler does, such as `CXXFLAGS`.
     pub environment: Vec<(String, String)>,
     /// How many files to compile at once.
@@ -227,6 +229,9 @@ impl Native {
         ];
         if self.target.starts_with("x86_64") && !self.accelerate {
             options.push(UNCONTRACTED.to_owned());
+        }
+        if let Some(macos) = &self.macos {
+            options.push(format!("CMAKE_OSX_DEPLOYMENT_TARGET={macos}"));
         }
         if let Some(architectures) = self.cuda.as_ref().and_then(|c| c.architectures.as_ref()) {
             options.push(format!("MLX_CUDA_ARCHITECTURES={architectures}"));
@@ -417,6 +422,7 @@ mod tests {
             Native { patches: vec![patch], ..native.clone() },
             Native { target: "other".to_owned(), ..native.clone() },
             Native { metal: true, ..native.clone() },
+            Native { macos: Some("14.0".to_owned()), ..native.clone() },
             Native { environment, ..native.clone() },
             Native { cxx: "rustc".into(), ..native },
         ];

@@ -37,6 +37,15 @@ pub fn list(dir: &Path) -> Result<Vec<Patch>> {
     Ok(patches)
 }
 
+/// The patches in `dir/backend`, which only builds with that backend need; their names begin with it.
+///
+/// # Errors
+/// As [`list`].
+pub fn of_backend(dir: &Path, backend: &str) -> Result<Vec<Patch>> {
+    let named = |patch: Patch| Patch { name: format!("{backend}/{}", patch.name), ..patch };
+    Ok(list(&dir.join(backend))?.into_iter().map(named).collect())
+}
+
 /// Applies `patches` to `tree`; one that is in already is left alone.
 ///
 /// Lines must match exactly, although they may have moved.

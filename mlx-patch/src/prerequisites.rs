@@ -33,7 +33,7 @@ pub enum Probe {
     Program(&'static [&'static str]),
     /// This header is in one of the include folders.
     Header(&'static str),
-    /// `xcrun` finds this tool of Xcode.
+    /// `xcrun` runs this tool of Xcode.
     Xcode(&'static str),
     /// One of these libraries is in one of the library folders; the name lacks `lib` and `.so`.
     Library(&'static [&'static str]),
@@ -136,7 +136,7 @@ pub const PREREQUISITES: &[Prerequisite] = &[
         probe: Probe::Xcode("metal"),
         needed: Need::Metal,
         debian: "not on Linux",
-        homebrew: "install Xcode and run xcodebuild -downloadComponent MetalToolchain",
+        homebrew: "for Metal kernels see above, or link the official wheel, which takes no Xcode (docs/metal.md)",
     },
     Prerequisite {
         name: "nvcc (CUDA toolkit 12.0 or newer, not 13.1)",
@@ -222,22 +222,49 @@ impl Machine {
         })
     }
 
-    fn has_xcode_tool(&self, tool: &str) -> bool {
-        let Some(xcrun) = self.program(&["xcrun"]) else { return false };
-        let found = Command::new(xcrun).args(["--find", tool]).output();
-        found.is_ok_and(|output| output.status.success())
+    /// What keeps a tool of Xcode from running, with what to do about it. Xcode has programs of all names also where the
+    /// component that they belong to is not installed, so the tool is run.
+    fn lacks_xcode_tool(&self, tool: &str) -> Option<String> {
+        let run = |program: &str, arguments: &[&str]| {
+            let output = Command::new(self.program(&[program])?).args(arguments).output().ok()?;
+            let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            output.status.success().then_some(said)
+        };
+        if self.program(&["xcrun"]).is_none() {
+            return Some("found no xcrun: run xcode-select --install".to_owned());
+        }
+        if run("xcrun", &["-sdk", "macosx", tool, "--version"]).is_some() {
+            return None;
+        }
+        let folder = run("xcode-select", &["-p"]).unwrap_or_default();
+        Some(match folder.as_str() {
+            "" => "found no developer folder: install Xcode, then sudo xcode-select -s \
+                   /Applications/Xcode.app"
+                .to_owned(),
+            tools if tools.contains("CommandLineTools") => format!(
+                "found only the command line tools in {tools}: install Xcode, then sudo \
+                 xcode-select -s /Applications/Xcode.app"
+            ),
+            xcode => format!(
+                "{xcode} has no Metal toolchain: run xcodebuild -downloadComponent MetalToolchain"
+            ),
+        })
     }
 
     /// Everything that `plan` needs and the machine lacks.
     pub fn missing(&self, plan: Plan) -> Vec<Missing> {
-        let lacks = |p: &&Prerequisite| match p.probe {
-            Probe::Program(names) => self.program(names).is_none(),
-            Probe::Header(header) => self.header_root(header).is_none(),
-            Probe::Library(names) => !self.has_library(names),
-            Probe::Xcode(tool) => !self.has_xcode_tool(tool),
+        let lacks = |p: &Prerequisite| match p.probe {
+            Probe::Program(names) => self.program(names).is_none().then(String::new),
+            Probe::Header(header) => self.header_root(header).is_none().then(String::new),
+            Probe::Library(names) => (!self.has_library(names)).then(String::new),
+            Probe::Xcode(tool) => self.lacks_xcode_tool(tool),
         };
         let needed = PREREQUISITES.iter().filter(|p| plan.needs(p.needed));
-        needed.filter(lacks).map(Missing::from).collect()
+        let missing = needed.filter_map(|p| {
+            let found = lacks(p)?;
+            Some(if found.is_empty() { Missing::from(p) } else { Missing::unfit(p, &found) })
+        });
+        missing.collect()
     }
 }
 
@@ -265,10 +292,15 @@ impl From<&Prerequisite> for Missing {
     }
 }
 
+impl Missing {
+    fn unfit(row: &Prerequisite, found: &str) -> Self {
+        Self { name: format!("{} ({found})", row.name), ..row.into() }
+    }
+}
+
 /// The row whose name starts with `name`, as missing, with a word on what was found instead.
 pub fn unfit(name: &str, found: &str) -> Option<Missing> {
-    let row = PREREQUISITES.iter().find(|p| p.name.starts_with(name))?;
-    Some(Missing { name: format!("{} ({found})", row.name), ..row.into() })
+    PREREQUISITES.iter().find(|p| p.name.starts_with(name)).map(|row| Missing::unfit(row, found))
 }
 
 /// The message for a list of missing things.
@@ -386,6 +418,27 @@ mod tests {
         fs::write(dir.path().join("cmake"), "").expect("file");
         let machine = Machine { path: vec![dir.path().to_owned()], ..Machine::default() };
         assert_eq!(machine.program(&["cmake"]), None);
+    }
+
+    #[test]
+    fn metal_compiler_that_does_not_run_says_what_is_missing() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let machine = machine_without(dir.path(), &["metal (Apple's shader compiler)"]);
+        let script = |name: &str, text: &str| {
+            let path = dir.path().join("bin").join(name);
+            fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("script");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("mode");
+        };
+        let name = || machine.missing(Plan { metal: true, ..LINUX })[0].name.clone();
+        assert!(name().contains("found no xcrun: run xcode-select --install"), "{}", name());
+        // as Xcode 26 does without the component
+        script("xcrun", "echo 'missing Metal Toolchain' >&2; exit 1");
+        script("xcode-select", "echo /Library/Developer/CommandLineTools");
+        assert!(name().contains("found only the command line tools"), "{}", name());
+        script("xcode-select", "echo /Applications/Xcode.app/Contents/Developer");
+        assert!(name().contains("xcodebuild -downloadComponent MetalToolchain"), "{}", name());
+        script("xcrun", "exit 0");
+        assert_eq!(machine.missing(Plan { metal: true, ..LINUX }), []);
     }
 
     #[test]

@@ -329,9 +329,11 @@ fn patch_that_does_not_fit_stops_and_is_named() {
 
 #[test]
 fn patches_of_this_checkout_state_pin_and_way_out() {
-    let list = patches::list(&Path::new(zmlx_patch::ROOT).join("patches")).unwrap();
-    assert!(!list.is_empty());
-    for patch in list {
+    let folder = Path::new(zmlx_patch::ROOT).join("patches");
+    let (everywhere, cuda) =
+        (patches::list(&folder).unwrap(), patches::of_backend(&folder, "cuda").unwrap());
+    assert!(!everywhere.is_empty() && cuda.iter().all(|patch| patch.name.starts_with("cuda/")));
+    for patch in everywhere.into_iter().chain(cuda) {
         let header = patch.text.split("diff --git").next().unwrap();
         let pin = Pin::current();
         assert!(header.starts_with(&format!("MLX {} ({})", pin.version, pin.commit)));

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use zmlx_patch::{ObjectId, cmake, native::Library};
+use zmlx_patch::{ObjectId, cmake, native::Library, object_id::tree_id};
 
 use crate::{Link, Mlx, Result, environment::Environment};
 
@@ -40,6 +40,7 @@ pub(crate) fn compile(
     let id = ObjectId::of("toolchain", toolchain.as_bytes()).to_string();
     let folder = environment.out_dir.join(format!("cpp-{}", &id[..8]));
     fs::create_dir_all(&folder)?;
+    let kernels = kernels_metallib(environment, mlx, overlay)?;
     let cmake = environment.cmake()?;
     let mut configure = cmake.configure(source, &folder);
     cmake::define(&mut configure, "CMAKE_CXX_COMPILER", &environment.cxx);
@@ -48,12 +49,18 @@ pub(crate) fn compile(
     for (name, values) in [
         ("ZMLX_MLX_LIBRARIES", mlx_libraries(mlx)),
         ("ZMLX_BACKENDS", mlx.backends.clone()),
-        ("ZMLX_DEFINITIONS", definitions(mlx, overlay.is_some())),
+        ("ZMLX_DEFINITIONS", definitions(mlx, overlay.is_some(), kernels.as_deref())),
         ("ZMLX_BRIDGE_SOURCES", shown(&sources)),
         ("ZMLX_BRIDGE_INCLUDE", shown(&include)),
         ("ZMLX_LAUNCHER", vec![environment.launcher()?]),
     ] {
         configure.arg(format!("-D{name}={}", values.join(";")));
+    }
+    if let Some(macos) = &environment.macos {
+        configure.arg(format!("-DCMAKE_OSX_DEPLOYMENT_TARGET={macos}"));
+    }
+    if let Some(kernels) = &kernels {
+        cmake::define(&mut configure, "ZMLX_KERNELS_METALLIB", kernels);
     }
     if let Some(cuda) = &environment.cuda {
         let nvcc = environment.nvcc().ok_or("nvcc is not on the path")?;
@@ -76,8 +83,26 @@ pub(crate) fn compile(
     Ok(Compiled { folder, libraries })
 }
 
+/// Where our Metal kernels go that are compiled ahead of time: into the cache, which outlives the target folder, so that
+/// a program that `cargo install` has put elsewhere finds them. Another overlay is another file.
+fn kernels_metallib(
+    environment: &Environment,
+    mlx: &Mlx,
+    overlay: Option<&Path>,
+) -> Result<Option<PathBuf>> {
+    let Some(overlay) = overlay.filter(|_| mlx.backends.iter().any(|b| b == "metal")) else {
+        return Ok(None);
+    };
+    let ingredients =
+        format!("{} {} {}", mlx.release.headers, tree_id(overlay)?, environment.toolchain()?);
+    let id = ObjectId::of("kernels", ingredients.as_bytes()).to_string();
+    let folder = environment.cache_root.join("metal").join(&id[..16]);
+    fs::create_dir_all(&folder)?;
+    Ok(Some(folder.join("zmlx.metallib")))
+}
+
 /// What the C++ has to know of this build.
-fn definitions(mlx: &Mlx, custom_primitive: bool) -> Vec<String> {
+fn definitions(mlx: &Mlx, custom_primitive: bool, kernels: Option<&Path>) -> Vec<String> {
     let mut all = Vec::new();
     if custom_primitive {
         all.push("ZMLX_CUSTOM_PRIMITIVE=1".to_owned());
@@ -91,6 +116,7 @@ fn definitions(mlx: &Mlx, custom_primitive: bool) -> Vec<String> {
         // MLX remembers the folder it was compiled in, which is gone
         all.push(format!("ZMLX_METALLIB=\"{}\"", metallib.display()));
     }
+    all.extend(kernels.map(|file| format!("ZMLX_KERNELS_METALLIB=\"{}\"", file.display())));
     for backend in &mlx.backends {
         all.push(format!("ZMLX_BACKEND_{}=1", backend.to_uppercase()));
     }

@@ -56,6 +56,8 @@ pub(crate) struct Environment {
     pub(crate) cxx: PathBuf,
     machine: Machine,
     compiler_variables: Vec<(String, String)>,
+    /// The oldest macOS that the C++ runs on.
+    pub(crate) macos: Option<String>,
 }
 
 impl Environment {
@@ -89,6 +91,7 @@ impl Environment {
         let cxx = compiler(&machine, "CXX", &["c++", "g++", "clang++"])?;
         add_search_folders(&mut machine, &cxx, &os);
 
+        let macos = macos(&machine, &target);
         let compiler_variables = COMPILER_VARIABLES
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), variable(name)?)))
@@ -110,6 +113,7 @@ impl Environment {
             out_dir,
             cc,
             cxx,
+            macos,
             machine,
             compiler_variables,
         })
@@ -169,6 +173,7 @@ impl Environment {
             accelerate: self.os == "macos",
             metal: self.has_metal(),
             cuda: self.cuda.clone(),
+            macos: self.macos.clone(),
             environment: self.compiler_variables.clone(),
             jobs: self.jobs,
         }
@@ -266,6 +271,22 @@ fn cache_root(out_dir: &Path) -> Result<PathBuf> {
             Ok(user_cache.map_or_else(|| out_dir.to_owned(), |cache| cache.join("zmlx")))
         }
     }
+}
+
+/// `MACOSX_DEPLOYMENT_TARGET`, or the macOS of this machine. MLX has kernels for recent chips only where it is compiled
+/// for a macOS that knows them, so the oldest is not a good default.
+fn macos(machine: &Machine, target: &str) -> Option<String> {
+    if !target.ends_with("-apple-darwin") {
+        return None;
+    }
+    let named = variable("MACOSX_DEPLOYMENT_TARGET");
+    let here = || {
+        let output = Command::new(machine.program(&["sw_vers"])?).arg("-productVersion").output();
+        let version = String::from_utf8(output.ok()?.stdout).ok()?;
+        let mut parts = version.trim().split('.');
+        Some(format!("{}.{}", parts.next().filter(|v| !v.is_empty())?, parts.next().unwrap_or("0")))
+    };
+    named.or_else(here)
 }
 
 fn compiler(machine: &Machine, name: &str, usual: &[&str]) -> Result<PathBuf> {

@@ -66,6 +66,23 @@ pub mod ffi {
         reason: String,
     }
 
+    /// One array of a graph that is not evaluated; those that it is computed from come before it.
+    struct GraphNode {
+        /// MLX's name of the primitive; empty for an array that is given.
+        primitive: String,
+        /// Whether it is one of zmlx.
+        fused: bool,
+        /// The first node that the same call of the primitive returned.
+        call: u32,
+        /// Its identity while it lives.
+        id: usize,
+        shape: Vec<i32>,
+        item_size: u32,
+        inputs: Vec<u32>,
+        /// What else decides about layouts and launches: axes, strides of a slice, rotated dimensions.
+        parameters: Vec<i64>,
+    }
+
     extern "Rust" {
         type Callback;
         fn call(self: &Callback, inputs: &ArrayVec) -> Result<UniquePtr<ArrayVec>>;
@@ -212,6 +229,7 @@ pub mod ffi {
         fn unflatten(a: &Array, axis: i32, shape: &[i32]) -> Result<UniquePtr<Array>>;
         fn broadcast_to(a: &Array, shape: &[i32]) -> Result<UniquePtr<Array>>;
         fn contiguous(a: &Array) -> Result<UniquePtr<Array>>;
+        fn depends(a: &Array, on: &ArrayVec) -> Result<UniquePtr<Array>>;
         fn concatenate(v: &ArrayVec, axis: i32) -> Result<UniquePtr<Array>>;
         fn stack(v: &ArrayVec, axis: i32) -> Result<UniquePtr<Array>>;
         fn split(a: &Array, indices: &[i32], axis: i32) -> Result<UniquePtr<ArrayVec>>;
@@ -385,6 +403,12 @@ pub mod ffi {
         fn import_function(path: &str) -> Result<UniquePtr<ImportedFn>>;
         fn imported_call(f: &ImportedFn, inputs: &ArrayVec) -> Result<UniquePtr<ArrayVec>>;
 
+        // graphs as data; while a thread plans, `mlx::core::fast` makes the nodes that a GPU has
+        fn set_planning(on: bool) -> bool;
+        fn is_planning() -> bool;
+        fn array_id(a: &Array) -> usize;
+        fn graph_nodes(outputs: &ArrayVec, given: &ArrayVec) -> Result<Vec<GraphNode>>;
+
         // zmlx primitives (shim/primitives.cc)
         fn fused_gather_qmm_swiglu(
             x: &Array,
@@ -419,6 +443,12 @@ pub mod ffi {
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
         fn fused_rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<UniquePtr<Array>>;
+        fn fused_add_rms_norm(
+            x: &Array,
+            r: &Array,
+            weight: &Array,
+            eps: f32,
+        ) -> Result<UniquePtr<ArrayVec>>;
         fn fused_qk_norm_rope(
             x: &Array,
             num_heads: i32,
@@ -450,6 +480,7 @@ pub mod ffi {
         fn fused_supports(
             primitive: &str,
             gpu: bool,
+            metal: bool,
             dtype: DtypeId,
             fast: bool,
             parameters: &[Parameter],

@@ -29,7 +29,7 @@ struct Summary {
     mlx_version: String,
     /// Version of the headers that zmlx was compiled with.
     compiled_mlx_version: &'static str,
-    /// Why models are not going to load with this MLX.
+    /// Why models are not going to load with this MLX, or what is known to be wrong with it.
     mlx_problem: Option<String>,
     /// Version of mlx-lm whose tokens are the reference on this MLX.
     mlx_lm_version: &'static str,
@@ -89,13 +89,14 @@ impl CommandArgs for Doctor {
 
 fn summary() -> Summary {
     let build = mlx::build_info();
+    let defect = build.known_defect();
     Summary {
         version: env!("CARGO_PKG_VERSION"),
         git_hash: env!("ZMLX_GIT_HASH"),
         stock: build.stock(),
         mlx_version: build.mlx_version,
         compiled_mlx_version: build.compiled_version,
-        mlx_problem: mlx::check_linked().err().map(|error| error.to_string()),
+        mlx_problem: mlx::check_linked().err().map(|error| error.to_string()).or(defect),
         mlx_lm_version: build.mlx_lm_version,
         pinned_mlx_version: build.pinned_version,
         pin: build.pin,

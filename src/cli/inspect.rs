@@ -1,9 +1,11 @@
 //! `zmlx inspect`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use zmlx::lm::launches::LaunchReport;
+use zmlx::lm::patch::ModuleReport;
 use zmlx::lm::{self, Inspection};
 
 use super::fold::fold;
@@ -24,6 +26,9 @@ pub(super) struct Inspect {
     /// List every module, instead of equal layers in one line
     #[arg(long, help_heading = "Output")]
     all: bool,
+    /// Count what one decode token launches on a Mac, on any machine
+    #[arg(long, help_heading = "Output")]
+    launches: bool,
     #[command(flatten)]
     _output: OutputOptions,
 }
@@ -55,6 +60,9 @@ struct Summary {
     moe_modules: usize,
     patched_modules: usize,
     modules: Vec<Module>,
+    /// What one decode token launches on a Mac.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    launches: Option<Launches>,
     /// Whether people see every module.
     #[serde(skip)]
     all: bool,
@@ -87,11 +95,36 @@ struct Module {
     left_out: bool,
 }
 
+/// Kernels that one decode token launches.
+#[derive(Debug, Serialize)]
+struct Launches {
+    backend: &'static str,
+    context: i32,
+    stock: usize,
+    /// Stock, where the functions that mlx-lm compiles are one kernel.
+    mlx_lm: usize,
+    patched: usize,
+    patterns: Vec<&'static str>,
+    primitives: Vec<PrimitiveLaunches>,
+    fallbacks: Vec<Module>,
+    /// Primitives without a rule, counted as one launch each.
+    assumed: Vec<String>,
+}
+
+/// Those of one primitive.
+#[derive(Debug, Serialize)]
+struct PrimitiveLaunches {
+    primitive: String,
+    stock: usize,
+    patched: usize,
+}
+
 impl CommandArgs for Inspect {
     const ABOUT: &'static str = "Show a model's sizes and what patching does to each layer";
     const EXAMPLES: Examples = &[
         ("The demo model", "zmlx inspect"),
         ("What fast precision would fuse", "zmlx inspect /models/qwen3 --precision fast"),
+        ("What a decode token launches on a Mac", "zmlx inspect --launches"),
         (
             "Modules on stock ops",
             "zmlx inspect --json | jq '.modules[]? | select(.fused == false)'",
@@ -107,7 +140,11 @@ impl CommandArgs for Inspect {
         let inspection = lm::inspect(&folder, &options)?;
         ui.notes(&inspection.notes);
         self.patching.targets.explain(&inspection.patch, ui);
-        ui.finish(&summary(model, device, inspection, self.all))?;
+        let launches = match self.launches {
+            true => Some(Launches::of(&lm::launches::count(&folder, &options)?)),
+            false => None,
+        };
+        ui.finish(&Summary { launches, ..summary(model, device, inspection, self.all) })?;
         Ok(Exit::Done)
     }
 }
@@ -137,19 +174,70 @@ fn summary(model: String, device: mlx::Device, inspection: Inspection, all: bool
         preset_note: inspection.patch.note.clone(),
         moe_modules: inspection.patch.num_moe_modules,
         patched_modules: inspection.patch.patched_modules(),
-        modules: inspection
-            .patch
-            .modules
-            .into_iter()
-            .map(|row| Module {
-                module: row.module,
-                pattern: row.pattern,
-                fused: row.fallback.is_none(),
-                reason: row.fallback,
-                left_out: row.left_out,
-            })
-            .collect(),
+        modules: inspection.patch.modules.into_iter().map(Module::from).collect(),
+        launches: None,
         all,
+    }
+}
+
+impl From<ModuleReport> for Module {
+    fn from(row: ModuleReport) -> Self {
+        Self {
+            module: row.module,
+            pattern: row.pattern,
+            fused: row.fallback.is_none(),
+            reason: row.fallback,
+            left_out: row.left_out,
+        }
+    }
+}
+
+impl Launches {
+    fn of(report: &LaunchReport) -> Self {
+        let LaunchReport { context, stock, patched, patch } = report;
+        let names: BTreeSet<&String> = stock.rows.keys().chain(patched.rows.keys()).collect();
+        let of = |launches: &mlx::launches::Launches, name| {
+            launches.rows.get(name).map_or(0, |row| row.launches)
+        };
+        let primitives = names.into_iter().map(|name| PrimitiveLaunches {
+            primitive: name.clone(),
+            stock: of(stock, name),
+            patched: of(patched, name),
+        });
+        let fallbacks = patch.fallbacks().map(|(row, _)| Module::from(row.clone()));
+        Self {
+            backend: "metal",
+            context: *context,
+            stock: stock.total(),
+            mlx_lm: report.mlx_lm(),
+            patched: patched.total(),
+            patterns: patch.patterns.clone(),
+            primitives: primitives.filter(|row| row.stock + row.patched > 0).collect(),
+            fallbacks: fallbacks.collect(),
+            assumed: stock.assumed.union(&patched.assumed).cloned().collect(),
+        }
+    }
+
+    fn add_rows(&self, rows: &mut Rows) {
+        let share = 100.0 * self.patched as f64 / self.mlx_lm.max(1) as f64;
+        rows.row(
+            "launches per token",
+            format!(
+                "{} stock, {} mlx-lm, {} patched ({share:.0} % of mlx-lm; {}, after {} tokens)",
+                self.stock, self.mlx_lm, self.patched, self.backend, self.context
+            ),
+        );
+        rows.line(&format!("  {:<28}  {:>6}  {:>7}", "primitive", "stock", "patched"));
+        for row in &self.primitives {
+            let PrimitiveLaunches { primitive, stock, patched } = row;
+            rows.line(&format!("  {primitive:<28}  {stock:>6}  {patched:>7}"));
+        }
+        for line in module_lines(&self.fallbacks, false) {
+            rows.line(&line);
+        }
+        if !self.assumed.is_empty() {
+            rows.row("counted as one each", self.assumed.join(", "));
+        }
     }
 }
 
@@ -193,29 +281,30 @@ impl Answer for Summary {
                 list(&self.patterns, "no pattern"),
             ),
         );
-        for line in self.module_lines() {
+        for line in module_lines(&self.modules, self.all) {
             rows.line(&line);
+        }
+        if let Some(launches) = &self.launches {
+            launches.add_rows(&mut rows);
         }
         rows.into_text()
     }
 }
 
-impl Summary {
-    fn module_lines(&self) -> Vec<String> {
-        let modules = self.modules.iter().map(|m| (m.module.as_str(), (m.pattern, &m.reason)));
-        let rows: Vec<(String, (&str, &Option<String>))> = if self.all {
-            modules.map(|(path, rest)| (path.to_owned(), rest)).collect()
-        } else {
-            fold(modules)
-        };
-        let width = rows.iter().map(|(path, _)| path.len()).max().unwrap_or_default();
-        rows.into_iter()
-            .map(|(path, (pattern, reason))| {
-                let outcome = reason
-                    .as_ref()
-                    .map_or_else(|| "fused".to_owned(), |reason| format!("stock: {reason}"));
-                format!("  {path:<width$}  {pattern:<16}  {outcome}")
-            })
-            .collect()
-    }
+fn module_lines(modules: &[Module], all: bool) -> Vec<String> {
+    let modules = modules.iter().map(|m| (m.module.as_str(), (m.pattern, &m.reason)));
+    let rows: Vec<(String, (&str, &Option<String>))> = if all {
+        modules.map(|(path, rest)| (path.to_owned(), rest)).collect()
+    } else {
+        fold(modules)
+    };
+    let width = rows.iter().map(|(path, _)| path.len()).max().unwrap_or_default();
+    rows.into_iter()
+        .map(|(path, (pattern, reason))| {
+            let outcome = reason
+                .as_ref()
+                .map_or_else(|| "fused".to_owned(), |reason| format!("stock: {reason}"));
+            format!("  {path:<width$}  {pattern:<16}  {outcome}")
+        })
+        .collect()
 }

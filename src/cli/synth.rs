@@ -35,6 +35,9 @@ pub(super) struct Synth {
     /// How weights are quantised
     #[arg(long, value_enum, default_value_t, value_name = "MODE", help_heading = "Quantization")]
     mode: ModeChoice,
+    /// Zeros that take no room on the disk, for `inspect`, which reads no weights
+    #[arg(long, help_heading = "Output")]
+    hollow: bool,
     /// Folder to write, which must be new or empty
     #[arg(short, long, value_name = "DIR", help_heading = "Output")]
     out: PathBuf,
@@ -90,6 +93,7 @@ impl CommandArgs for Synth {
             layers: self.layers,
             quantization,
             seed: self.seed,
+            hollow: self.hollow,
         };
         let mut bar = ui.bytes_bar("writing");
         let report =

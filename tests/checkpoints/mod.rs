@@ -75,7 +75,7 @@ impl Tiny {
     pub(crate) fn shard(&self, num_shards: usize) {
         std::fs::remove_file(self.file("model.safetensors")).unwrap();
         let weights = tensors().into_iter().collect();
-        Draft { config: config(), weights }.write_shards(self.path(), num_shards).unwrap();
+        Draft::of(config(), weights).write_shards(self.path(), num_shards).unwrap();
     }
 }
 

@@ -3,8 +3,8 @@
 
 use mlx::fast::{self, Mask, Rope};
 use mlx::primitives::{
-    Precision, Scoring, attention, gather_qmm_combine, gather_qmm_swiglu, greedy_token, moe_router,
-    qk_norm_rope, quantized_matmul, rms_norm,
+    Precision, Scoring, add_rms_norm, attention, gather_qmm_combine, gather_qmm_swiglu,
+    greedy_token, moe_router, qk_norm_rope, quantized_matmul, rms_norm,
 };
 use mlx::quantization::{Mode, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, ops};
@@ -172,7 +172,14 @@ alone! {
             let got = rms_norm(&x, &w, 1e-6).unwrap();
             got.eval().unwrap();
             assert_eq!(got.shape(), shape);
+            let (sum, normed) = add_rms_norm(&x, &x, &w, 1e-6).unwrap();
+            mlx::eval([&sum, &normed]).unwrap();
+            assert_eq!((sum.shape(), normed.shape()), (&shape[..], &shape[..]));
         }
+        let (x, w) = (rng.array(&[2, 8], dtype, 1.0), rng.array(&[8], dtype, 1.0));
+        assert!(add_rms_norm(&x, &rng.array(&[1, 8], dtype, 1.0), &w, 1e-6).is_err());
+        assert!(add_rms_norm(&x, &x, &rng.array(&[4], dtype, 1.0), 1e-6).is_err());
+        assert!(add_rms_norm(&x, &x, &w.astype(Dtype::F64).unwrap(), 1e-6).is_err());
 
         let rows = rng.array(&[0, 16], dtype, 1.0);
         let (indices, scores) = moe_router(&rows, 2, true, Scoring::Softmax).unwrap();

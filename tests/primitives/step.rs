@@ -1,4 +1,4 @@
-//! The rest of a decode step against stock ops: `rms_norm`, `qk_norm_rope`, `attention`,
+//! The rest of a decode step against stock ops: `rms_norm`, `add_rms_norm`, `qk_norm_rope`, `attention`,
 //! `greedy_token`.
 
 use mlx::fast::{self, Mask, Rope};
@@ -65,6 +65,42 @@ on_each_device! {
                 let expected = fast::rms_norm(&x, Some(&w), 1e-6).unwrap();
                 let got = primitives::rms_norm(&x, &w, 1e-6).unwrap();
                 assert_same_bits(&got, &expected, format!("{dtype} {values:?}"));
+            }
+        }
+    }
+}
+
+on_each_device! {
+    fn add_rms_norm_has_the_stock_bits() {
+        let mut rng = Rng::new(102);
+        for dtype in DTYPES {
+            let ask = primitives::AddRmsNorm { dims: 64, weight: dtype };
+            if !fused(&ask, dtype, Precision::Exact) { continue; }
+            let check = |x: &Array, r: &Array, w: &Array, what: &str| {
+                let sum = ops::add(x, r).unwrap();
+                let expected = fast::rms_norm(&sum, Some(w), 1e-6).unwrap();
+                let (got, normed) = primitives::add_rms_norm(x, r, w, 1e-6).unwrap();
+                assert_same_bits(&got, &sum, format!("{dtype} sum {what}"));
+                assert_same_bits(&normed, &expected, format!("{dtype} norm {what}"));
+            };
+            for size in [1, 3, 16, 31, 64, 100, 257, 2048] {
+                for rows in [vec![], vec![1, 1], vec![3, 5], vec![40]] {
+                    let shape = [rows.as_slice(), &[size]].concat();
+                    let w = weight(&mut rng, size, dtype);
+                    let (x, r) = (rng.array(&shape, dtype, 1.0), rng.array(&shape, dtype, 100.0));
+                    check(&x, &r, &w, &format!("{shape:?}"));
+                }
+            }
+            let (x, r) = (rng.array(&[4, 6, 32], dtype, 1.0), rng.array(&[4, 6, 32], dtype, 1.0));
+            let w = weight(&mut rng, 32, dtype);
+            for x in [data::strided(&x), data::row_strided(&x), data::column_major(&x)] {
+                check(&x, &r, &w, "view");
+                check(&r, &x, &w, "view of what is added");
+            }
+            for values in [[3e38, -3e38, 1.0, 2.0], [f32::INFINITY, 1.0, 2.0, 3.0], [1e-45, -1e-45, 0.0, -0.0]] {
+                let x = data::array(&values, &[1, 4]).astype(dtype).unwrap();
+                let w = data::array(&[1.5f32, -2.0, 0.5, 1.0], &[4]).astype(dtype).unwrap();
+                check(&x, &x, &w, &format!("{values:?}"));
             }
         }
     }

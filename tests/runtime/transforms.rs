@@ -151,3 +151,20 @@ alone! {
         assert_same_bits(&got[0], &fused(&x, &w).unwrap(), "imported");
     }
 }
+
+alone! {
+    /// What nothing else asks for is computed with what depends on it.
+    fn depends_computes_both() {
+        let mut rng = Rng::new(77);
+        let a = rng.array(&[3, 4], Dtype::F32, 1.0);
+        let twice = ops::add(&a, &a).unwrap();
+        let other = ops::exp(&a).unwrap();
+        let after = ops::depends(&twice, [&other]).unwrap();
+        assert!(!other.is_available());
+        after.eval().unwrap();
+        assert!(other.is_available());
+        assert_same_bits(&after, &twice, "the values");
+        let alone = ops::depends(&twice, []).unwrap();
+        assert_same_bits(&alone, &twice, "on nothing");
+    }
+}

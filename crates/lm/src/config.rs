@@ -4,6 +4,7 @@ mod numbers;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 pub use crate::quantization::QuantizationConfig;
-pub use numbers::{Count, Finite, Positive, Size, size, whole, yes};
+pub use numbers::{Count, Finite, Positive, Size, count, size, whole, yes};
 
 /// Where a configuration that wraps a text model keeps that model's fields.
 const TEXT_CONFIG: &str = "text_config";
@@ -102,8 +103,19 @@ pub trait Fields: DeserializeOwned {
     /// Fields that count at the top level, even where a `text_config` has them too.
     const TOP_LEVEL: &'static [&'static str] = &[];
 
+    /// Fields whose `null` says something else than their absence.
+    const NULLS: &'static [&'static str] = &[];
+    /// What fields are that are not there, as JSON. A field that is `null` is absent, but has no default.
+    const DEFAULTS: &'static [(&'static str, &'static str)] = &[];
+
     /// Fields that the reference implementation reads past, whatever they say.
     const UNUSED: &'static [&'static str] = &[];
+
+    /// Fields that it reads past and what it takes them to be, as JSON. The user is told where they are anything else.
+    const ASSUMED: &'static [(&'static str, &'static str)] = &[];
+
+    /// Fields that the type has for other families: of this one, they are unknown.
+    const FOREIGN: &'static [&'static str] = &[];
 
     /// Checks what one field cannot know of another; [`ModelConfig::error`] makes the error.
     ///
@@ -252,12 +264,24 @@ impl ModelConfig {
                 }
             }
         }
-        section.retain(|_, value| !value.is_null());
+        for (field, default) in T::DEFAULTS {
+            if !section.contains_key(*field) {
+                section.insert((*field).to_owned(), self.json(field, default)?);
+            }
+        }
+        section.retain(|field, value| !value.is_null() || T::NULLS.contains(&field.as_str()));
         for (field, value) in defaults {
             section.entry(*field).or_insert_with(|| value.clone());
         }
         let section = Value::Object(section);
+        let mut assumed = BTreeMap::new();
+        for (field, value) in T::ASSUMED {
+            assumed.insert(*field, self.json(field, value)?);
+        }
         let is_silent = |path: &str| {
+            if let Some(assumed) = assumed.get(path) {
+                return section.get(path).is_some_and(|value| is_same(value, assumed));
+            }
             COMMON_KEYS.contains(&path)
                 || T::UNUSED.contains(&path)
                 || section.pointer(&format!("/{}", path.replace('.', "/")))
@@ -277,6 +301,8 @@ impl ModelConfig {
                 unknown.push(named(path));
             }
         });
+        let foreign = T::FOREIGN.iter().filter(|field| section.get(field).is_some());
+        unknown.extend(foreign.map(|field| named((*field).to_owned())));
         match parsed {
             Ok(fields) => Ok((fields, unknown)),
             Err(error) => {
@@ -284,6 +310,11 @@ impl ModelConfig {
                 Err(self.error(&named(field), reason))
             }
         }
+    }
+
+    /// A value that the source of a model states for a field.
+    fn json(&self, field: &str, text: &str) -> Result<Value> {
+        serde_json::from_str(text).map_err(|_| self.error(field, format!("stands for `{text}`")))
     }
 
     fn read_eos(&self, generation: Option<&Map<String, Value>>) -> Result<Vec<u32>> {
@@ -329,6 +360,11 @@ pub(crate) fn shown(value: &Value) -> String {
         text.push_str("...");
     }
     text
+}
+
+/// Whether two values are equal, numbers by what they are worth.
+fn is_same(a: &Value, b: &Value) -> bool {
+    a == b || a.as_f64().is_some_and(|a| b.as_f64() == Some(a))
 }
 
 /// Python's notion of a value that counts: mlx-lm lets the generation config's id win only then.

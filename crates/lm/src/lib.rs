@@ -17,6 +17,7 @@ mod error;
 pub mod generate;
 pub mod hub;
 pub mod inspect;
+pub mod launches;
 pub mod layers;
 pub mod models;
 pub mod patch;

@@ -129,8 +129,53 @@ impl PatchReport {
 /// # Errors
 /// `UnknownPattern`; `NotFused` under [`Fused::Require`]; `Mlx`. After an error all modules are on stock ops.
 pub fn patch(loaded: &mut LoadedModel, options: &PatchOptions) -> Result<PatchReport> {
+    patch_for(loaded, options, Target::Here)
+}
+
+/// Which machine's kernels are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// Those of this build, on the default device.
+    Here,
+    /// Those of a Mac. The graphs can be built here and not be run.
+    Metal,
+}
+
+impl Target {
+    fn device(self) -> Device {
+        match self {
+            Self::Here => default_device(),
+            Self::Metal => Device::Gpu,
+        }
+    }
+
+    fn preset(self) -> &'static [&'static str] {
+        match self {
+            Self::Here => patterns::preset(default_device()),
+            Self::Metal => patterns::metal_preset(),
+        }
+    }
+
+    /// Why a question is answered with no, if it is.
+    fn refusal(self, question: &dyn primitives::Ask, setting: &Setting) -> Option<String> {
+        let here = || primitives::supports(question, setting).err();
+        match self {
+            Self::Here => here(),
+            // a graph is built on the default device, which has a say too
+            Self::Metal => primitives::supports_on_metal(question, setting)
+                .err()
+                .or_else(|| here().map(|reason| format!("not counted here: {reason}"))),
+        }
+    }
+}
+
+pub(crate) fn patch_for(
+    loaded: &mut LoadedModel,
+    options: &PatchOptions,
+    target: Target,
+) -> Result<PatchReport> {
     unpatch(loaded);
-    let report = plan(loaded, options)?;
+    let report = plan_for(loaded, options, target)?;
     if options.fused == Fused::Require
         && let Some((row, reason)) = report.fallbacks().find(|(row, _)| !row.left_out)
     {
@@ -157,7 +202,14 @@ pub fn patch(loaded: &mut LoadedModel, options: &PatchOptions) -> Result<PatchRe
 /// # Errors
 /// `UnknownPattern`, `Mlx`.
 pub fn plan(loaded: &mut LoadedModel, options: &PatchOptions) -> Result<PatchReport> {
-    let device = default_device();
+    plan_for(loaded, options, Target::Here)
+}
+
+fn plan_for(
+    loaded: &mut LoadedModel,
+    options: &PatchOptions,
+    target: Target,
+) -> Result<PatchReport> {
     let (patterns, note) = match &options.patterns {
         Patterns::Off => (Vec::new(), None),
         Patterns::Names(names) => {
@@ -165,15 +217,15 @@ pub fn plan(loaded: &mut LoadedModel, options: &PatchOptions) -> Result<PatchRep
             (known.collect::<Result<_>>()?, None)
         }
         Patterns::Auto => {
-            let chosen = patterns::preset_of(&loaded.config.model_type, device);
+            let chosen = patterns::preset_of(&loaded.config.model_type, target.preset());
             (chosen.patterns, chosen.note)
         }
     };
     let dtype = loaded.model.activation_dtype()?;
-    let setting = Setting { device, dtype, precision: options.precision };
+    let setting = Setting { device: default_device(), dtype, precision: options.precision };
     let mut report = PatchReport {
         patterns,
-        device,
+        device: target.device(),
         precision: options.precision,
         modules: Vec::new(),
         num_moe_modules: 0,
@@ -194,7 +246,7 @@ pub fn plan(loaded: &mut LoadedModel, options: &PatchOptions) -> Result<PatchRep
             layer: site.module.layer_index(),
             pattern: site.pattern,
             left_out: left_out.is_some(),
-            fallback: left_out.or_else(|| refusal(&site, &setting)),
+            fallback: left_out.or_else(|| refusal(&site, &setting, target)),
             kind: site.kind,
         });
     }
@@ -216,12 +268,9 @@ pub(crate) fn sites_of(model: &mut dyn Model) -> Vec<Site<'_>> {
 }
 
 /// Why a site cannot be fused in this setting, if it cannot.
-fn refusal(site: &Site<'_>, setting: &Setting) -> Option<String> {
+fn refusal(site: &Site<'_>, setting: &Setting, target: Target) -> Option<String> {
     match &site.questions {
         Err(reason) => Some(reason.clone()),
-        Ok(questions) => {
-            let ask = |question: &Box<_>| primitives::supports(&**question, setting).err();
-            questions.iter().find_map(ask)
-        }
+        Ok(questions) => questions.iter().find_map(|question| target.refusal(&**question, setting)),
     }
 }

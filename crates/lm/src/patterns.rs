@@ -38,6 +38,10 @@ pub const PATTERNS: &[Pattern] = &[
         about: "new keys and values of a batch into the caches of its rows",
     },
     Pattern { name: "rms_norm", about: "norms of the residual stream" },
+    Pattern {
+        name: "add_norm",
+        about: "what is added to the residual stream, with the norm of the sum",
+    },
     Pattern { name: "greedy_token", about: "from logits to the likeliest token" },
 ];
 
@@ -55,6 +59,9 @@ const CPU: &[&str] = &[
 ];
 /// On by default on a GPU.
 const GPU: &[&str] = &["moe_mlp"];
+/// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place
+/// of several.
+const METAL: &[&str] = &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope", "add_norm"];
 
 /// The names of [`PATTERNS`].
 pub fn names() -> Vec<&'static str> {
@@ -80,10 +87,15 @@ pub fn preset(device: Device) -> &'static [&'static str] {
     }
 }
 
-/// The patterns that are on by default for a family on a device, and why others are not.
-pub(crate) fn preset_of(model_type: &str, device: Device) -> Chosen {
+/// The patterns that are on by default on a Mac.
+pub fn metal_preset() -> &'static [&'static str] {
+    METAL
+}
+
+/// The patterns of a preset that are on by default for a family, and why others are not.
+pub(crate) fn preset_of(model_type: &str, preset: &[&'static str]) -> Chosen {
     let family = find(model_type).map_or(Preset::Device, |row| row.preset);
-    let (mut patterns, mut note) = (preset(device).to_vec(), None);
+    let (mut patterns, mut note) = (preset.to_vec(), None);
     match family {
         Preset::Device => {}
         Preset::Without(exceptions) => {

@@ -64,6 +64,8 @@ pub enum Split {
     Outputs,
     /// Each rank has the columns of some of its inputs; the ranks' results add up.
     Inputs,
+    /// Each rank has some matrices of a stack whole.
+    Stack,
 }
 
 /// Where along a pipeline a weight outside the layers is needed.

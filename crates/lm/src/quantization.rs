@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mlx::Dtype;
 use mlx::quantization::{Mode, Quantization};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::config::{ModelConfig, shown};
 use crate::error::Result;
@@ -37,6 +37,13 @@ impl QuantizationConfig {
         let default = match method.as_str() {
             Some("mxfp4") => Quantization::default_of(Mode::Mxfp4),
             Some("mxfp8") => Quantization::default_of(Mode::Mxfp8),
+            // families that are published so make dense weights of it by their rules
+            Some("fp8") if value.get("weight_block_size") == Some(&json!([128, 128])) => {
+                return Ok(None);
+            }
+            Some("compressed-tensors") if value.get("format") == Some(&json!("pack-quantized")) => {
+                Quantization::affine(32, 4)
+            }
             _ => {
                 let reason =
                     format!("is {}; convert the checkpoint with mlx-lm first", shown(method));

@@ -147,6 +147,7 @@ impl Sequence {
             Some(kept) => kept,
             None => (options.cache.limit(model.make_cache()), 0),
         };
+        options.cache.check_for(&cache)?;
         Ok(Self {
             tokens: prompt.to_vec(),
             num_prompt: prompt.len(),

@@ -104,6 +104,8 @@ pub struct WeightRecord {
     pub shape: Vec<i32>,
     /// What it does.
     pub role: Role,
+    /// Whether it is a matrix, or a stack of them, that may be packed.
+    pub is_matrix: bool,
     /// Numbers it stands for.
     pub parameters: u64,
     /// Bytes it takes.
@@ -399,8 +401,12 @@ impl<'a> Scope<'a> {
         }
         let mut array = tensor.array(&|name| weights.array_in_file(name))?;
         if let Some(axis) = axis.filter(|_| weights.placement.size > 1) {
-            let share =
-                self.per_rank(if axis == -1 { "columns" } else { "rows" }, array.dim(axis))?;
+            let what = match axis {
+                -1 => "columns",
+                -2 => "rows",
+                _ => "matrices",
+            };
+            let share = self.per_rank(what, array.dim(axis))?;
             let start = share * weights.placement.rank as i32;
             array = ops::contiguous(&ops::slice_axis(&array, axis, start, start + share)?)?;
         }
@@ -427,7 +433,7 @@ impl<'a> Scope<'a> {
             self.take_share(name, shape, axis, "a floating type", Dtype::is_float)?;
         self.plan(|| Planned::Float { name: self.full(name), tensor });
         let role = self.role.filter(|_| name == "weight").unwrap_or(Role::Other);
-        self.record(name, array.shape(), role, array.nbytes(), array.dtype().to_string());
+        self.record(name, array.shape(), role, false, array.nbytes(), array.dtype().to_string());
         Ok(array)
     }
 
@@ -440,7 +446,7 @@ impl<'a> Scope<'a> {
             self.take_share("weight", shape, self.axis(), "a floating type", Dtype::is_float)?;
         self.plan(|| Planned::Matrix { module: self.prefix.clone(), tensor });
         let role = self.role.unwrap_or(Role::Matrix);
-        self.record("weight", array.shape(), role, array.nbytes(), array.dtype().to_string());
+        self.record("weight", array.shape(), role, true, array.nbytes(), array.dtype().to_string());
         Ok(array)
     }
 
@@ -492,7 +498,7 @@ impl<'a> Scope<'a> {
         }
         let bytes = w.nbytes() + scales.nbytes() + biases.as_ref().map_or(0, Array::nbytes);
         let role = self.role.unwrap_or(Role::Matrix);
-        self.record("weight", &held, role, bytes, quantization.to_string());
+        self.record("weight", &held, role, true, bytes, quantization.to_string());
         Ok(QuantizedWeight { w, scales, biases, quantization })
     }
 
@@ -502,10 +508,19 @@ impl<'a> Scope<'a> {
             Split::Whole => None,
             Split::Outputs => Some(-2),
             Split::Inputs => Some(-1),
+            Split::Stack => Some(-3),
         }
     }
 
-    fn record(&self, name: &str, shape: &[i32], role: Role, bytes: usize, format: String) {
+    fn record(
+        &self,
+        name: &str,
+        shape: &[i32],
+        role: Role,
+        is_matrix: bool,
+        bytes: usize,
+        format: String,
+    ) {
         if !self.is_held {
             return;
         }
@@ -514,6 +529,7 @@ impl<'a> Scope<'a> {
             name: name.to_owned(),
             shape: shape.to_vec(),
             role,
+            is_matrix,
             parameters: shape.iter().map(|n| *n as u64).product(),
             bytes: bytes as u64,
             format,

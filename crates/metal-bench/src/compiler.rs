@@ -175,7 +175,8 @@ impl Compiler {
         match contract {
             Contract::Off => flags.push("-ffp-contract=off".to_owned()),
             Contract::Fast => {
-                flags.push("-ffp-contract=fast".to_owned());
+                // at -O1 gcc leaves out some
+                flags.extend(["-O2", "-ffp-contract=fast"].map(str::to_owned));
                 if cfg!(target_arch = "x86_64") {
                     flags.push("-mfma".to_owned());
                 }

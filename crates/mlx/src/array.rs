@@ -97,7 +97,13 @@ impl Array {
     /// A zero-dimensional array of `value` in the dtype of `like`: how Python MLX treats a float
     /// that meets an array (it does not promote).
     pub fn scalar_like(value: f32, like: &Array) -> Result<Self> {
-        Self::scalar(value)?.astype(like.dtype())
+        // rounded here, so that no op is left for the device
+        match like.dtype() {
+            Dtype::F32 => Self::scalar(value),
+            Dtype::F16 => Self::scalar(half::f16::from_f32(value)),
+            Dtype::Bf16 => Self::scalar(half::bf16::from_f32(value)),
+            other => Self::scalar(value)?.astype(other),
+        }
     }
 
     /// Length of each dimension.

@@ -4,6 +4,7 @@
 //! - [`ops`], [`fast`], [`quantization`], [`random`]: MLX's functions by family. Each runs on the
 //!   current thread's default stream of the default device ([`Device`], [`Stream`]).
 //! - [`primitives`]: the fused launches that zmlx adds to MLX.
+//! - [`launches`]: how many kernels a graph launches.
 //! - [`io`], [`memory`], [`transforms`].
 //!
 //! # Threads
@@ -26,6 +27,7 @@ mod dtype;
 mod error;
 pub mod fast;
 pub mod io;
+pub mod launches;
 pub mod memory;
 pub mod ops;
 pub mod primitives;
@@ -71,6 +73,17 @@ impl BuildInfo {
     /// What "stock" means in this process, for reports: `MLX 0.32.4 (prebuilt)`.
     pub fn stock(&self) -> String {
         format!("MLX {} ({})", self.mlx_version, self.mode)
+    }
+
+    /// What is known to be wrong with the linked MLX, in words for people; `None` when nothing is.
+    pub fn known_defect(&self) -> Option<String> {
+        let races = self.backends.contains(&"cuda") && self.mlx_version == "0.32.2";
+        let mended = self.patches.iter().any(|name| name.starts_with("cuda/0001-"));
+        (races && !mended).then(|| {
+            "quantised products of 8 rows and more have a race in this MLX on CUDA: the same model may give other tokens \
+             every time, patched or not. MLX 0.32.4, and 0.32.2 when zmlx builds it from source, do not have it"
+                .to_owned()
+        })
     }
 }
 
@@ -124,6 +137,23 @@ mod tests {
              MLX_PREBUILT_DIR, or take the other MLX out of LD_LIBRARY_PATH"
         );
         assert!(check_version("0.32.40", "0.32.4").is_err());
+    }
+
+    #[test]
+    fn race_on_cuda_is_known_unless_it_is_mended() {
+        let cpu = build_info();
+        assert_eq!(cpu.known_defect(), None);
+        let patched = BuildInfo {
+            mlx_version: "0.32.2".to_owned(),
+            backends: vec!["cpu", "cuda"],
+            patches: vec!["0001-open-export-table", "cuda/0001-wait-before-epilogue-of-qmm-sm80"],
+            ..cpu
+        };
+        assert_eq!(patched.known_defect(), None);
+        let wheel = BuildInfo { patches: vec![], ..patched };
+        assert!(wheel.known_defect().expect("has it").contains("race"));
+        let newer = BuildInfo { mlx_version: "0.32.4".to_owned(), ..wheel };
+        assert_eq!(newer.known_defect(), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 # Metal kernels: the text of each <name>/*.metal, its quoted includes put in place, is compiled into the library as
 # zmlx::metal_source("<name>/<file>"), for compilation while the program runs. Where Apple's shader compiler is there, all
-# of them are also compiled ahead of time, into zmlx.metallib.
+# of them are also compiled ahead of time, into the file ZMLX_KERNELS_METALLIB, which programs look for.
 
 function(zmlx_metal_kernels out)
   set(root ${CMAKE_CURRENT_SOURCE_DIR})
@@ -51,22 +51,30 @@ std::string_view metal_source(std::string_view kernel) {
   if(NOT kernels OR NOT XCRUN)
     return()
   endif()
-  execute_process(COMMAND ${XCRUN} -sdk macosx --find metal RESULT_VARIABLE missing OUTPUT_QUIET ERROR_QUIET)
+  # run, not only found: Xcode has a program of this name also without the Metal toolchain
+  execute_process(COMMAND ${XCRUN} -sdk macosx metal --version RESULT_VARIABLE missing OUTPUT_QUIET ERROR_QUIET)
   if(missing)
     return()
+  endif()
+  set(oldest)
+  if(CMAKE_OSX_DEPLOYMENT_TARGET)
+    set(oldest -mmacosx-version-min=${CMAKE_OSX_DEPLOYMENT_TARGET})
   endif()
   set(objects)
   foreach(kernel ${kernels})
     set(object ${CMAKE_CURRENT_BINARY_DIR}/${kernel}.air)
     add_custom_command(
       OUTPUT ${object}
-      COMMAND ${XCRUN} -sdk macosx metal -O3 -fno-fast-math -I${root} -I${ZMLX_MLX_INCLUDE}
+      COMMAND ${XCRUN} -sdk macosx metal -O3 -fno-fast-math ${oldest} -I${root} -I${ZMLX_MLX_INCLUDE}
               -c ${root}/${kernel} -o ${object}
       DEPENDS ${headers}
       VERBATIM)
     list(APPEND objects ${object})
   endforeach()
-  set(library ${CMAKE_CURRENT_BINARY_DIR}/zmlx.metallib)
+  set(library ${ZMLX_KERNELS_METALLIB})
+  if(NOT library)
+    set(library ${CMAKE_CURRENT_BINARY_DIR}/zmlx.metallib)
+  endif()
   add_custom_command(
     OUTPUT ${library}
     COMMAND ${XCRUN} -sdk macosx metallib ${objects} -o ${library}

@@ -84,6 +84,16 @@ Tuple from_bytes(const std::string& bytes, const char* name) {
   return state;
 }
 
+// From the fields of its state, or from a State made of them.
+template <typename P, typename... Fields>
+std::shared_ptr<mlx::core::Primitive> make_from(mlx::core::Stream s, Fields... fields) {
+  if constexpr (std::is_constructible_v<P, mlx::core::Stream, Fields...>) {
+    return std::make_shared<P>(s, fields...);
+  } else {
+    return std::make_shared<P>(s, typename P::State{fields...});
+  }
+}
+
 } // namespace detail
 
 // The row of a primitive that is its state(): a tuple that its constructor, or its State, takes.
@@ -96,13 +106,7 @@ ExportRow export_row(const char* name) {
       [](const Primitive& p) { return detail::to_bytes(State::get(static_cast<const P&>(p))); },
       [name](const std::string& bytes, mlx::core::Stream s) {
         return std::apply(
-            [&](auto... field) -> std::shared_ptr<Primitive> {
-              if constexpr (std::is_constructible_v<P, mlx::core::Stream, decltype(field)...>) {
-                return std::make_shared<P>(s, field...);
-              } else {
-                return std::make_shared<P>(s, typename P::State{field...});
-              }
-            },
+            [&](auto... field) { return detail::make_from<P>(s, field...); },
             detail::from_bytes<typename State::type>(bytes, name));
       },
       [](const Primitive& p) {

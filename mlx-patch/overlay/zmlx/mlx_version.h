@@ -35,4 +35,9 @@ inline constexpr bool sums_in_float32 = MLX_VERSION_NUMERIC >= 32004;
 // argmax takes the first NaN, before it passed over them.
 inline constexpr bool argmax_takes_nan = MLX_VERSION_NUMERIC >= 32004;
 
+// On Metal:
+
+// the release whose kernels ours have been held against, addition by addition (crates/metal-bench).
+inline constexpr bool metal_kernels_known = MLX_VERSION_NUMERIC == 32002;
+
 } // namespace zmlx::linked

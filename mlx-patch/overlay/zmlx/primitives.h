@@ -8,6 +8,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -85,6 +86,10 @@ array quantized_matmul(
 // mlx::core::fast::rms_norm. x [.., D], weight [D].
 array rms_norm(const array& x, const array& weight, float eps, StreamOrDevice s = {});
 
+// {x + r, rms_norm(x + r)}. x, r [.., D], weight [D], all of one type.
+std::pair<array, array>
+add_rms_norm(const array& x, const array& r, const array& weight, float eps, StreamOrDevice s = {});
+
 // Parameters of mlx::core::fast::rope; `base` is not used where there are frequencies [dims / 2].
 struct RopeParams {
   int dims;
@@ -131,6 +136,8 @@ array greedy_token(const array& logits, StreamOrDevice s = {});
 
 // Names of the primitives compiled in.
 std::vector<std::string> primitives();
+// Whether a graph's node of this name is one of them.
+bool is_primitive(std::string_view node);
 
 // The one thread pool behind every CPU kernel here; BLAS gets the same number. 0 means as many as the process may use,
 // and for BLAS what it had at first. Results never depend on it.

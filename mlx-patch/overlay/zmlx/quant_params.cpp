@@ -1,11 +1,13 @@
 #include "zmlx/quant_params.h"
 
+#include <algorithm>
 #include <numeric>
 #include <sstream>
 #include <stdexcept>
 
 #include "cpu/stock.h"
 #include "mlx/ops.h"
+#include "zmlx/mlx_version.h"
 
 namespace zmlx {
 
@@ -252,6 +254,10 @@ array indices_or_default(
   if (total > std::numeric_limits<int>::max()) {
     fail(tag, "The batch of an input with shape ", a.shape(), " is too large to index.");
   }
+  if (total == 1) {
+    // no launch for a number that is known
+    return reshape(array(0u, uint32), std::move(shape), s);
+  }
   return reshape(arange(static_cast<int>(total), uint32, s), std::move(shape), s);
 }
 
@@ -300,5 +306,62 @@ std::string refuse_quantized_on_cpu(const Request& r) {
   }
   return "";
 }
+
+std::string refuse_on_metal(const Request& r) {
+  if (r.dtype != float32 && r.dtype != float16 && r.dtype != bfloat16) {
+    std::ostringstream reason;
+    reason << "the Metal kernels compute in float32, float16 or bfloat16, not in " << r.dtype;
+    return reason.str();
+  }
+  if (!linked::metal_kernels_known && r.precision == Precision::Exact) {
+    return "the Metal kernels have the order of additions of MLX 0.32.2, and another release is linked: they are fast only";
+  }
+  return "";
+}
+
+std::string refuse_quantized_on_metal(const Request& r) {
+  auto& all = r.parameters;
+  bool transposes = std::any_of(all.begin(), all.end(), [](auto& p) { return p.name == "transpose"; });
+  if (transposes && !r.flag("transpose")) {
+    return "weights that are not transposed have no Metal kernel";
+  }
+  return refuse_on_metal(r);
+}
+
+#ifdef ZMLX_BACKEND_METAL
+
+void require_vectors_on_metal(
+    std::string_view tag,
+    Device device,
+    int64_t rows,
+    int64_t products,
+    int64_t matrices,
+    bool sorted) {
+  // mlx/backend/metal/quantized.cpp: get_qmv_batch_limit is 6 or more, by chip; GatherQMM::eval_gpu
+  constexpr int64_t most_rows = 5;
+  bool by_matrix = rows == 1 && products >= 16 && sorted && products / std::max<int64_t>(matrices, 1) >= 4;
+  if (device == Device::gpu && (rows > most_rows || by_matrix)) {
+    fail(
+        tag,
+        rows,
+        " rows for each of ",
+        products,
+        " products are not vectors: stock runs another kernel on Metal, so this has to stay on stock ops.");
+  }
+}
+
+array in_rows_on_metal(const array& a, Stream s) {
+  return s.device == Device::gpu ? contiguous(a, false, s) : a;
+}
+
+#else
+
+void require_vectors_on_metal(std::string_view, Device, int64_t, int64_t, int64_t, bool) {}
+
+array in_rows_on_metal(const array& a, Stream) {
+  return a;
+}
+
+#endif
 
 } // namespace zmlx

@@ -80,4 +80,21 @@ std::string refuse_quantization(const Request& request);
 // What the CPU's kernels for quantized weights do not do.
 std::string refuse_quantized_on_cpu(const Request& request);
 
+// What none of the Metal kernels does, and what those for quantized weights do not.
+std::string refuse_on_metal(const Request& request);
+std::string refuse_quantized_on_metal(const Request& request);
+
+// Metal's stock has other kernels, which add in another order, for many rows of one matrix and for many products that are
+// sorted by matrix. Throws where they would run; nothing on another backend.
+void require_vectors_on_metal(
+    std::string_view tag,
+    mlx::core::Device device,
+    int64_t rows,
+    int64_t products,
+    int64_t matrices,
+    bool sorted);
+
+// `a` as our Metal kernels read it, one row behind the other; itself on another backend, and where it lies so already.
+array in_rows_on_metal(const array& a, mlx::core::Stream s);
+
 } // namespace zmlx

@@ -72,16 +72,26 @@ std::string no_gpu_kernel(const char* primitive) {
   return std::string("no gpu kernel for ") + primitive + " is compiled into this build";
 }
 
-std::string refusal(const Row& row, const Request& request) {
+std::string refusal_here(const Row& row, const Request& request) {
+  if (request.device == Device::cpu) {
+    return row.definition.refuse_cpu(request);
+  }
+  return row.gpu ? row.gpu->refuse(request) : no_gpu_kernel(row.definition.name);
+}
+
+std::string refusal_on_metal(const Row& row, const Request& request) {
+  auto& definition = row.definition;
+  return definition.refuse_metal ? definition.refuse_metal(request)
+                                 : std::string("there is no Metal kernel for ") + definition.name;
+}
+
+using Backend = std::string (*)(const Row&, const Request&);
+
+std::string refusal(const Row& row, const Request& request, Backend backend = refusal_here) {
   auto& definition = row.definition;
   try {
-    if (auto reason = definition.refuse(request); !reason.empty()) {
-      return reason;
-    }
-    if (request.device == Device::cpu) {
-      return definition.refuse_cpu(request);
-    }
-    return row.gpu ? row.gpu->refuse(request) : no_gpu_kernel(definition.name);
+    auto reason = definition.refuse(request);
+    return reason.empty() ? backend(row, request) : reason;
   } catch (const std::invalid_argument& e) {
     return std::string(definition.name) + ": " + e.what();
   }
@@ -113,16 +123,33 @@ std::vector<std::string> primitives() {
   return names;
 }
 
-Support supports(std::string_view primitive, const Request& request) {
+bool is_primitive(std::string_view node) {
+  auto& rows = table();
+  return std::any_of(rows.begin(), rows.end(), [&](auto& row) { return node == row.definition.row.name; });
+}
+
+namespace {
+
+Support supports(std::string_view primitive, const Request& request, Backend backend) {
   auto* row = find(primitive);
   if (!row) {
     return {false, "there is no primitive '" + std::string(primitive) + "', only " + join(primitives())};
   }
   auto reason = refuse_names(row->definition, request);
   if (reason.empty()) {
-    reason = refusal(*row, request);
+    reason = refusal(*row, request, backend);
   }
   return {reason.empty(), reason};
+}
+
+} // namespace
+
+Support supports(std::string_view primitive, const Request& request) {
+  return supports(primitive, request, refusal_here);
+}
+
+Support supports_on_metal(std::string_view primitive, const Request& request) {
+  return supports(primitive, request, refusal_on_metal);
 }
 
 std::string refuse_on_cpu([[maybe_unused]] const Request& request) {

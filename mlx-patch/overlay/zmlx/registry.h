@@ -31,6 +31,8 @@ struct Definition {
   // What the CPU's kernels do not.
   Refusal refuse_cpu;
   ExportRow row;
+  // What the Metal kernels do not, asked in every build; null where there are none.
+  Refusal refuse_metal = nullptr;
 };
 
 // What a backend for the GPU adds.

@@ -45,5 +45,7 @@ struct Support {
 // Whether `primitive` runs fused as requested. The names of the parameters are those of its folder, all of them: one that
 // is missing or unknown is the reason, by name.
 Support supports(std::string_view primitive, const Request& request);
+// Whether it would on a Mac, whatever this build is for.
+Support supports_on_metal(std::string_view primitive, const Request& request);
 
 } // namespace zmlx

@@ -7,14 +7,26 @@ namespace {
 std::string mode(const QuantParams& q) {
   return std::string(q.mode);
 }
+
+std::vector<mx::array> present(std::initializer_list<const ArrayPtr*> parts) {
+  std::vector<mx::array> all;
+  for (auto* part : parts) {
+    if (*part) {
+      all.push_back((*part)->a);
+    }
+  }
+  return all;
+}
 } // namespace
 
 ArrayPtr rms_norm(const Array& x, const ArrayPtr& weight, float eps) {
-  return box(mx::fast::rms_norm(x.a, opt(weight), eps, current()));
+  auto y = mx::fast::rms_norm(x.a, opt(weight), eps, current());
+  return box(is_planning() ? plan_norm("RMSNorm", y, x.a, present({&weight})) : y);
 }
 
 ArrayPtr layer_norm(const Array& x, const ArrayPtr& weight, const ArrayPtr& bias, float eps) {
-  return box(mx::fast::layer_norm(x.a, opt(weight), opt(bias), eps, current()));
+  auto y = mx::fast::layer_norm(x.a, opt(weight), opt(bias), eps, current());
+  return box(is_planning() ? plan_norm("LayerNorm", y, x.a, present({&weight, &bias})) : y);
 }
 
 // MLX takes either a base or explicit frequencies.
@@ -30,9 +42,9 @@ ArrayPtr rope(
     float scale,
     int32_t offset,
     const ArrayPtr& freqs) {
-  return box(
-      mx::fast::rope(
-          x.a, dims, traditional, rope_base(base, freqs), scale, offset, opt(freqs), current()));
+  auto y = mx::fast::rope(
+      x.a, dims, traditional, rope_base(base, freqs), scale, offset, opt(freqs), current());
+  return box(is_planning() ? plan_rope(y, x.a, dims, mx::array(offset), opt(freqs)) : y);
 }
 
 ArrayPtr rope_dynamic(
@@ -43,9 +55,9 @@ ArrayPtr rope_dynamic(
     float scale,
     const Array& offset,
     const ArrayPtr& freqs) {
-  return box(
-      mx::fast::rope(
-          x.a, dims, traditional, rope_base(base, freqs), scale, offset.a, opt(freqs), current()));
+  auto y = mx::fast::rope(
+      x.a, dims, traditional, rope_base(base, freqs), scale, offset.a, opt(freqs), current());
+  return box(is_planning() ? plan_rope(y, x.a, dims, offset.a, opt(freqs)) : y);
 }
 
 ArrayPtr sdpa(
@@ -56,21 +68,26 @@ ArrayPtr sdpa(
     rust::Str mask_mode,
     const ArrayPtr& mask,
     const ArrayPtr& sinks) {
-  return box(
-      mx::fast::scaled_dot_product_attention(
-          q.a,
-          k.a,
-          v.a,
-          scale,
-          std::string(mask_mode),
-          opt(mask),
-          opt(sinks),
-          false,
-          current()));
+  auto y = mx::fast::scaled_dot_product_attention(
+      q.a,
+      k.a,
+      v.a,
+      scale,
+      std::string(mask_mode),
+      opt(mask),
+      opt(sinks),
+      false,
+      current());
+  if (is_planning()) {
+    bool causal = mask_mode == "causal";
+    return box(plan_attention(y, q.a, k.a, v.a, causal, opt(mask), opt(sinks)).value_or(y));
+  }
+  return box(std::move(y));
 }
 
 ArrayVecPtr quantize(const Array& w, const QuantParams& q) {
-  return box(mx::quantize(w.a, q.group_size, q.bits, mode(q), std::nullopt, current()));
+  auto parts = mx::quantize(w.a, q.group_size, q.bits, mode(q), std::nullopt, current());
+  return box(is_planning() ? plan_quantize(parts, {w.a}) : std::move(parts));
 }
 
 ArrayPtr dequantize(
@@ -78,17 +95,24 @@ ArrayPtr dequantize(
     const Array& scales,
     const ArrayPtr& biases,
     const QuantParams& q) {
-  return box(
-      mx::dequantize(
-          w.a,
-          scales.a,
-          opt(biases),
-          q.group_size,
-          q.bits,
-          mode(q),
-          std::nullopt,
-          std::nullopt,
-          current()));
+  auto dense = mx::dequantize(
+      w.a,
+      scales.a,
+      opt(biases),
+      q.group_size,
+      q.bits,
+      mode(q),
+      std::nullopt,
+      std::nullopt,
+      current());
+  if (is_planning()) {
+    std::vector<mx::array> inputs = {w.a, scales.a};
+    for (auto& part : present({&biases})) {
+      inputs.push_back(part);
+    }
+    dense = plan_quantize({dense}, std::move(inputs))[0];
+  }
+  return box(std::move(dense));
 }
 
 ArrayPtr quantized_matmul(

@@ -155,6 +155,10 @@ ArrayPtr contiguous(const Array& a) {
   return box(mx::contiguous(a.a, false, current()));
 }
 
+ArrayPtr depends(const Array& a, const ArrayVec& on) {
+  return box(mx::depends({a.a}, on.v)[0]);
+}
+
 ArrayPtr concatenate(const ArrayVec& v, int32_t axis) {
   return box(mx::concatenate(v.v, axis, current()));
 }

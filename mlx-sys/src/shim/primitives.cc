@@ -143,6 +143,10 @@ ArrayPtr fused_rms_norm(const Array& x, const Array& weight, float eps) {
   ZMLX_OP("rms_norm", box(zmlx::rms_norm(x.a, weight.a, eps, current())));
 }
 
+ArrayVecPtr fused_add_rms_norm(const Array& x, const Array& r, const Array& weight, float eps) {
+  ZMLX_OP("add_rms_norm", box(both(zmlx::add_rms_norm(x.a, r.a, weight.a, eps, current()))));
+}
+
 ArrayPtr fused_qk_norm_rope(
     const Array& x,
     int32_t num_heads,
@@ -194,6 +198,7 @@ ArrayPtr fused_greedy_token(const Array& logits) {
 Support fused_supports(
     rust::Str primitive,
     bool gpu,
+    bool metal,
     DtypeId dtype,
     bool fast,
     rust::Slice<const Parameter> parameters) {
@@ -201,12 +206,10 @@ Support fused_supports(
   for (auto& p : parameters) {
     asked.push_back({{p.name.data(), p.name.size()}, value(p)});
   }
-  auto s = zmlx::supports(
-      std::string(primitive),
-      {mx::Device(gpu ? mx::Device::gpu : mx::Device::cpu),
-       to_dtype(dtype),
-       precision(fast),
-       asked});
+  zmlx::Request request = {
+      mx::Device(gpu ? mx::Device::gpu : mx::Device::cpu), to_dtype(dtype), precision(fast), asked};
+  auto s = metal ? zmlx::supports_on_metal(std::string(primitive), request)
+                 : zmlx::supports(std::string(primitive), request);
   return {s.fused, rust::String::lossy(s.reason)};
 }
 
@@ -236,7 +239,7 @@ bool set_cpu_isa(rust::Str name) noexcept {
 
 #else
 
-Support fused_supports(rust::Str, bool, DtypeId, bool, rust::Slice<const Parameter>) {
+Support fused_supports(rust::Str, bool, bool, DtypeId, bool, rust::Slice<const Parameter>) {
   return {false, kReason};
 }
 

@@ -1,8 +1,14 @@
 #include "zmlx-sys/src/bridge.rs.h"
 
 #include <atomic>
+#include <filesystem>
 #include <mutex>
 #include <unordered_map>
+
+#if defined(ZMLX_METALLIB)
+#include "mlx/backend/common/utils.h"
+#include "mlx/backend/metal/metal.h"
+#endif
 
 namespace zmlx_sys {
 
@@ -17,6 +23,23 @@ mx::Stream stream(StreamId s) {
 
 StreamId id(const mx::Stream& s) {
   return {s.index, s.device == mx::Device::gpu};
+}
+
+// A static MLX looks for its kernels beside the program, then in the folder that it was compiled in, which is gone: the
+// build has put them into its cache. To be called before the GPU is first asked for.
+void find_kernels() {
+#if defined(ZMLX_METALLIB)
+  static const bool found = [] {
+    std::error_code unreadable;
+    auto beside = mx::metal::get_metallib_path().empty() &&
+        std::filesystem::exists(mx::current_binary_dir() / "mlx.metallib", unreadable);
+    if (!beside) {
+      mx::metal::set_metallib_path(ZMLX_METALLIB);
+    }
+    return true;
+  }();
+  (void)found;
+#endif
 }
 
 // MLX keeps its default device in a plain variable that every thread reads. It is written only
@@ -72,6 +95,7 @@ void synchronize_stream(StreamId s) {
 }
 
 bool gpu_available() noexcept {
+  find_kernels();
   return mx::is_available(mx::Device(mx::Device::gpu));
 }
 

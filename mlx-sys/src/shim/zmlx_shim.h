@@ -21,6 +21,7 @@ struct QuantParams;
 struct Support;
 struct Parameter;
 struct Callback;
+struct GraphNode;
 
 // An mlx array that counts itself, so that tests can prove nothing leaks.
 struct Array {
@@ -59,6 +60,29 @@ std::optional<mx::array> opt(const ArrayPtr& p);
 void check_graph(const std::vector<mx::array>& outputs);
 // The current thread's default stream of the default device: what every op here runs on.
 mx::Stream current();
+
+// While a thread plans, ops of mlx::core::fast are one node each, as on a GPU (graph.cc). `real` is what MLX returned.
+mx::array plan_norm(
+    const char* name,
+    const mx::array& real,
+    const mx::array& x,
+    std::vector<mx::array> parts);
+mx::array plan_rope(
+    const mx::array& real,
+    const mx::array& x,
+    int dims,
+    const mx::array& offset,
+    const std::optional<mx::array>& freqs);
+std::vector<mx::array> plan_quantize(const std::vector<mx::array>& real, std::vector<mx::array> inputs);
+// Nothing where Metal has no kernel for it either.
+std::optional<mx::array> plan_attention(
+    const mx::array& real,
+    const mx::array& q,
+    const mx::array& k,
+    const mx::array& v,
+    bool causal,
+    const std::optional<mx::array>& mask,
+    const std::optional<mx::array>& sinks);
 
 // handles and lists (array.cc)
 size_t live_arrays() noexcept;
@@ -177,6 +201,7 @@ ArrayPtr flatten(const Array& a, int32_t start_axis, int32_t end_axis);
 ArrayPtr unflatten(const Array& a, int32_t axis, Ints shape);
 ArrayPtr broadcast_to(const Array& a, Ints shape);
 ArrayPtr contiguous(const Array& a);
+ArrayPtr depends(const Array& a, const ArrayVec& on);
 ArrayPtr concatenate(const ArrayVec& v, int32_t axis);
 ArrayPtr stack(const ArrayVec& v, int32_t axis);
 ArrayVecPtr split(const Array& a, Ints indices, int32_t axis);
@@ -268,6 +293,12 @@ void export_function(rust::Str path, const Callback& f, const ArrayVec& inputs);
 std::unique_ptr<ImportedFn> import_function(rust::Str path);
 ArrayVecPtr imported_call(const ImportedFn& f, const ArrayVec& inputs);
 
+// graphs as data (graph.cc)
+bool set_planning(bool on) noexcept;
+bool is_planning() noexcept;
+size_t array_id(const Array& a) noexcept;
+rust::Vec<GraphNode> graph_nodes(const ArrayVec& outputs, const ArrayVec& given);
+
 // zmlx primitives (primitives.cc)
 ArrayPtr fused_gather_qmm_swiglu(
     const Array& x,
@@ -295,6 +326,7 @@ ArrayPtr fused_quantized_matmul(
     const QuantParams& q,
     bool fast);
 ArrayPtr fused_rms_norm(const Array& x, const Array& weight, float eps);
+ArrayVecPtr fused_add_rms_norm(const Array& x, const Array& r, const Array& weight, float eps);
 ArrayPtr fused_qk_norm_rope(
     const Array& x,
     int32_t num_heads,
@@ -320,6 +352,7 @@ ArrayPtr fused_greedy_token(const Array& logits);
 Support fused_supports(
     rust::Str primitive,
     bool gpu,
+    bool metal,
     DtypeId dtype,
     bool fast,
     rust::Slice<const Parameter> parameters);

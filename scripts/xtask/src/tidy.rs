@@ -86,9 +86,12 @@ fn patch_headers(root: &Path, tree: &Tree, problems: &mut Vec<String>) -> Result
     if commit.len() != 40 {
         problems.push("mlx-patch/MLX_PIN: no commit".to_owned());
     }
-    for (index, patch) in patches::list(&root.join("mlx-patch/patches"))?.iter().enumerate() {
+    let folder = root.join("mlx-patch/patches");
+    let numbered = [patches::list(&folder)?, patches::of_backend(&folder, "cuda")?];
+    for (index, patch) in numbered.iter().flat_map(|list| list.iter().enumerate()) {
         let name = &patch.name;
-        if !name.starts_with(&format!("{:04}-", index + 1)) {
+        let file = name.rsplit('/').next().unwrap_or_default();
+        if !file.starts_with(&format!("{:04}-", index + 1)) {
             problems.push(format!("{name}: expected number {:04}", index + 1));
         }
         let header = patch.text.split("\ndiff --git").next().unwrap_or_default();

@@ -9,9 +9,20 @@ use crate::error::Result;
 pub struct KvCache {
     pub(super) buffers: Option<(Array, Array)>,
     pub(super) len: i32,
+    is_latent: bool,
 }
 
 impl KvCache {
+    /// An empty one of latents, of which attention makes its keys and values: it has no use for packed ones.
+    pub fn of_latents() -> Self {
+        Self { is_latent: true, ..Self::default() }
+    }
+
+    /// Whether it holds latents.
+    pub fn is_latent(&self) -> bool {
+        self.is_latent
+    }
+
     /// Tokens held.
     pub fn len(&self) -> i32 {
         self.len
@@ -81,6 +92,10 @@ impl KvCache {
         let n = n.clamp(0, self.len);
         self.len -= n;
         n
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self { is_latent: self.is_latent, ..Self::default() };
     }
 
     /// The same tokens, packed.

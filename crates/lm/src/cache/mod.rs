@@ -55,6 +55,31 @@ impl AttentionMask {
     pub fn is_array(&self) -> bool {
         matches!(self, Self::Array(_))
     }
+
+    /// As data, `[L, T]` bool, for `l` queries and `t` keys; `None` where all keys are seen.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn to_array(&self, l: i32, t: i32) -> Result<Option<Array>> {
+        Ok(match self {
+            Self::None => None,
+            Self::Causal => Some(causal(l, t - l)?),
+            Self::Array(array) => Some(array.clone()),
+        })
+    }
+}
+
+/// `scores` where `mask` is true, the least finite number of their type elsewhere.
+///
+/// # Errors
+/// `Mlx`.
+pub fn masked(scores: &Array, mask: &Array) -> Result<Array> {
+    let lowest = match scores.dtype() {
+        Dtype::F16 => half::f16::MIN.to_f32(),
+        Dtype::Bf16 => half::bf16::MIN.to_f32(),
+        _ => f32::MIN,
+    };
+    Ok(ops::select(mask, scores, &Array::scalar_like(lowest, scores)?)?)
 }
 
 /// Query `i` of `l` after `offset` tokens sees key `j` when `j <= offset + i`: `[l, offset + l]` bool.
@@ -231,7 +256,7 @@ impl LayerCache {
 
     fn clear(&mut self) {
         match self {
-            Self::Kv(kv) => *kv = KvCache::default(),
+            Self::Kv(kv) => kv.clear(),
             Self::Window(window) => window.clear(),
             Self::Quantized(kv) => kv.clear(),
             Self::Fixed(kv) => {
@@ -242,10 +267,19 @@ impl LayerCache {
         }
     }
 
+    /// Whether all keys and values can be packed.
+    fn can_quantize(&self) -> bool {
+        match self {
+            Self::Kv(kv) => !kv.is_latent(),
+            Self::List(list) => list.iter().all(Self::can_quantize),
+            _ => true,
+        }
+    }
+
     /// Packs growing caches that hold at least `quantization.start` tokens.
     fn quantize(&mut self, quantization: KvQuantization) -> Result<()> {
         match self {
-            Self::Kv(kv) if kv.len() >= quantization.start => {
+            Self::Kv(kv) if kv.len() >= quantization.start && !kv.is_latent() => {
                 *self = Self::Quantized(kv.to_quantized(quantization)?);
             }
             Self::List(list) => {
@@ -329,6 +363,17 @@ impl CacheOptions {
         self.quantized.as_ref().map_or(Ok(()), KvQuantization::check)
     }
 
+    /// Whether what a model remembers can be kept so.
+    pub(crate) fn check_for(&self, cache: &Cache) -> Result<()> {
+        match self.quantized {
+            Some(KvQuantization { bits, .. }) if !cache.can_quantize() => {
+                let reason = "attention over latents reads them as they are; leave it out";
+                Err(Error::argument("kv_bits", bits, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// An empty cache within these limits, from the model's own.
     pub(crate) fn limit(&self, mut cache: Cache) -> Cache {
         if let Some(max_size) = self.max_kv_size {
@@ -393,7 +438,12 @@ impl Cache {
         self.layers.iter_mut().for_each(LayerCache::clear);
     }
 
-    /// Packs growing layers that hold at least `quantization.start` tokens.
+    /// Whether all keys and values can be packed.
+    pub fn can_quantize(&self) -> bool {
+        self.layers.iter().all(LayerCache::can_quantize)
+    }
+
+    /// Packs growing layers that hold at least `quantization.start` tokens, those of latents apart.
     ///
     /// # Errors
     /// `Mlx`, when the width of a head is not a multiple of the group size.

@@ -1,8 +1,8 @@
 use mlx::quantization::{Quantization, QuantizedWeight, quantized_matmul};
-use mlx::{Array, Dtype, ops};
+use mlx::{Array, ops};
 
-use super::AttentionMask;
 use super::buffer::{GROW_STEP, first, grow, write};
+use super::{AttentionMask, masked};
 use crate::error::{Error, Result};
 
 /// How keys and values are packed, and from when on.
@@ -212,19 +212,8 @@ pub fn quantized_attention(
         v = each(&v, |part| Ok(ops::expand_dims(part, &[-3])?))?;
     }
     let mut scores = quantized_matmul(&q, &k, true)?; // [B, H, L, T]
-    let t = scores.dim(-1);
-    let mask = match mask {
-        AttentionMask::None => None,
-        AttentionMask::Array(mask) => Some(mask.clone()),
-        AttentionMask::Causal => Some(super::causal(l, t - l)?),
-    };
-    if let Some(mask) = mask {
-        let lowest = match scores.dtype() {
-            Dtype::F16 => half::f16::MIN.to_f32(),
-            Dtype::Bf16 => half::bf16::MIN.to_f32(),
-            _ => f32::MIN,
-        };
-        scores = ops::select(&mask, &scores, &Array::scalar_like(lowest, &scores)?)?;
+    if let Some(mask) = mask.to_array(l, scores.dim(-1))? {
+        scores = masked(&scores, &mask)?;
     }
     let scores = ops::softmax(&scores, -1, true)?;
     let y = quantized_matmul(&scores, &v, false)?;

@@ -34,6 +34,15 @@ impl Size {
 }
 
 impl Count {
+    /// For constants in source.
+    ///
+    /// # Panics
+    /// Below 0; in a constant, when it is compiled.
+    pub const fn constant(value: i32) -> Self {
+        assert!(value >= 0, "a count is a whole number from 0");
+        Self(value)
+    }
+
     /// For defaults; `None` below 0.
     pub const fn new(value: i32) -> Option<Self> {
         if value < 0 { None } else { Some(Self(value)) }
@@ -192,6 +201,11 @@ impl<'de> Deserialize<'de> for Finite {
 /// For `#[serde(default = "size::<8>")]`.
 pub fn size<const N: i32>() -> Size {
     const { Size::constant(N) }
+}
+
+/// For `#[serde(default = "count::<0>")]`.
+pub fn count<const N: i32>() -> Count {
+    const { Count::constant(N) }
 }
 
 /// For `#[serde(default = "whole::<10_000>")]`.

@@ -228,3 +228,47 @@ fn quantization_rejects_what_mlx_lacks() {
         assert!(matches!(result, Err(Error::Config { .. })), "{bad}");
     }
 }
+
+/// A type that two families share, as one of them reads it.
+#[derive(Debug, Deserialize)]
+struct Shared {
+    size: Size,
+    rank: Option<Size>,
+    #[serde(default)]
+    _other: Option<Size>,
+}
+
+impl Fields for Shared {
+    const DEFAULTS: &'static [(&'static str, &'static str)] = &[("size", "7"), ("rank", "3")];
+    const ASSUMED: &'static [(&'static str, &'static str)] =
+        &[("act", "\"silu\""), ("part", "1.0"), ("even", "true")];
+    const FOREIGN: &'static [&'static str] = &["_other"];
+}
+
+#[test]
+fn absent_fields_have_defaults_and_null_ones_none() {
+    let read = |value: Value| parse(value).unwrap().parse::<Shared>();
+    let absent = read(json!({"model_type": "toy"})).unwrap();
+    assert_eq!((*absent.size, absent.rank.map(|rank| *rank)), (7, Some(3)));
+    assert!(read(json!({"model_type": "toy", "rank": null})).unwrap().rank.is_none());
+    let error = read(json!({"model_type": "toy", "size": null})).unwrap_err().to_string();
+    assert_eq!(error, "config.json: field `size` is missing");
+    let error = read(json!({"model_type": "toy", "rank": "x"})).unwrap_err().to_string();
+    assert!(error.contains("field `rank` is \"x\""), "{error}");
+}
+
+#[test]
+fn assumed_fields_are_told_where_they_differ_and_foreign_ones_where_they_are() {
+    let told = |value: Value| {
+        let config = parse(value).unwrap();
+        config.parse::<Shared>().unwrap();
+        config.unknown_fields().join(" ")
+    };
+    let silent =
+        json!({"model_type": "toy", "act": "silu", "part": 1, "even": true, "_other": null});
+    assert_eq!(told(silent), "");
+    let all = json!({"model_type": "toy", "act": "gelu", "part": 0.5, "even": false, "_other": 1});
+    assert_eq!(told(all), "act part even _other");
+    let nested = json!({"model_type": "toy", "text_config": {"act": "gelu", "_other": 1}});
+    assert_eq!(told(nested), "text_config.act text_config._other");
+}

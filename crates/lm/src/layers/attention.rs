@@ -4,7 +4,8 @@ use mlx::{Array, fast, ops};
 
 use super::site::ask;
 use super::{
-    Fusable, Fusion, Linear, ModuleKind, ModulePath, Path, QueryScale, RmsNorm, Rope, Site,
+    Fusable, Fusion, Linear, ModuleKind, ModulePath, Path, QueryScale, RmsNorm, Rope,
+    SharedKeysValues, Site,
 };
 use crate::cache::{AttentionMask, KeysValues, Position, quantized_attention};
 use crate::config::{ModelConfig, Size};
@@ -72,6 +73,18 @@ pub enum QkNorm {
     Whole(f32),
 }
 
+/// Where keys and values come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvProjections {
+    /// `k_proj` and `v_proj`.
+    #[default]
+    Both,
+    /// `k_proj`: what it gives is the values too, before norms and rotation.
+    Keys,
+    /// An earlier layer, whose keys and values are used.
+    None,
+}
+
 /// What an attention layer is made of.
 #[derive(Debug, Clone)]
 pub struct AttentionOptions {
@@ -83,8 +96,14 @@ pub struct AttentionOptions {
     pub qkv_bias: bool,
     /// Whether the output projection has one.
     pub output_bias: bool,
+    /// Where keys and values come from.
+    pub kv: KvProjections,
     /// Norms of queries and keys, where there are any.
     pub qk_norm: Option<QkNorm>,
+    /// Epsilon of a norm of each value head that has no weights, where there is one.
+    pub v_norm: Option<f32>,
+    /// What products of queries and keys are multiplied by; `1 / sqrt(head_dim)` by default.
+    pub scale: Option<f32>,
     /// Rotation of queries and keys, where there is any.
     pub rope: Option<Rope>,
     /// What queries are multiplied by after that, where it depends on their position.
@@ -105,7 +124,10 @@ impl AttentionOptions {
             heads,
             qkv_bias: false,
             output_bias: false,
+            kv: KvProjections::Both,
             qk_norm: None,
+            v_norm: None,
+            scale: None,
             rope: None,
             query_scale: None,
             window: None,
@@ -119,11 +141,13 @@ impl AttentionOptions {
 #[derive(Debug, Clone)]
 pub struct Attention {
     q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    k_proj: Option<Linear>,
+    v_proj: Option<Linear>,
     o_proj: Linear,
-    qk_norm: Option<(RmsNorm, RmsNorm)>,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
     norm_is_whole: bool,
+    v_norm: Option<f32>,
     rope: Option<Rope>,
     query_scale: Option<QueryScale>,
     sinks: Option<Array>,
@@ -137,7 +161,7 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Takes `q_proj`, `k_proj`, `v_proj`, `o_proj`, and of `q_norm`, `k_norm` and `sinks` what `options` ask for; ranks
+    /// Takes `q_proj`, `o_proj`, and of `k_proj`, `v_proj`, `q_norm`, `k_norm` and `sinks` what `options` ask for; ranks
     /// share the heads.
     ///
     /// # Errors
@@ -150,10 +174,14 @@ impl Attention {
             let scope = scope.pp(name).split(Split::Outputs);
             Linear::load_with(&scope, hidden_size, width, qkv_bias)
         };
-        let norms = |eps, q_dims, k_dims| -> Result<_> {
-            let norm = |name: &str, dims| RmsNorm::load(&scope.pp(name), dims, eps);
-            Ok(Some((norm("q_norm", q_dims)?, norm("k_norm", k_dims)?)))
+        let has_keys = options.kv != KvProjections::None;
+        let (q_dims, k_dims, eps) = match options.qk_norm {
+            Some(QkNorm::Heads(eps)) => (head_dim, head_dim, Some(eps)),
+            Some(QkNorm::Whole(eps)) => (wide, narrow, Some(eps)),
+            None => (0, 0, None),
         };
+        let norm =
+            |name: &str, dims| eps.map(|eps| RmsNorm::load(&scope.pp(name), dims, eps)).transpose();
         let heads = Heads {
             num_heads: scope.per_rank("query heads", num_heads)?,
             num_kv_heads: scope.per_rank("key and value heads", num_kv_heads)?,
@@ -161,21 +189,25 @@ impl Attention {
         };
         Ok(Self {
             q_proj: input("q_proj", if options.gated { 2 * wide } else { wide })?,
-            k_proj: input("k_proj", narrow)?,
-            v_proj: input("v_proj", narrow)?,
+            k_proj: if has_keys { Some(input("k_proj", narrow)?) } else { None },
+            v_proj: match options.kv {
+                KvProjections::Both => Some(input("v_proj", narrow)?),
+                KvProjections::Keys | KvProjections::None => None,
+            },
             o_proj: {
                 let scope = scope.pp("o_proj").split(Split::Inputs);
                 Linear::load_with(&scope, wide, hidden_size, options.output_bias)?
             },
-            qk_norm: match options.qk_norm {
-                Some(QkNorm::Heads(eps)) => norms(eps, head_dim, head_dim)?,
-                Some(QkNorm::Whole(eps)) => {
+            q_norm: norm("q_norm", q_dims)?,
+            k_norm: if has_keys { norm("k_norm", k_dims)? } else { None },
+            norm_is_whole: match options.qk_norm {
+                Some(QkNorm::Whole(_)) => {
                     scope.not_shared("a norm over all heads")?;
-                    norms(eps, wide, narrow)?
+                    true
                 }
-                None => None,
+                _ => false,
             },
-            norm_is_whole: matches!(options.qk_norm, Some(QkNorm::Whole(_))),
+            v_norm: options.v_norm,
             rope: options.rope,
             query_scale: options.query_scale,
             sinks: match options.sinks {
@@ -186,7 +218,7 @@ impl Attention {
             window: options.window,
             gated: options.gated,
             // in f64 as Python computes it, rounded once
-            scale: f64::from(head_dim).powf(-0.5) as f32,
+            scale: options.scale.unwrap_or_else(|| f64::from(head_dim).powf(-0.5) as f32),
             norm_rope_path: Path::Stock,
             path: Path::Stock,
             append_path: Path::Stock,
@@ -202,12 +234,34 @@ impl Attention {
     ///
     /// # Errors
     /// `Mlx`.
-    pub fn forward(&self, x: &Array, mut rows: LayerRows<'_, '_>) -> Result<Array> {
+    pub fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array> {
+        self.forward_sharing(x, rows, None)
+    }
+
+    /// The same, with keys and values that are left to later layers, or are those of an earlier one where this layer has
+    /// none. `rows` are then those of that layer.
+    ///
+    /// # Errors
+    /// `Mlx`; `Argument` where there are no keys and values.
+    pub fn forward_sharing(
+        &self,
+        x: &Array,
+        mut rows: LayerRows<'_, '_>,
+        shared: Option<&mut SharedKeysValues>,
+    ) -> Result<Array> {
         let q = self.q_proj.forward(x)?; // [B, L, H * D]
-        let k = self.k_proj.forward(x)?; // [B, L, H_kv * D]
-        let v = self.v_proj.forward(x)?;
         let (q, gate) = self.split_gate(q)?;
-        let y = self.mix([q, k, v], &mut rows)?; // [B, L, H * D]
+        let y = match &self.k_proj {
+            Some(k_proj) => {
+                let k = k_proj.forward(x)?; // [B, L, H_kv * D]
+                let v = match &self.v_proj {
+                    Some(v_proj) => v_proj.forward(x)?,
+                    None => k.clone(),
+                };
+                self.mix([q, k, v], &mut rows, shared)?
+            }
+            None => self.mix_shared(q, &mut rows, shared)?,
+        }; // [B, L, H * D]
         let y = match gate {
             Some(gate) => ops::multiply(&y, &ops::sigmoid(&gate)?)?,
             None => y,
@@ -229,34 +283,83 @@ impl Attention {
     }
 
     /// What joins the tokens of each sequence: `[B, L, ..]` queries, keys and values to `[B, L, H * D]`.
-    fn mix(&self, [q, k, v]: [Array; 3], rows: &mut LayerRows<'_, '_>) -> Result<Array> {
-        let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
-        let (b, l) = (q.dim(0), q.dim(1));
+    fn mix(
+        &self,
+        [q, k, v]: [Array; 3],
+        rows: &mut LayerRows<'_, '_>,
+        mut shared: Option<&mut SharedKeysValues>,
+    ) -> Result<Array> {
+        let Heads { num_kv_heads, .. } = self.heads;
         let positions = rows.positions()?;
-        let norms = self.qk_norm.as_ref().map(|(q, k)| (q, k));
-        let (q, k, norms) = match norms.filter(|_| self.norm_is_whole) {
-            Some((q_norm, k_norm)) => (q_norm.forward(&q)?, k_norm.forward(&k)?, None),
-            None => (q, k, norms),
+        let q = self.queries(q, &positions)?; // [B, H, L, D]
+        let k = self.norm_rope(k, num_kv_heads, self.k_norm.as_ref(), &positions)?;
+        let v = self.values(v)?; // [B, H_kv, L, D]
+        let together = match &mut shared {
+            Some(shared) => {
+                shared.begin(positions);
+                None
+            }
+            None => self.attend_together(&q, &k, &v, rows)?,
         };
-        let (q_norm, k_norm) = norms.unzip();
-        let q = self.norm_rope(q, num_heads, q_norm, &positions)?; // [B, H, L, D]
-        let q = match &self.query_scale {
-            Some(scale) => scale.forward(&q, &positions)?,
-            None => q,
-        };
-        let k = self.norm_rope(k, num_kv_heads, k_norm, &positions)?; // [B, H_kv, L, D]
-        let v = v.reshape(&[b, l, num_kv_heads, head_dim])?.transpose(&[0, 2, 1, 3])?;
-        let y = match self.attend_together(&q, &k, &v, rows)? {
+        let y = match together {
             Some(y) => y,
             None => rows.each(2, [&q, &k, &v], |[q, k, v], cache| {
                 let mask = cache.mask(q.dim(2), self.window)?;
-                match cache.update(&k, &v)? {
-                    KeysValues::Dense(k, v) => self.attend(&q, &k, &v, &mask),
-                    KeysValues::Quantized(k, v) => self.attend_quantized(&q, &k, &v, &mask),
+                let held = cache.update(&k, &v)?;
+                let y = self.attend_held(&q, &held, &mask)?;
+                if let Some(shared) = &mut shared {
+                    shared.push(held, mask);
                 }
+                Ok(y)
             })?,
         }; // [B, H, L, D]
-        Ok(y.transpose(&[0, 2, 1, 3])?.reshape(&[b, l, num_heads * head_dim])?)
+        merge_heads(&y)
+    }
+
+    /// The same over the keys and values of an earlier layer.
+    fn mix_shared(
+        &self,
+        q: Array,
+        rows: &mut LayerRows<'_, '_>,
+        shared: Option<&mut SharedKeysValues>,
+    ) -> Result<Array> {
+        let missing = || {
+            let reason = "no earlier layer has left any";
+            Error::argument("keys and values", "none", reason)
+        };
+        let shared = shared.ok_or_else(missing)?;
+        let q = self.queries(q, shared.position().ok_or_else(missing)?)?;
+        let mut left = shared.rows();
+        let y = rows.each(2, [&q], |[q], _| {
+            let (held, mask) = left.next().ok_or_else(missing)?;
+            self.attend_held(&q, held, mask)
+        })?;
+        merge_heads(&y)
+    }
+
+    fn queries(&self, q: Array, at: &Position) -> Result<Array> {
+        let q = self.norm_rope(q, self.heads.num_heads, self.q_norm.as_ref(), at)?;
+        match &self.query_scale {
+            Some(scale) => scale.forward(&q, at),
+            None => Ok(q),
+        }
+    }
+
+    fn values(&self, v: Array) -> Result<Array> {
+        let Heads { num_kv_heads, head_dim, .. } = self.heads;
+        let v = v.reshape(&[v.dim(0), v.dim(1), num_kv_heads, head_dim])?;
+        let v = match self.v_norm {
+            Some(eps) => fast::rms_norm(&v, None, eps)?,
+            None => v,
+        };
+        Ok(v.transpose(&[0, 2, 1, 3])?)
+    }
+
+    fn attend_held(&self, q: &Array, held: &KeysValues, mask: &AttentionMask) -> Result<Array> {
+        match held {
+            KeysValues::Dense(k, v) => self.attend(q, k, v, mask),
+            KeysValues::Quantized(k, v) => self.attend_quantized(q, k, v, mask),
+        }
     }
 
     fn norm_rope(
@@ -266,6 +369,10 @@ impl Attention {
         norm: Option<&RmsNorm>,
         at: &Position,
     ) -> Result<Array> {
+        let (x, norm) = match norm.filter(|_| self.norm_is_whole) {
+            Some(norm) => (norm.forward(&x)?, None),
+            None => (x, norm),
+        };
         let kernel = self.rope.as_ref().and_then(Rope::kernel);
         if let (Path::Fused(_), Some(rope)) = (self.norm_rope_path, kernel) {
             let (weight, eps) = norm.map(RmsNorm::parts).unzip();
@@ -341,13 +448,19 @@ impl Attention {
 
 impl Fusable for Attention {
     fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        let norm = self.q_norm.is_some() && !self.norm_is_whole;
+        let has_keys = self.k_proj.is_some();
         self.q_proj.sites(&at.pp("q_proj"), sites);
-        self.k_proj.sites(&at.pp("k_proj"), sites);
-        self.v_proj.sites(&at.pp("v_proj"), sites);
-        let norm = self.qk_norm.is_some() && !self.norm_is_whole;
-        if let (Some((q_norm, k_norm)), true) = (&mut self.qk_norm, self.norm_is_whole) {
-            q_norm.sites(&at.pp("q_norm"), sites);
-            k_norm.sites(&at.pp("k_norm"), sites);
+        if let Some(k_proj) = &mut self.k_proj {
+            k_proj.sites(&at.pp("k_proj"), sites);
+        }
+        if let Some(v_proj) = &mut self.v_proj {
+            v_proj.sites(&at.pp("v_proj"), sites);
+        }
+        if self.norm_is_whole {
+            for (name, norm) in [("q_norm", &mut self.q_norm), ("k_norm", &mut self.k_norm)] {
+                norm.iter_mut().for_each(|norm| norm.sites(&at.pp(name), sites));
+            }
         }
         let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
         let mut push = |pattern, questions, path| {
@@ -366,7 +479,10 @@ impl Fusable for Attention {
                 })
             };
             let questions = match rope.kernel() {
-                Some(rope) => Ok(vec![question(rope, num_heads), question(rope, num_kv_heads)]),
+                Some(rope) if has_keys => {
+                    Ok(vec![question(rope, num_heads), question(rope, num_kv_heads)])
+                }
+                Some(rope) => Ok(vec![question(rope, num_heads)]),
                 None => Err("a scaled input or a dynamic base has no fused form".to_owned()),
             };
             push("qk_norm_rope", questions, &mut self.norm_rope_path);
@@ -385,4 +501,10 @@ impl Fusable for Attention {
         push("cache_append", ask(primitives::CacheAppend), &mut self.append_path);
         self.o_proj.sites(&at.pp("o_proj"), sites);
     }
+}
+
+/// `[B, H, L, D]` to `[B, L, H * D]`.
+fn merge_heads(y: &Array) -> Result<Array> {
+    let (b, l, width) = (y.dim(0), y.dim(2), y.dim(1) * y.dim(3));
+    Ok(y.transpose(&[0, 2, 1, 3])?.reshape(&[b, l, width])?)
 }

@@ -1,6 +1,7 @@
-use mlx::{Array, ops};
+use mlx::{Array, ops, primitives};
 
-use super::{Attention, Fusable, Mlp, ModulePath, MoeBlock, RmsNorm, Site};
+use super::site::ask;
+use super::{Attention, Fusable, Mlp, ModuleKind, ModulePath, MoeBlock, Path, RmsNorm, Site};
 use crate::cache::{KvCache, LayerCache, WindowCache};
 use crate::error::Result;
 use crate::step::LayerRows;
@@ -137,6 +138,7 @@ pub struct DecoderLayer<M = Attention> {
     feed_forward_norm: RmsNorm,
     feed_forward: FeedForward,
     names: LayerNames,
+    add_norm_path: Path,
 }
 
 impl<M: Mixer> DecoderLayer<M> {
@@ -158,6 +160,7 @@ impl<M: Mixer> DecoderLayer<M> {
             feed_forward_norm: norm(names.feed_forward_norm)?,
             feed_forward: feed_forward(&scope.pp(names.feed_forward))?.into(),
             names,
+            add_norm_path: Path::Stock,
         })
     }
 
@@ -167,9 +170,21 @@ impl<M: Mixer> DecoderLayer<M> {
     /// `Mlx`.
     pub fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array> {
         let r = self.mixer.forward(&self.mixer_norm.forward(x)?, rows)?;
-        let h = ops::add(x, &r)?;
-        let r = self.feed_forward.forward(&self.feed_forward_norm.forward(&h)?)?;
+        let (h, normed) = self.add_norm(x, &r)?;
+        let r = self.feed_forward.forward(&normed)?;
         Ok(ops::add(&h, &r)?)
+    }
+
+    /// `x + r` and its norm.
+    fn add_norm(&self, x: &Array, r: &Array) -> Result<(Array, Array)> {
+        let norm = &self.feed_forward_norm;
+        if let Path::Fused(_) = self.add_norm_path {
+            let (weight, eps) = norm.parts();
+            return Ok(primitives::add_rms_norm(x, r, weight, eps)?);
+        }
+        let h = ops::add(x, r)?;
+        let normed = norm.forward(&h)?;
+        Ok((h, normed))
     }
 
     /// An empty cache of the kind that its mixer needs.
@@ -182,7 +197,15 @@ impl<M: Mixer> Fusable for DecoderLayer<M> {
     fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
         self.mixer_norm.sites(&at.pp(self.names.mixer_norm), sites);
         self.mixer.sites(&at.pp(self.names.mixer), sites);
-        self.feed_forward_norm.sites(&at.pp(self.names.feed_forward_norm), sites);
+        let norm = at.pp(self.names.feed_forward_norm);
+        sites.push(Site {
+            module: norm.clone(),
+            kind: ModuleKind::Norm,
+            pattern: "add_norm",
+            questions: ask(self.feed_forward_norm.asked_with_sum()),
+            path: &mut self.add_norm_path,
+        });
+        self.feed_forward_norm.sites(&norm, sites);
         self.feed_forward.sites(&at.pp(self.names.feed_forward), sites);
     }
 }

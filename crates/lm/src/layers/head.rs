@@ -12,6 +12,7 @@ pub struct Head {
     /// `None` where the embedding is also the output projection.
     lm_head: Option<Linear>,
     vocab_size: i32,
+    softcap: Option<f32>,
     greedy: Path,
 }
 
@@ -22,7 +23,12 @@ impl Head {
     /// As [`Linear::load`].
     pub fn load(scope: &Scope<'_>, in_dims: i32, vocab_size: i32, tied: bool) -> Result<Self> {
         let lm_head = if tied { None } else { Some(Linear::load(scope, in_dims, vocab_size)?) };
-        Ok(Self { lm_head, vocab_size, greedy: Path::Stock })
+        Ok(Self { lm_head, vocab_size, softcap: None, greedy: Path::Stock })
+    }
+
+    /// The same with logits that are kept within `softcap` of zero: `tanh(x / softcap) · softcap` (arXiv:2408.00118).
+    pub fn with_softcap(self, softcap: Option<f32>) -> Self {
+        Self { softcap, ..self }
     }
 
     /// - `h`: `[.., D]`; returns logits `[.., V]`.
@@ -30,10 +36,13 @@ impl Head {
     /// # Errors
     /// `Mlx`.
     pub fn forward(&self, h: &Array, embedding: &Embedding) -> Result<Array> {
-        match &self.lm_head {
-            Some(lm_head) => lm_head.forward(h),
-            None => embedding.as_linear(h),
-        }
+        let logits = match &self.lm_head {
+            Some(lm_head) => lm_head.forward(h)?,
+            None => embedding.as_linear(h)?,
+        };
+        let Some(softcap) = self.softcap else { return Ok(logits) };
+        let softcap = Array::scalar_like(softcap, &logits)?;
+        Ok(ops::multiply(&ops::tanh(&ops::divide(&logits, &softcap)?)?, &softcap)?)
     }
 
     /// The likeliest token of each row of `logits` `[B, V]`: `[B]` u32.

@@ -34,6 +34,15 @@ impl Linear {
         Ok(Self { weight, bias, path: Path::Stock })
     }
 
+    /// Takes `[out_dims, in_dims]` weights that no checkpoint packs.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load_dense(scope: &Scope<'_>, in_dims: i32, out_dims: i32) -> Result<Self> {
+        let weight = Weight::Dense(scope.take_float("weight", &[out_dims, in_dims])?);
+        Ok(Self { weight, bias: None, path: Path::Stock })
+    }
+
     /// - `x`: `[.., K]`; returns `[.., N]`.
     ///
     /// # Errors
@@ -75,10 +84,20 @@ impl Fusable for Linear {
 
 /// `x · Wᵀ` with a packed `W`, on the path given.
 pub(super) fn quantized_linear(x: &Array, w: &QuantizedWeight, path: Path) -> Result<Array> {
+    quantized_product(x, w, true, path)
+}
+
+/// `x · Wᵀ`, or `x · W` unless `transpose`, with a packed `W` on the path given.
+pub(super) fn quantized_product(
+    x: &Array,
+    w: &QuantizedWeight,
+    transpose: bool,
+    path: Path,
+) -> Result<Array> {
     Ok(match path {
-        Path::Stock => quantization::quantized_matmul(x, w, true)?,
+        Path::Stock => quantization::quantized_matmul(x, w, transpose)?,
         Path::Fused(Fusion { precision, .. }) => {
-            primitives::quantized_matmul(x, w, true, precision)?
+            primitives::quantized_matmul(x, w, transpose, precision)?
         }
     })
 }

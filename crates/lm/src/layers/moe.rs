@@ -158,7 +158,17 @@ impl MoeBlock {
     /// # Errors
     /// `Mlx`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        let logits = self.gate.forward(x)?; // [B, L, E]
+        self.forward_routed(x, x)
+    }
+
+    /// The same where something else than what the experts get decides which of them do.
+    ///
+    /// - `routed`: `[B, L, D]`, for the router
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn forward_routed(&self, routed: &Array, x: &Array) -> Result<Array> {
+        let logits = self.gate.forward(routed)?; // [B, L, E]
         let (indices, scores) = match self.router_path {
             Path::Stock => self.routing.select(&logits)?,
             Path::Fused(_) => {

@@ -1,3 +1,4 @@
+use mlx::primitives::AddRmsNorm;
 use mlx::{Array, fast, primitives};
 
 use super::site::ask;
@@ -14,13 +15,18 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
+    /// With a weight of `[dims]` that something else has made.
+    pub fn new(weight: Array, eps: f32) -> Self {
+        Self { weight, eps, path: Path::Stock }
+    }
+
     /// Takes a weight of `[dims]`.
     ///
     /// # Errors
     /// `MissingWeight`, `WeightShape`, `WeightDtype`.
     pub fn load(scope: &Scope<'_>, dims: i32, eps: f32) -> Result<Self> {
         let weight = scope.role(Role::Norm).take_float("weight", &[dims])?;
-        Ok(Self { weight, eps, path: Path::Stock })
+        Ok(Self::new(weight, eps))
     }
 
     /// - `x`: `[.., dims]`; returns the same shape.
@@ -32,6 +38,11 @@ impl RmsNorm {
             Path::Stock => fast::rms_norm(x, Some(&self.weight), self.eps)?,
             Path::Fused(_) => primitives::rms_norm(x, &self.weight, self.eps)?,
         })
+    }
+
+    /// What the norm fused with the sum before it is asked.
+    pub(super) fn asked_with_sum(&self) -> AddRmsNorm {
+        AddRmsNorm { dims: self.weight.dim(0), weight: self.weight.dtype() }
     }
 
     pub(super) fn parts(&self) -> (&Array, f32) {
@@ -48,5 +59,32 @@ impl Fusable for RmsNorm {
             questions: ask(primitives::RmsNorm { dims: self.weight.dim(0), weight: true }),
             path: &mut self.path,
         });
+    }
+}
+
+/// Normalisation over the last axis to mean 0 and variance 1, with weight and bias (arXiv:1607.06450).
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    weight: Array,
+    bias: Array,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Takes a weight and a bias of `[dims]`.
+    ///
+    /// # Errors
+    /// `MissingWeight`, `WeightShape`, `WeightDtype`.
+    pub fn load(scope: &Scope<'_>, dims: i32, eps: f32) -> Result<Self> {
+        let weight = scope.role(Role::Norm).take_float("weight", &[dims])?;
+        Ok(Self { weight, bias: scope.take_float("bias", &[dims])?, eps })
+    }
+
+    /// - `x`: `[.., dims]`; returns the same shape.
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub fn forward(&self, x: &Array) -> Result<Array> {
+        Ok(fast::layer_norm(x, Some(&self.weight), Some(&self.bias), self.eps)?)
     }
 }

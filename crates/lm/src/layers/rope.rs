@@ -102,9 +102,17 @@ impl RopeScaling {
     /// # Source
     /// mlx-lm `rope_utils.py` (`apply_yarn_mscale`).
     pub fn attention_scale(&self, scale: f64) -> f64 {
+        if self.kind() == "default" { scale } else { self.with_mscale(scale) }
+    }
+
+    /// The same whatever kind of rotation it is.
+    ///
+    /// # Source
+    /// mlx-lm `deepseek_v3.py` (`DeepseekV3Attention`).
+    pub fn with_mscale(&self, scale: f64) -> f64 {
         let all_dim = self.mscale_all_dim.map_or(0.0, Finite::f64);
         let factor = self.factor.map_or(1.0, Positive::f64);
-        if self.kind() == "default" || all_dim == 0.0 || factor <= 1.0 {
+        if all_dim == 0.0 || factor <= 1.0 {
             return scale;
         }
         let s = 0.1 * all_dim * factor.ln() + 1.0;

@@ -56,6 +56,8 @@ pub struct Routing {
     pub norm_topk_prob: bool,
     /// Added to the sum that they are divided by.
     pub norm_eps: f32,
+    /// What the weights of each expert are multiplied by, `[E]`.
+    pub expert_scale: Option<Array>,
     /// What the weights are multiplied by in the end.
     pub scale: Option<f32>,
     /// The type of the weights; `None`: as they come.
@@ -74,6 +76,7 @@ impl Routing {
             groups: None,
             norm_topk_prob: false,
             norm_eps: 0.0,
+            expert_scale: None,
             scale: None,
             dtype: None,
         }
@@ -105,6 +108,9 @@ impl Routing {
                 total = ops::add(&total, &Array::scalar_like(self.norm_eps, &total)?)?;
             }
             chosen = ops::divide(&chosen, &total)?;
+        }
+        if let Some(expert_scale) = &self.expert_scale {
+            chosen = ops::multiply(&chosen, &ops::take(expert_scale, &indices, 0)?)?;
         }
         if let Some(scale) = self.scale {
             chosen = ops::multiply(&chosen, &Array::scalar_like(scale, &chosen)?)?;
@@ -144,7 +150,9 @@ impl Routing {
 
     /// What the fused router is asked.
     pub(super) fn questions(&self, num_experts: i32) -> Questions {
-        let other = if self.choice != Choice::LastOfAscending {
+        let other = if self.expert_scale.is_some() {
+            "a factor of each expert"
+        } else if self.choice != Choice::LastOfAscending {
             "experts in descending order"
         } else if self.norm_eps != 0.0 {
             "an epsilon in the sum of weights"
@@ -178,9 +186,12 @@ impl Groups {
     /// Scores `[.., E]` with those of all but the best groups set to zero. A group is as good as its two best
     /// experts together.
     fn keep_best(self, scores: &Array) -> Result<Array> {
+        let dropped = self.num_groups - self.top_k;
+        if dropped == 0 {
+            return Ok(scores.clone());
+        }
         let scores = ops::unflatten(scores, -1, &[self.num_groups, -1])?; // [.., G, E / G]
         let best = ops::sum(&ops::topk(&scores, 2, -1)?, &[-1], true)?; // [.., G, 1]
-        let dropped = self.num_groups - self.top_k;
         let order = ops::argpartition(&best, dropped - 1, -2)?;
         let worst = ops::slice_axis(&order, -2, 0, dropped)?;
         let zero = Array::scalar_like(0.0, &scores)?;

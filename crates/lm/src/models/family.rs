@@ -22,6 +22,14 @@ pub trait Family: Fields {
         self.shape().experts.is_some()
     }
 
+    /// Whether the heads fit together; by default as grouped-query attention that turns whole heads has them.
+    ///
+    /// # Errors
+    /// `Config`.
+    fn check_heads(&self, config: &ModelConfig) -> Result<()> {
+        self.shape().heads.check(config)
+    }
+
     /// What else to show to people, behind what [`shape`](Self::shape) says.
     fn facts(&self) -> Vec<(&'static str, Value)> {
         Vec::new()
@@ -168,7 +176,7 @@ pub(super) fn parse<F: Family>(config: &ModelConfig) -> Result<F> {
 /// The same with values for fields that are absent.
 pub(super) fn parse_or<F: Family>(config: &ModelConfig, defaults: &[(&str, Value)]) -> Result<F> {
     let family: F = config.parse_or(defaults)?;
-    family.shape().heads.check(config)?;
+    family.check_heads(config)?;
     Ok(family)
 }
 

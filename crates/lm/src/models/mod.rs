@@ -1,7 +1,15 @@
 //! The models, one file each, named after `model_type` in `config.json`.
 
 pub mod causal;
+pub mod deepseek_v3;
+pub mod deepseek_v32;
 pub mod family;
+pub mod gemma4;
+pub mod glm4_moe;
+pub mod glm4_moe_lite;
+pub mod gpt_oss;
+pub mod kimi_k25;
+pub mod latent;
 pub mod llama;
 pub mod ministral3;
 pub mod mistral3;
@@ -102,6 +110,13 @@ impl ModelRow {
 
 /// Every model there is.
 pub const MODELS: &[ModelRow] = &[
+    ModelRow::new::<deepseek_v3::Config>("deepseek_v3", Preset::Device),
+    ModelRow::new::<deepseek_v32::Config>("deepseek_v32", Preset::Device),
+    ModelRow::new::<gemma4::Config>("gemma4", Preset::Device),
+    ModelRow::new::<glm4_moe::Config>("glm4_moe", Preset::Device),
+    ModelRow::new::<glm4_moe_lite::Config>("glm4_moe_lite", Preset::Device),
+    ModelRow::new::<gpt_oss::Config>("gpt_oss", Preset::Device),
+    ModelRow::new::<kimi_k25::Config>("kimi_k25", Preset::Device),
     ModelRow::new::<llama::Config>("llama", Preset::Device),
     ModelRow::new::<ministral3::Config>("ministral3", Preset::Device),
     ModelRow::of("mistral3", mistral3::load, mistral3::describe, Preset::Device),
@@ -117,8 +132,16 @@ pub const MODELS: &[ModelRow] = &[
 ///
 /// # Source
 /// mlx-lm `utils.py` (`MODEL_REMAPPING`).
-pub const ALIASES: &[(&str, &str)] =
-    &[("iquestcoder", "llama"), ("llava", "mistral3"), ("mistral", "llama"), ("xverse", "llama")];
+pub const ALIASES: &[(&str, &str)] = &[
+    ("gemma4_text", "gemma4"),
+    ("gemma4_unified", "gemma4"),
+    ("iquestcoder", "llama"),
+    ("joyai_llm_flash", "deepseek_v3"),
+    ("kimi_k2", "deepseek_v3"),
+    ("llava", "mistral3"),
+    ("mistral", "llama"),
+    ("xverse", "llama"),
+];
 
 /// What a configuration says about a model.
 #[derive(Debug, Clone)]

@@ -24,6 +24,8 @@ pub struct Draft {
     pub config: Value,
     /// Tensors by name, sorted.
     pub weights: BTreeMap<String, Array>,
+    /// Modules whose weights may be packed.
+    pub(crate) matrices: Vec<String>,
 }
 
 impl Draft {
@@ -34,6 +36,7 @@ impl Draft {
     pub fn new(config: Value, dtype: Dtype, seed: u64) -> Result<Self> {
         let (records, num_layers) = super::record(&config, dtype)?;
         let mut weights = BTreeMap::new();
+        let mut matrices = Vec::new();
         for record in records {
             let name = format!("{}.{}", record.module, record.name);
             let mut random = Random::new(seed, &name);
@@ -44,8 +47,16 @@ impl Draft {
             let array = Array::from_slice(&values, &record.shape)?.astype(dtype)?;
             array.eval()?;
             weights.insert(name, array);
+            if record.is_matrix {
+                matrices.push(record.module);
+            }
         }
-        Ok(Self { config, weights })
+        Ok(Self { config, weights, matrices })
+    }
+
+    /// Weights that are there already. [`quantized`](Self::quantized) packs none of them.
+    pub fn of(config: Value, weights: BTreeMap<String, Array>) -> Self {
+        Self { config, weights, matrices: Vec::new() }
     }
 
     /// Packs every matrix whose rows are a whole number of groups, and says so in the configuration.
@@ -56,15 +67,12 @@ impl Draft {
         let Quantization { group_size, bits, mode } = quantization;
         self.config["quantization"] =
             json!({"group_size": group_size, "bits": bits, "mode": mode.name()});
-        let is_matrix = |name: &str, array: &Array| {
-            name.ends_with(".weight") && array.ndim() > 1 && array.dim(-1) % group_size == 0
-        };
-        let matrices: Vec<_> = (self.weights.iter())
-            .filter(|(name, array)| is_matrix(name, array))
-            .filter_map(|(name, _)| Some(name.strip_suffix(".weight")?.to_owned()))
-            .collect();
-        for module in matrices {
-            self.quantize(&module, quantization)?;
+        for module in self.matrices.clone() {
+            // one that was taken out, or packed already, is left alone
+            let dense = self.weights.get(&format!("{module}.weight"));
+            if dense.is_some_and(|a| a.dtype().is_float() && a.dim(-1) % group_size == 0) {
+                self.quantize(&module, quantization)?;
+            }
         }
         Ok(self)
     }

@@ -47,6 +47,8 @@ pub struct SynthOptions {
     pub quantization: Option<Quantization>,
     /// Seed of the random numbers. Same options, same bytes.
     pub seed: u64,
+    /// Whether the weights are zeros that take no room on the disk: for what reads no weights.
+    pub hollow: bool,
 }
 
 /// What was written.
@@ -82,13 +84,12 @@ pub fn synthesize(
     if let Some(quantization) = &options.quantization {
         check_quantization(quantization)?;
     }
-    let mut config = (family.config)();
-    let num_layers = options.layers.unwrap_or(family.num_layers);
+    let num_layers = options.layers.unwrap_or_else(|| family.num_layers());
     if !(1..=MAX_LAYERS).contains(&num_layers) {
         let reason = format!("expected 1 to {MAX_LAYERS}");
         return Err(Error::argument("layers", num_layers, reason));
     }
-    config.insert("num_hidden_layers".to_owned(), json!(num_layers));
+    let mut config = family.config(Some(num_layers));
     let mut tensors = Vec::new();
     let mut overrides = Map::new();
     let mut num_parameters = 0;
@@ -108,11 +109,11 @@ pub fn synthesize(
         config.insert("quantization_config".to_owned(), Value::Object(section));
     }
     write::prepare(out)?;
+    let values = (!options.hollow).then_some(options.seed);
     let bytes: u64 = tensors.iter().map(Tensor::bytes).sum();
-    let num_files =
-        write::write_weights(out, &tensors, num_parameters, options.seed, &mut |done| {
-            on_bytes(done, bytes);
-        })?;
+    let num_files = write::write_weights(out, &tensors, num_parameters, values, &mut |done| {
+        on_bytes(done, bytes);
+    })?;
     // Last, so that a folder with a config.json is complete.
     write::write_json(&out.join("config.json"), &Value::Object(config))?;
     Ok(SynthReport { num_files, bytes, num_parameters, num_layers })
@@ -148,7 +149,7 @@ fn format_of(
     wanted: Option<Quantization>,
     overrides: &mut Map<String, Value>,
 ) -> Option<Quantization> {
-    let wanted = wanted.filter(|_| !matches!(weight.role, Role::Norm | Role::Other))?;
+    let wanted = wanted.filter(|_| weight.is_matrix)?;
     let columns = weight.shape.last().copied().unwrap_or(0);
     // mlx-lm leaves a matrix dense when its rows are no whole number of groups.
     if columns % wanted.group_size != 0 {

@@ -15,6 +15,9 @@ const GATE: f32 = 1.5;
 const DOWN: f32 = 2.1;
 const LOGITS: f32 = 3.0;
 
+/// Parameters that something is multiplied by.
+const FACTORS: [&str; 2] = ["layer_scalar", "per_expert_scale"];
+
 /// Mean and standard deviation of a weight's values.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spread {
@@ -32,6 +35,14 @@ pub(super) fn spread(weight: &WeightRecord, num_layers: usize) -> Spread {
     };
     let branch = (3.0 / (2.0 * num_layers as f32)).sqrt();
     match (weight.role, module) {
+        // what is multiplied by; that of a router's norm is divided by the root of the width
+        (Role::Other, "router") if weight.name == "scale" => {
+            let mean = (weight.shape.first().copied().unwrap_or(1) as f32).sqrt();
+            Spread { mean, std: 0.15 * mean }
+        }
+        (Role::Other, _) if FACTORS.contains(&weight.name.as_str()) => {
+            Spread { mean: 1.0, std: 0.15 }
+        }
         (Role::Norm, _) => {
             let mean = match module {
                 "q_norm" => QUERY_NORM,

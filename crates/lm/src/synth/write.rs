@@ -64,12 +64,13 @@ pub(super) fn prepare(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes all tensors and the index; returns the number of weight files.
+/// Writes all tensors and the index; returns the number of weight files. Without a seed the weights are a hole, which
+/// reads as zeros.
 pub(super) fn write_weights(
     out: &Path,
     tensors: &[Tensor],
     num_parameters: u64,
-    seed: u64,
+    seed: Option<u64>,
     on_bytes: &mut dyn FnMut(u64),
 ) -> Result<usize> {
     let entries: Vec<Entry> = tensors.iter().map(|tensor| tensor.entry.clone()).collect();
@@ -92,11 +93,17 @@ fn write_shard(
     path: &Path,
     header: &[u8],
     tensors: &[Tensor],
-    seed: u64,
+    seed: Option<u64>,
     on_bytes: &mut dyn FnMut(u64),
 ) -> std::io::Result<()> {
     let mut file = BufWriter::with_capacity(CHUNK_BYTES, File::create(path)?);
     file.write_all(header)?;
+    let Some(seed) = seed else {
+        let bytes = tensors.iter().map(Tensor::bytes).sum();
+        file.flush()?;
+        on_bytes(bytes);
+        return file.get_ref().set_len(header.len() as u64 + bytes);
+    };
     let mut buffer = vec![0; CHUNK_BYTES];
     for tensor in tensors {
         let mut random = Random::new(seed, &tensor.stream);

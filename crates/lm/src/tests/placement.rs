@@ -96,6 +96,10 @@ fn shares_of_all_ranks_make_the_whole_dense_and_quantized() {
                 shares_make_the_whole(dir, size, axis, |s| experts(s, split), &what);
                 shares_make_the_whole(dir, size, axis, |s| table(s, split), &what);
             }
+            if size == 2 {
+                let what = format!("{format:?}, {size} ranks, a stack");
+                shares_make_the_whole(dir, 2, -3, |s| experts(s, Split::Stack), &what);
+            }
         }
     }
 }

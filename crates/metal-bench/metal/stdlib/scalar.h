@@ -175,11 +175,12 @@ static_assert(float(bfloat(257)) == 256.0f && float(bfloat(259)) == 260.0f);
 // Metal's own names for what its standard library is written with.
 #define METAL_FUNC inline
 
-// For a function with #pragma clang fp contract(off), which gcc does not know.
+// For a function with #pragma clang fp contract(off), which gcc does not know; it forgets the attribute where it puts the
+// function in the place of a call.
 #if defined(__clang__)
 #define BENCH_UNCONTRACTED
 #else
-#define BENCH_UNCONTRACTED __attribute__((optimize("fp-contract=off")))
+#define BENCH_UNCONTRACTED __attribute__((noinline, optimize("fp-contract=off")))
 #endif
 
 template <typename To, typename From>

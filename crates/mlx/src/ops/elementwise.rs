@@ -6,7 +6,7 @@ use zmlx_sys::ffi;
 
 use super::{any, unless_empty};
 use crate::bounds::Bounds;
-use crate::{Array, Dtype, Error, Result};
+use crate::{Array, Dtype, Error, Result, launches};
 
 macro_rules! unary {
     ($($(#[$doc:meta])* $name:ident;)*) => {
@@ -206,7 +206,8 @@ pub fn silu(a: &Array) -> Result<Array> {
 
 /// silu(gate) · up, as three stock ops (mlx-lm's `swiglu`; arXiv:2002.05202).
 pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
-    multiply(&silu(gate)?, up)
+    let [y] = launches::compiled(&[gate, up], || Ok([multiply(&silu(gate)?, up)?]))?;
+    Ok(y)
 }
 
 /// x · ½ (1 + tanh(√(2/π) (x + 0.044715 x³))) in stock ops (mlx's `nn.gelu_approx`; arXiv:1606.08415). The numbers are
@@ -220,17 +221,21 @@ pub fn gelu_approx(a: &Array) -> Result<Array> {
 
 /// gelu(gate) · up with [`gelu_approx`] (mlx-lm's `geglu`; arXiv:2002.05202).
 pub fn geglu(gate: &Array, up: &Array) -> Result<Array> {
-    multiply(&gelu_approx(gate)?, up)
+    let [y] = launches::compiled(&[gate, up], || Ok([multiply(&gelu_approx(gate)?, up)?]))?;
+    Ok(y)
 }
 
 /// (clip(up) + 1) · g · sigmoid(alpha · g), g = min(gate, limit), in stock ops (mlx-lm's `swiglu_oai`; gpt-oss). `up` is
 /// kept within ±`limit`; the numbers are rounded to the dtype of `gate` first.
 pub fn clipped_swiglu(gate: &Array, up: &Array, alpha: f32, limit: f32) -> Result<Array> {
     let number = |value: f32| Array::scalar_like(value, gate);
-    let gate = minimum(gate, &number(limit)?)?;
-    let up = minimum(&maximum(up, &number(-limit)?)?, &number(limit)?)?;
-    let gated = multiply(&gate, &sigmoid(&multiply(&number(alpha)?, &gate)?)?)?;
-    multiply(&add(&up, &number(1.0)?)?, &gated)
+    let [y] = launches::compiled(&[gate, up], || {
+        let gate = minimum(gate, &number(limit)?)?;
+        let up = minimum(&maximum(up, &number(-limit)?)?, &number(limit)?)?;
+        let gated = multiply(&gate, &sigmoid(&multiply(&number(alpha)?, &gate)?)?)?;
+        Ok([multiply(&add(&up, &number(1.0)?)?, &gated)?])
+    })?;
+    Ok(y)
 }
 
 /// Softmax along `axis`; `precise` accumulates in `float32` whatever the dtype.

@@ -54,6 +54,11 @@ pub fn contiguous(a: &Array) -> Result<Array> {
     Ok(Array::wrap(ffi::contiguous(a.raw())?).within(a.bounds()))
 }
 
+/// The same values, which are not there before those of `on` are: what nothing else asks for is computed along.
+pub fn depends<'a>(a: &Array, on: impl IntoIterator<Item = &'a Array>) -> Result<Array> {
+    Ok(Array::wrap(ffi::depends(a.raw(), &array_vec(on))?).within(a.bounds()))
+}
+
 fn join<'a>(
     arrays: impl IntoIterator<Item = &'a Array>,
     op: impl FnOnce(&ffi::ArrayVec) -> Result<UniquePtr<ffi::Array>, Exception>,

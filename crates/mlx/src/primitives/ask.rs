@@ -146,11 +146,25 @@ impl Activation {
 /// # Errors
 /// The reason why it does not, for people to read.
 pub fn supports(ask: &dyn Ask, setting: &Setting) -> Result<(), String> {
+    answer(ask, setting, false)
+}
+
+/// Whether a primitive would run fused as asked on a Mac, whatever this build is for; of `setting` the device does not
+/// count.
+///
+/// # Errors
+/// The reason why it would not, for people to read.
+pub fn supports_on_metal(ask: &dyn Ask, setting: &Setting) -> Result<(), String> {
+    answer(ask, &Setting { device: Device::Gpu, ..*setting }, true)
+}
+
+fn answer(ask: &dyn Ask, setting: &Setting, metal: bool) -> Result<(), String> {
     let parameters: Vec<ffi::Parameter> =
         ask.parameters().iter().map(|(name, value)| parameter(name, value)).collect();
     let support = ffi::fused_supports(
         ask.primitive(),
         setting.device.is_gpu(),
+        metal,
         setting.dtype.id(),
         setting.precision == Precision::Fast,
         &parameters,

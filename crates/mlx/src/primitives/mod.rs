@@ -8,6 +8,7 @@
 //! Each primitive is a file here with its function and its question, a struct that implements
 //! [`Ask`]; the C++ side is the folder of the same name in `mlx-patch/overlay/`.
 
+mod add_rms_norm;
 mod ask;
 mod attention;
 mod cache_append;
@@ -25,7 +26,8 @@ use crate::Result;
 use crate::array::array_vec;
 use crate::quantization::{Mode, Quantization, QuantizedWeight};
 
-pub use ask::{Activation, Ask, Parameters, Setting, Value, supports};
+pub use add_rms_norm::{AddRmsNorm, add_rms_norm};
+pub use ask::{Activation, Ask, Parameters, Setting, Value, supports, supports_on_metal};
 pub use attention::{Attention, attention, attention_rows};
 pub use cache_append::{CacheAppend, cache_append};
 pub use gather_qmm_combine::{GatherQmmCombine, gather_qmm_combine};
@@ -43,6 +45,7 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &MoeRouter::TYPICAL,
     &QuantizedMatmul::TYPICAL,
     &RmsNorm::TYPICAL,
+    &AddRmsNorm::TYPICAL,
     &QkNormRope::TYPICAL,
     &Attention::TYPICAL,
     &CacheAppend,

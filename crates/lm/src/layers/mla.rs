@@ -1,0 +1,263 @@
+use mlx::{Array, fast, ops};
+
+use super::{
+    Fusable, Indexer, IndexerOptions, Linear, Mixer, ModuleKind, ModulePath, MultiLinear, Path,
+    RmsNorm, Rope, Site,
+};
+use crate::cache::{KeysValues, KvCache, LayerCache, masked};
+use crate::error::{Error, Result};
+use crate::placement::Split;
+use crate::step::LayerRows;
+use crate::weights::Scope;
+
+/// What a layer of latent attention is made of.
+#[derive(Debug, Clone)]
+pub struct MlaOptions {
+    /// Width of the residual stream.
+    pub hidden_size: i32,
+    /// Attention heads.
+    pub num_heads: i32,
+    /// Width of the latents of queries; `None`: queries come from the residual stream.
+    pub q_lora_rank: Option<i32>,
+    /// Width of the latents of keys and values.
+    pub kv_lora_rank: i32,
+    /// Width of the part of a query head that is not rotated.
+    pub qk_nope_head_dim: i32,
+    /// Width of the part that is.
+    pub qk_rope_head_dim: i32,
+    /// Width of a value head.
+    pub v_head_dim: i32,
+    /// Whether the projections to latents and the output projection have a bias.
+    pub bias: bool,
+    /// Epsilon of the norms of latents.
+    pub norm_eps: f32,
+    /// Rotation of queries and of the key that all heads share.
+    pub rope: Rope,
+    /// What products of queries and keys are multiplied by.
+    pub scale: f64,
+    /// Chooses the keys that a query sees; `None`: all before it.
+    pub indexer: Option<IndexerOptions>,
+}
+
+/// Multi-head latent attention (arXiv:2405.04434): what is remembered of a token is one latent, of which each head makes
+/// its key and value, and one rotated key for all heads.
+///
+/// A single token leaves the latents as they are and takes its queries to them instead; several tokens expand them.
+/// The two round differently, in mlx-lm as here.
+#[derive(Debug, Clone)]
+pub struct Mla {
+    queries: Queries,
+    kv_a_proj_with_mqa: Linear,
+    kv_a_layernorm: RmsNorm,
+    embed_q: MultiLinear,
+    unembed_out: MultiLinear,
+    o_proj: Linear,
+    indexer: Option<Indexer>,
+    rope: Rope,
+    num_heads: i32,
+    kv_lora_rank: i32,
+    qk_nope_head_dim: i32,
+    scale: f32,
+    norm_rope_path: Path,
+    path: Path,
+}
+
+/// From the residual stream to the queries of all heads.
+#[derive(Debug, Clone)]
+struct Queries {
+    /// To latents, normalised, where there are any.
+    latent: Option<(Linear, RmsNorm)>,
+    heads: Linear,
+}
+
+impl Queries {
+    fn load(scope: &Scope<'_>, options: &MlaOptions) -> Result<Self> {
+        let MlaOptions { hidden_size, num_heads, bias, norm_eps, .. } = *options;
+        let width = num_heads * (options.qk_nope_head_dim + options.qk_rope_head_dim);
+        let heads = |name: &str, in_dims| {
+            Linear::load(&scope.pp(name).split(Split::Outputs), in_dims, width)
+        };
+        let Some(rank) = options.q_lora_rank else {
+            return Ok(Self { latent: None, heads: heads("q_proj", hidden_size)? });
+        };
+        let latent = Linear::load_with(&scope.pp("q_a_proj"), hidden_size, rank, bias)?;
+        let norm = RmsNorm::load(&scope.pp("q_a_layernorm"), rank, norm_eps)?;
+        Ok(Self { latent: Some((latent, norm)), heads: heads("q_b_proj", rank)? })
+    }
+
+    /// The queries, and the latents that they are made of; the residual stream where there are none.
+    fn forward(&self, x: &Array) -> Result<(Array, Array)> {
+        let latent = match &self.latent {
+            Some((latent, norm)) => norm.forward(&latent.forward(x)?)?,
+            None => x.clone(),
+        };
+        Ok((self.heads.forward(&latent)?, latent))
+    }
+}
+
+impl Fusable for Queries {
+    fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        let Some((latent, norm)) = &mut self.latent else {
+            return self.heads.sites(&at.pp("q_proj"), sites);
+        };
+        latent.sites(&at.pp("q_a_proj"), sites);
+        norm.sites(&at.pp("q_a_layernorm"), sites);
+        self.heads.sites(&at.pp("q_b_proj"), sites);
+    }
+}
+
+impl Mla {
+    /// Takes `q_proj`, or `q_a_proj`, `q_a_layernorm` and `q_b_proj`; `kv_a_proj_with_mqa`, `kv_a_layernorm`, `embed_q`,
+    /// `unembed_out`, `o_proj` and, if asked for, `indexer`. Ranks share the heads.
+    ///
+    /// # Errors
+    /// As [`Linear::load`] and [`RmsNorm::load`].
+    pub fn load(scope: &Scope<'_>, options: MlaOptions) -> Result<Self> {
+        let MlaOptions { hidden_size, num_heads, kv_lora_rank, v_head_dim, bias, .. } = options;
+        let (nope, rope) = (options.qk_nope_head_dim, options.qk_rope_head_dim);
+        let kv_a = scope.pp("kv_a_proj_with_mqa");
+        let (embed_q, unembed_out) = (scope.pp("embed_q"), scope.pp("unembed_out"));
+        let output = scope.pp("o_proj").split(Split::Inputs);
+        Ok(Self {
+            queries: Queries::load(scope, &options)?,
+            kv_a_proj_with_mqa: Linear::load_with(&kv_a, hidden_size, kv_lora_rank + rope, bias)?,
+            kv_a_layernorm: RmsNorm::load(
+                &scope.pp("kv_a_layernorm"),
+                kv_lora_rank,
+                options.norm_eps,
+            )?,
+            embed_q: MultiLinear::load(&embed_q, num_heads, nope, kv_lora_rank)?,
+            unembed_out: MultiLinear::load(&unembed_out, num_heads, kv_lora_rank, v_head_dim)?,
+            o_proj: Linear::load_with(&output, num_heads * v_head_dim, hidden_size, bias)?,
+            indexer: match options.indexer {
+                Some(indexer) => Some(Indexer::load(&scope.pp("indexer"), indexer)?),
+                None => None,
+            },
+            rope: options.rope,
+            num_heads: scope.per_rank("attention heads", num_heads)?,
+            kv_lora_rank,
+            qk_nope_head_dim: nope,
+            scale: options.scale as f32,
+            norm_rope_path: Path::Stock,
+            path: Path::Stock,
+        })
+    }
+
+    /// Attention of one sequence's new tokens, or of several sequences in one cache.
+    ///
+    /// - `q`: `[B, H, L, D_nope]` and, rotated, `[B, H, L, D_rope]`
+    /// - `kv`: `[B, 1, L, rank]` and, rotated, `[B, 1, L, D_rope]`
+    /// - `index`: what the indexer made of the tokens
+    /// - returns `[B, H, L, D_v]`
+    fn attend(
+        &self,
+        [q_nope, q_pe]: [Array; 2],
+        kv: [Array; 2],
+        index: Option<[Array; 3]>,
+        cache: &mut LayerCache,
+    ) -> Result<Array> {
+        let l = q_nope.dim(2);
+        let (cache, index_cache) = match cache {
+            LayerCache::List(parts) => match &mut parts[..] {
+                [latents, keys] => (latents, Some(keys)),
+                _ => return Err(no_cache("a list of other than two")),
+            },
+            cache => (cache, None),
+        };
+        let mask = cache.mask(l, None)?;
+        let KeysValues::Dense(mut latent, mut k_pe) = cache.update(&kv[0], &kv[1])? else {
+            return Err(no_cache("quantized"));
+        };
+        let mut mask = mask.to_array(l, k_pe.dim(2))?; // [L, T]
+        if let (Some(indexer), Some(index), Some(cache)) = (&self.indexer, index, index_cache) {
+            [latent, k_pe] = indexer.narrow([latent, k_pe], &mut mask, index, cache)?;
+        }
+
+        let q_pe = ops::multiply(&q_pe, &Array::scalar_like(self.scale, &q_pe)?)?;
+        let mut scores = ops::matmul(&q_pe, &ops::swapaxes(&k_pe, -1, -2)?)?; // [B, H, L, T]
+        if let Some(mask) = mask {
+            scores = masked(&scores, &mask)?;
+        }
+        let attend = |q: &Array, k: &Array, v: &Array| {
+            let mask = fast::Mask::Array(&scores);
+            fast::scaled_dot_product_attention(q, k, v, self.scale, mask, None)
+        };
+        if l == 1 {
+            let q = self.embed_q.forward(&q_nope)?; // [B, H, 1, rank]
+            return self.unembed_out.forward(&attend(&q, &latent, &latent)?);
+        }
+        let k = self.embed_q.forward_transposed(&latent)?; // [B, H, T, D_nope]
+        let v = self.unembed_out.forward(&latent)?; // [B, H, T, D_v]
+        Ok(attend(&q_nope, &k, &v)?)
+    }
+}
+
+fn no_cache(kind: &str) -> Error {
+    Error::argument("layer cache", kind, "latent attention needs one of latents")
+}
+
+impl Mixer for Mla {
+    /// # Source
+    /// mlx-lm `deepseek_v3.py` (`DeepseekV3Attention`), `deepseek_v32.py`, `glm4_moe_lite.py`.
+    fn forward(&self, x: &Array, mut rows: LayerRows<'_, '_>) -> Result<Array> {
+        let (b, l, nope) = (x.dim(0), x.dim(1), self.qk_nope_head_dim);
+        let positions = rows.positions()?;
+        let (q, q_latent) = self.queries.forward(x)?;
+        let q = q.reshape(&[b, l, self.num_heads, -1])?.transpose(&[0, 2, 1, 3])?;
+        let q_nope = ops::slice_axis(&q, -1, 0, nope)?; // [B, H, L, D_nope]
+        let q_pe = ops::slice_axis(&q, -1, nope, q.dim(-1))?;
+        let q_pe = self.rope.forward(&q_pe, &positions)?; // [B, H, L, D_rope]
+
+        let kv = self.kv_a_proj_with_mqa.forward(x)?;
+        let latent = ops::slice_axis(&kv, -1, 0, self.kv_lora_rank)?;
+        let latent = ops::expand_dims(&self.kv_a_layernorm.forward(&latent)?, &[1])?; // [B, 1, L, rank]
+        let k_pe = ops::slice_axis(&kv, -1, self.kv_lora_rank, kv.dim(-1))?;
+        let k_pe = self.rope.forward(&ops::expand_dims(&k_pe, &[1])?, &positions)?; // [B, 1, L, D_rope]
+
+        let y = match &self.indexer {
+            None => rows.each(2, [&q_nope, &q_pe, &latent, &k_pe], |[a, b, c, d], cache| {
+                self.attend([a, b], [c, d], None, cache)
+            })?,
+            Some(indexer) => {
+                let [q, k, w] = &indexer.project(x, &q_latent, &positions)?;
+                let inputs = [&q_nope, &q_pe, &latent, &k_pe, q, k, w];
+                rows.each(2, inputs, |[a, b, c, d, q, k, w], cache| {
+                    self.attend([a, b], [c, d], Some([q, k, w]), cache)
+                })?
+            }
+        }; // [B, H, L, D_v]
+        self.o_proj.forward(&y.transpose(&[0, 2, 1, 3])?.reshape(&[b, l, -1])?)
+    }
+
+    fn make_cache(&self) -> LayerCache {
+        let latents = LayerCache::Kv(KvCache::of_latents());
+        match &self.indexer {
+            None => latents,
+            Some(_) => LayerCache::List(vec![latents, LayerCache::Kv(KvCache::of_latents())]),
+        }
+    }
+}
+
+impl Fusable for Mla {
+    fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
+        self.queries.sites(at, sites);
+        self.kv_a_proj_with_mqa.sites(&at.pp("kv_a_proj_with_mqa"), sites);
+        self.kv_a_layernorm.sites(&at.pp("kv_a_layernorm"), sites);
+        if let Some(indexer) = &mut self.indexer {
+            indexer.sites(&at.pp("indexer"), sites);
+        }
+        let mut refuse = |pattern, reason: &str, path| {
+            let questions = Err(reason.to_owned());
+            let kind = ModuleKind::Attention;
+            sites.push(Site { module: at.clone(), kind, pattern, questions, path });
+        };
+        let reason = "latent attention turns a part of each head, which has no fused form";
+        refuse("qk_norm_rope", reason, &mut self.norm_rope_path);
+        let reason =
+            "latent attention adds the scores of its rotated part, which has no fused form";
+        refuse("attention", reason, &mut self.path);
+        self.embed_q.sites(&at.pp("embed_q"), sites);
+        self.unembed_out.sites(&at.pp("unembed_out"), sites);
+        self.o_proj.sites(&at.pp("o_proj"), sites);
+    }
+}

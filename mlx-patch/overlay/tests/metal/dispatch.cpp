@@ -1,0 +1,166 @@
+// Runs the Metal backends' host code against the recorder and prints each launch as one line of JSON, for
+// mlx-sys/tests/metal_dispatch.rs, which holds it against the kernels' own words: names, buffers, grid.
+//
+//   {"case":..,"primitive":..,"kernel":..,"instance":..,"ascii":bool,"grid":[..],"group":[..],"inputs":[..],"outputs":[..],"bytes":[..]}
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+
+#include "gather_qmm_swiglu/gather_qmm_swiglu.h"
+#include "mlx/mlx.h"
+#include "recorder.h"
+#include "zmlx/primitives.h"
+
+namespace zmlx {
+GpuBackend gather_qmm_swiglu_gpu();
+}
+
+namespace {
+
+using namespace mlx::core;
+using zmlx::Precision;
+using zmlx::QuantizationMode;
+
+int failures = 0;
+
+void print_size(const char* name, MTL::Size size) {
+  std::printf(",\"%s\":[%zu,%zu,%zu]", name, size_t(size.width), size_t(size.height), size_t(size.depth));
+}
+
+template <typename Wanted>
+void print_indices(const char* name, const recorder::Launch& launch, Wanted wanted) {
+  std::printf(",\"%s\":[", name);
+  const char* comma = "";
+  for (auto& [index, argument] : launch.arguments) {
+    if (wanted(argument)) {
+      std::printf("%s%d", comma, index);
+      comma = ",";
+    }
+  }
+  std::printf("]");
+}
+
+void print(const std::string& what, const char* primitive, const recorder::Launch& launch) {
+  auto& source = launch.source;
+  bool ascii = std::all_of(source.begin(), source.end(), [](char c) { return c >= 0 && c < 127; });
+  // the last line is the one instance that is asked for
+  auto end = source.find_last_not_of('\n');
+  auto begin = source.rfind('\n', end) + 1;
+  auto line = source.substr(begin, end - begin + 1);
+  std::string escaped;
+  for (char c : line) {
+    escaped += c == '"' ? std::string("\\\"") : std::string(1, c);
+  }
+  std::printf(
+      "{\"case\":\"%s\",\"primitive\":\"%s\",\"kernel\":\"%s\",\"instance\":\"%s\",\"ascii\":%s",
+      what.c_str(),
+      primitive,
+      launch.kernel.c_str(),
+      escaped.c_str(),
+      ascii ? "true" : "false");
+  print_size("grid", launch.grid);
+  print_size("group", launch.group);
+  print_indices("inputs", launch, [](auto& a) { return a.buffer && !a.is_output; });
+  print_indices("outputs", launch, [](auto& a) { return a.is_output; });
+  print_indices("bytes", launch, [](auto& a) { return !a.buffer; });
+  std::printf("}\n");
+}
+
+// Evaluates the node on the stand-in and prints its one launch.
+void launch(const std::string& what, const char* primitive, const zmlx::GpuBackend& backend, std::vector<array> outputs) {
+  auto inputs = outputs[0].inputs();
+  for (auto& in : inputs) {
+    in.eval();
+  }
+  backend.eval(outputs[0].primitive(), inputs, outputs);
+  auto launches = recorder::take();
+  if (launches.size() != 1) {
+    std::fprintf(stderr, "%s: %zu launches\n", what.c_str(), launches.size());
+    failures++;
+    return;
+  }
+  print(what, primitive, launches[0]);
+}
+
+const Stream& gpu() {
+  static const Stream s(0, Device::gpu);
+  return s;
+}
+
+struct Format {
+  const char* mode;
+  QuantizationMode kind;
+  int group_size;
+  int bits;
+};
+
+std::vector<Format> formats() {
+  std::vector<Format> all = {
+      {"mxfp4", QuantizationMode::Mxfp4, 32, 4},
+      {"mxfp8", QuantizationMode::Mxfp8, 32, 8},
+      {"nvfp4", QuantizationMode::Nvfp4, 16, 4}};
+  for (int bits : {2, 3, 4, 5, 6, 8}) {
+    for (int group_size : {32, 64, 128}) {
+      all.push_back({"affine", QuantizationMode::Affine, group_size, bits});
+    }
+  }
+  return all;
+}
+
+std::vector<Dtype> dtypes() {
+  return {float32, float16, bfloat16};
+}
+
+// A packed stack [E, N, K]: w, scales and, for affine, biases.
+std::vector<array> packed(const Format& f, Dtype dtype, int E, int N, int K) {
+  bool affine = f.kind == QuantizationMode::Affine;
+  std::vector<array> parts = {
+      zeros({E, N, K * f.bits / 32}, uint32), zeros({E, N, K / f.group_size}, affine ? dtype : uint8)};
+  if (affine) {
+    parts.push_back(zeros({E, N, K / f.group_size}, dtype));
+  }
+  return parts;
+}
+
+std::string label(const Format& f, Dtype dtype, int N, int K) {
+  std::ostringstream out;
+  out << f.mode << " " << f.bits << " " << f.group_size << " " << dtype << " N=" << N << " K=" << K;
+  return out.str();
+}
+
+void gather_qmm_swiglu() {
+  auto backend = zmlx::gather_qmm_swiglu_gpu();
+  constexpr int E = 4, top_k = 2;
+  for (auto& f : formats()) {
+    for (auto dtype : dtypes()) {
+      for (auto [N, K] : {std::pair{16, 1024}, {12, 1024}, {16, 1152}}) {
+        auto gate = packed(f, dtype, E, N, K);
+        auto up = packed(f, dtype, E, N, K);
+        std::vector<array> inputs = {
+            zeros({1, 1, 1, K}, dtype),
+            broadcast_to(array(0u, uint32), {1, top_k}),
+            zeros({1, top_k}, uint32),
+            gate[0],
+            gate[1],
+            up[0],
+            up[1]};
+        if (gate.size() == 3) {
+          inputs.push_back(gate[2]);
+          inputs.push_back(up[2]);
+        }
+        auto primitive = std::make_shared<zmlx::GatherQMMSwiGLU>(
+            gpu(), f.group_size, f.bits, f.kind, true, false, Precision::Exact);
+        launch(label(f, dtype, N, K), "gather_qmm_swiglu", backend, {array({1, top_k, 1, N}, dtype, primitive, inputs)});
+      }
+    }
+  }
+}
+
+} // namespace
+
+int main() {
+  set_default_device(Device::cpu);
+  gather_qmm_swiglu();
+  return failures == 0 ? 0 : 1;
+}
