@@ -45,6 +45,9 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& in, std::s
   encoder.set_output_array(out, 9);
   encoder.set_bytes(params, 10);
   indices.encode(encoder, 11);
+  // biases of the experts, which the kernel has and the op does not: any buffer, `has_bias` is 0
+  encoder.set_input_array(in[P::kX], 14);
+  encoder.set_input_array(in[P::kX], 15);
   auto products = in[P::kLhsIndices].size();
   encoder.dispatch_threadgroups(qmv.grid(params.M, products), qmv.group());
 }
