@@ -10,7 +10,7 @@ CONVERT = None
 
 def wrap(config):
     """Everything but what stands at the top goes into `text_config`."""
-    top = {"architectures", "model_type"}
+    top = ("model_type", "architectures")
     text = {key: value for key, value in config.items() if key not in top}
     text["model_type"] = text.pop("text_type")
     return {**{key: config[key] for key in top}, "text_config": text}

@@ -29,7 +29,6 @@ GOLDEN = {
     "num_experts_per_tok": 3,
     "norm_topk_prob": True,
     "attention_bias": True,
-    "mlp_bias": True,
     "vocab_size": 96,
 }
 

@@ -11,8 +11,9 @@ use std::{
 
 const USAGE: &str = "\
 cargo xtask VERB
-  check  formatting, then clippy with warnings denied
-  tidy   invariants that no compiler checks: tables, patch headers, paths in documents, sizes";
+  check     formatting, then clippy with warnings denied
+  families  writes the README's table of families, as the code has them
+  tidy      invariants that no compiler checks: tables, patch headers, paths in documents, sizes";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let ok = match arguments.as_slice() {
         ["check"] => check(&root),
+        ["families"] => families(&root),
         ["tidy"] => tidy(&root),
         _ => {
             eprintln!("{USAGE}");
@@ -35,11 +37,27 @@ fn check(root: &Path) -> bool {
     cargo(root, "fmt --all --check") && cargo(root, clippy)
 }
 
+/// The test that compares the table writes it where it is told to: it knows the models, and this tool does without MLX.
+fn families(root: &Path) -> bool {
+    let test =
+        "test -p zmlx-lm --lib --locked -- --exact tests::table::table_in_the_readme_is_current";
+    println!("cargo {test}");
+    is_done(cargo_at(root).args(test.split(' ')).env("ZMLX_WRITE_FAMILIES", "1"))
+}
+
 fn cargo(root: &Path, arguments: &str) -> bool {
     println!("cargo {arguments}");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(arguments.split(' ')).current_dir(root).status();
-    status.is_ok_and(|s| s.success())
+    is_done(cargo_at(root).args(arguments.split(' ')))
+}
+
+fn cargo_at(root: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
+    command
+}
+
+fn is_done(command: &mut Command) -> bool {
+    command.status().is_ok_and(|status| status.success())
 }
 
 fn tidy(root: &Path) -> bool {

@@ -18,7 +18,7 @@ use crate::synth::Draft;
 
 /// A file of `models/golden`.
 #[derive(Deserialize)]
-struct Golden {
+pub(super) struct Golden {
     seed: u64,
     config: Value,
     prompts: Vec<Said>,
@@ -33,7 +33,7 @@ struct Said {
 }
 
 impl Golden {
-    fn of(model_type: &str) -> Self {
+    pub(super) fn of(model_type: &str) -> Self {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/models/golden");
         let path = folder.join(format!("{model_type}.json"));
         let text = fs::read_to_string(&path).unwrap_or_else(|_| {
@@ -44,7 +44,7 @@ impl Golden {
         serde_json::from_str(&text).unwrap()
     }
 
-    fn load(&self, dtype: Dtype, quantization: Option<Quantization>) -> LoadedModel {
+    pub(super) fn load(&self, dtype: Dtype, quantization: Option<Quantization>) -> LoadedModel {
         let mut draft = Draft::new(self.config.clone(), dtype, self.seed).unwrap();
         if let Some(quantization) = quantization {
             draft = draft.quantized(quantization).unwrap();

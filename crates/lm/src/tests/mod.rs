@@ -19,3 +19,4 @@ mod patch;
 mod placement;
 mod prompt_cache;
 mod stop;
+mod table;
