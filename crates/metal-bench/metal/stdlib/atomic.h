@@ -54,4 +54,20 @@ __attribute__((no_sanitize("thread"))) void atomic_store_explicit(
   a->value = x;
 }
 
+template <typename T>
+__attribute__((no_sanitize("thread"))) bool atomic_compare_exchange_weak_explicit(
+    atomic<T>* a,
+    T* expected,
+    std::type_identity_t<T> x,
+    memory_order,
+    memory_order) {
+  bench::atomic_access(a, sizeof(T));
+  if (a->value != *expected) {
+    *expected = a->value;
+    return false;
+  }
+  a->value = x;
+  return true;
+}
+
 } // namespace metal

@@ -8,6 +8,8 @@
 
 #include "vector.h"
 
+#define NAN (__builtin_nanf(""))
+#define INFINITY (__builtin_inff())
 #define M_E_F 2.71828182845904523536f
 #define M_LN2_F 0.693147180559945309417f
 #define M_LN10_F 2.30258509299404568402f

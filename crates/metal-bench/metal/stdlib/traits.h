@@ -43,6 +43,10 @@ using std::remove_reference_t;
 using std::true_type;
 using std::type_identity_t;
 
+// An internal of Metal's that MLX uses.
+template <typename... T>
+using _disjunction = std::disjunction<T...>;
+
 // Address spaces are gone.
 template <typename T>
 using remove_addrspace_t = remove_cv_t<T>;

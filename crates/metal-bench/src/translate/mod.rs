@@ -357,14 +357,15 @@ impl Translator<'_> {
 
     /// `threadgroup float a[32], b;` in the body of a function.
     fn threadgroup_variables(&mut self, i: usize) -> Result<()> {
-        let mut end = i + 1;
-        while self.word(end) != ";" {
-            if matches!(self.word(end), "*" | "&" | "=" | "(" | "{") || end >= self.tokens.len() {
-                // a pointer or a reference
-                self.replace(i..i + 1, "");
-                return Ok(());
-            }
-            end += 1;
+        let all = i + 1..self.tokens.len();
+        let Some(end) = all.clone().find(|k| self.word(*k) == ";") else {
+            return self.fail(i, "a declaration without an end");
+        };
+        // what points to threadgroup memory says so before its name ends; dimensions may multiply
+        let name_ends = all.into_iter().find(|k| matches!(self.word(*k), "[" | ";" | "=" | "{"));
+        if (i..name_ends.unwrap_or(end)).any(|k| matches!(self.word(k), "*" | "&" | "(")) {
+            self.replace(i..i + 1, "");
+            return Ok(());
         }
         // the name is the last word before the first dimension, comma or the end
         let mut depth = 0;
@@ -577,8 +578,8 @@ mod tests {
 
     #[test]
     fn arrays_of_a_threadgroup_are_shared_and_pointers_are_not() {
-        let text = "void f(threadgroup float* p) { threadgroup float a[32], b; threadgroup float* q = a; }";
-        let expected = "void f( float* p) { auto& a = bench::shared<float[32]>([] {});\
+        let text = "void f(threadgroup float* p) { threadgroup float a[4 * n], b; threadgroup float* q = a; }";
+        let expected = "void f( float* p) { auto& a = bench::shared<float[4 * n]>([] {});\
                         auto& b = bench::shared<float>([] {}); float* q = a; }";
         assert_eq!(translated(text), expected);
     }

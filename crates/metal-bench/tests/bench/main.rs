@@ -7,10 +7,12 @@ use std::{path::Path, sync::LazyLock};
 use metal_bench::Compiler;
 
 mod elementwise;
+mod gather_qmm_combine;
 mod gather_qmm_swiglu;
 mod kernels;
 mod machine;
 mod quantized;
+mod reduce;
 mod stock;
 mod values;
 
