@@ -10,16 +10,6 @@ namespace zmlx {
 
 using namespace mlx::core;
 
-namespace {
-
-std::string name_of(Dtype dtype) {
-  std::ostringstream name;
-  name << dtype;
-  return name.str();
-}
-
-} // namespace
-
 std::pair<array, array>
 add_rms_norm(const array& x, const array& r, const array& weight, float eps, StreamOrDevice s_) {
   auto s = to_stream(s_);

@@ -160,8 +160,8 @@ Definition define_gather_qmm_swiglu() {
       refuse,
       refuse_quantized_on_cpu,
       export_row<GatherQMMSwiGLU>("GatherQMMSwiGLU"),
-      refuse_swiglu_on_metal,
-      {{"bias", "none"}, {"activation", "silu"}}};
+      {{"bias", "none"}, {"activation", "silu"}},
+      refuse_swiglu_on_metal};
 }
 
 } // namespace zmlx

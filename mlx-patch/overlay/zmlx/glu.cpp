@@ -36,12 +36,6 @@ array clipped_swiglu(const array& gate, const array& up, float alpha, float limi
   return multiply(add(u, number(1), s), multiply(g, sigmoid(multiply(number(alpha), g, s), s), s), s);
 }
 
-std::string name_of(Dtype t) {
-  std::ostringstream s;
-  s << t;
-  return s.str();
-}
-
 } // namespace
 
 Glu glu_of(std::string_view tag, const GluParams& p) {

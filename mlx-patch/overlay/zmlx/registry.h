@@ -33,11 +33,11 @@ struct Definition {
   // What the CPU's kernels do not.
   Refusal refuse_cpu;
   ExportRow row;
-  // What the Metal kernels do not, asked in every build; null where there are none.
-  Refusal refuse_metal = nullptr;
   // Parameters that stand for more work, with the values that stand for none. A GPU is not given any other value of
   // them unless its backend lists the name.
   std::vector<Parameter> variants = {};
+  // What the Metal kernels do not, asked in every build; null where there are none.
+  Refusal refuse_metal = nullptr;
   // Those that the Metal kernels have.
   std::vector<std::string_view> metal_variants = {};
 };
