@@ -296,6 +296,7 @@ impl Fusable for Mla {
         self.queries.sites(at, sites);
         self.kv_a_proj_with_mqa.sites(&at.pp("kv_a_proj_with_mqa"), sites);
         self.kv_a_layernorm.sites(&at.pp("kv_a_layernorm"), sites);
+        let is_sparse = self.indexer.is_some();
         if let Some(indexer) = &mut self.indexer {
             indexer.sites(&at.pp("indexer"), sites);
         }
@@ -320,12 +321,13 @@ impl Fusable for Mla {
             })
         };
         let rank = self.kv_lora_rank;
-        let questions = match &self.indexer {
-            Some(_) => Err("an indexer chooses the keys by a mask, which is not fused".to_owned()),
-            None => Ok(vec![
+        let questions = if is_sparse {
+            Err("an indexer chooses the keys by a mask, which is not fused".to_owned())
+        } else {
+            Ok(vec![
                 question(1, rank, rank, false),
                 question(num_heads, self.qk_nope_head_dim, self.v_head_dim, true),
-            ]),
+            ])
         };
         push("attention", questions, &mut self.path);
         self.embed_q.sites(&at.pp("embed_q"), sites);

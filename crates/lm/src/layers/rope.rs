@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::cache::Position;
 use crate::config::{Count, Finite, ModelConfig, Positive, Size, shown};
 use crate::error::{Error, Result};
+use crate::layers::RmsNorm;
 
 /// `rope_scaling`, or one entry of `rope_parameters`: which rotation, and its numbers.
 #[derive(Debug, Clone, Default, Deserialize)]
