@@ -89,12 +89,12 @@ fn vectorised_primitives_equal_a_loop() {
         .collect();
     assert_close(&got[0], &ops::stack(&alone, 0).unwrap(), 1e-5, "swiglu");
 
-    let route = |inputs: &[Array]| {
+    let routed = |inputs: &[Array]| {
         let (indices, scores) = route(&inputs[0], 2, true, Scoring::Softmax)?;
         Ok(vec![indices, scores])
     };
     let logits = rng.array(&[3, 5, 8], Dtype::F32, 1.0);
-    let got = vmap(route, &[logits.clone()], &[0], &[0, 0]).unwrap();
+    let got = vmap(routed, &[logits.clone()], &[0], &[0, 0]).unwrap();
     let (indices, scores) = route(&logits, 2, true, Scoring::Softmax).unwrap();
     assert_same_bits(&got[0], &indices, "router indices");
     assert_same_bits(&got[1], &scores, "router scores");
