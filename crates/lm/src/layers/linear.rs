@@ -1,6 +1,6 @@
-use mlx::primitives::QuantizedMatmul;
+use mlx::primitives::{InType, QuantizedMatmul};
 use mlx::quantization::{self, QuantizedWeight};
-use mlx::{Array, ops, primitives};
+use mlx::{Array, Dtype, ops, primitives};
 
 use super::site::ask;
 use super::{Fusable, Fusion, ModuleKind, ModulePath, Path, Site, Weight};
@@ -12,6 +12,7 @@ use crate::weights::Scope;
 pub struct Linear {
     pub(crate) weight: Weight,
     bias: Option<Array>,
+    dtype: Option<Dtype>,
     path: Path,
 }
 
@@ -31,7 +32,7 @@ impl Linear {
     pub fn load_with(scope: &Scope<'_>, in_dims: i32, out_dims: i32, bias: bool) -> Result<Self> {
         let weight = Weight::load(scope, &[out_dims, in_dims])?;
         let bias = if bias { Some(scope.take_float("bias", &[out_dims])?) } else { None };
-        Ok(Self { weight, bias, path: Path::Stock })
+        Ok(Self { weight, bias, dtype: None, path: Path::Stock })
     }
 
     /// Takes `[out_dims, in_dims]` weights that no checkpoint packs.
@@ -40,7 +41,17 @@ impl Linear {
     /// As [`Weight::load`].
     pub fn load_dense(scope: &Scope<'_>, in_dims: i32, out_dims: i32) -> Result<Self> {
         let weight = Weight::Dense(scope.take_float("weight", &[out_dims, in_dims])?);
-        Ok(Self { weight, bias: None, path: Path::Stock })
+        Ok(Self { weight, bias: None, dtype: None, path: Path::Stock })
+    }
+
+    /// The same, with what goes in brought to a type of its own, which what comes out then has too.
+    pub fn in_type(self, dtype: Dtype) -> Self {
+        Self { dtype: Some(dtype), ..self }
+    }
+
+    /// The type that it computes in, where that is not the type of what goes in.
+    pub(super) fn dtype(&self) -> Option<Dtype> {
+        self.dtype
     }
 
     /// - `x`: `[.., K]`; returns `[.., N]`.
@@ -50,6 +61,13 @@ impl Linear {
     /// # Source
     /// mlx `nn/layers/linear.py` (`Linear`), `nn/layers/quantized.py` (`QuantizedLinear`).
     pub fn forward(&self, x: &Array) -> Result<Array> {
+        match self.dtype {
+            Some(dtype) => self.product(&x.astype(dtype)?),
+            None => self.product(x),
+        }
+    }
+
+    fn product(&self, x: &Array) -> Result<Array> {
         match (&self.weight, &self.bias) {
             (Weight::Dense(w), None) => Ok(ops::matmul(x, &ops::transpose(w, &[1, 0])?)?),
             (Weight::Dense(w), Some(b)) => Ok(ops::addmm(b, x, &ops::transpose(w, &[1, 0])?)?),
@@ -77,7 +95,11 @@ impl Linear {
         at: &ModulePath,
         sites: &mut Vec<Site<'a>>,
     ) {
-        sites.extend(quantized_site(&self.weight, &mut self.path, kind, at));
+        let Some(mut site) = quantized_site(&self.weight, &mut self.path, kind, at) else { return };
+        if let (Some(dtype), Some(weight)) = (self.dtype, self.weight.quantized()) {
+            site.questions = ask(InType { ask: QuantizedMatmul::of(weight), dtype });
+        }
+        sites.push(site);
     }
 }
 

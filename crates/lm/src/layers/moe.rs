@@ -1,4 +1,4 @@
-use mlx::{Array, ops};
+use mlx::{Array, Dtype, ops};
 
 use super::{
     Fusable, GluOptions, Linear, Mlp, ModuleKind, ModulePath, Path, Routing, Site, SwitchGlu,
@@ -42,6 +42,8 @@ pub struct MoeOptions {
     pub intermediate_size: i32,
     /// What else the experts are made of.
     pub glu: GluOptions,
+    /// The type that the router's product is computed in, where that is not the type of its input.
+    pub gate_dtype: Option<Dtype>,
     /// From router logits to experts and weights.
     pub routing: Routing,
     /// Experts that every token goes through, where there are any.
@@ -63,6 +65,7 @@ impl MoeOptions {
             num_experts,
             intermediate_size,
             glu: GluOptions::default(),
+            gate_dtype: None,
             routing,
             shared: None,
             names: MoeNames::default(),
@@ -120,6 +123,10 @@ impl MoeBlock {
         let MoeOptions { hidden_size, num_experts, glu, names, .. } = options;
         let gate = scope.pp(names.gate).role(Role::Router);
         let gate = Linear::load(&gate, hidden_size, num_experts)?;
+        let gate = match options.gate_dtype {
+            Some(dtype) => gate.in_type(dtype),
+            None => gate,
+        };
         let (experts, width) = (scope.pp(names.experts), options.intermediate_size);
         let experts = SwitchGlu::load_with(&experts, num_experts, hidden_size, width, glu)?;
         let block = Self::new(gate, options.routing, experts).with_names(names);
@@ -169,8 +176,8 @@ impl MoeBlock {
     pub fn forward_routed(&self, routed: &Array, x: &Array) -> Result<Array> {
         let logits = self.gate.forward(routed)?; // [B, L, E]
         let (indices, scores) = match self.router_path {
-            Path::Stock => self.routing.select(&logits)?,
-            Path::Fused(_) => self.routing.select_fused(&logits)?,
+            Path::Stock => self.routing.select(&logits, x.dtype())?,
+            Path::Fused(_) => self.routing.select_fused(&logits, x.dtype())?,
         };
         let y = self.experts(x, &indices, &scores)?;
         match &self.shared {
@@ -206,13 +213,13 @@ impl Fusable for MoeBlock {
     fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
         let Self { gate, routing, switch_mlp, shared, names, .. } = self;
         let Self { router_path, mlp_path, combine_path, .. } = self;
+        let (top_k, logits_dtype) = (routing.top_k, gate.dtype());
         gate.sites_as(ModuleKind::Router, &at.pp(names.gate), sites);
         let mut push = |pattern, questions, path| {
             let kind = ModuleKind::Moe;
             sites.push(Site { module: at.clone(), kind, pattern, questions, path });
         };
-        let top_k = routing.top_k;
-        push("moe_router", routing.questions(switch_mlp.num_experts()), router_path);
+        push("moe_router", routing.questions(switch_mlp.num_experts(), logits_dtype), router_path);
         push("moe_mlp", switch_mlp.questions(top_k), mlp_path);
         push("moe_combine", switch_mlp.combine_questions(top_k), combine_path);
         if let Some(SharedExperts { mlp, gate }) = shared {

@@ -1,8 +1,7 @@
-use mlx::primitives::{self, MoeRouter, Scoring};
+use mlx::primitives::{self, Ask, InType, MoeRouter, Scoring};
 use mlx::{Array, Dtype, ops};
 
 use super::Questions;
-use super::site::ask;
 use crate::error::Result;
 
 /// How router logits become scores.
@@ -60,8 +59,8 @@ pub struct Routing {
     pub expert_scale: Option<Array>,
     /// What the weights are multiplied by in the end.
     pub scale: Option<f32>,
-    /// The type of the weights; `None`: as they come.
-    pub dtype: Option<Dtype>,
+    /// Whether the weights take the type of what the experts get; otherwise they stay as they come.
+    pub casts: bool,
 }
 
 impl Routing {
@@ -78,20 +77,21 @@ impl Routing {
             norm_eps: 0.0,
             expert_scale: None,
             scale: None,
-            dtype: None,
+            casts: false,
         }
     }
 
     /// Each token's experts and their weights.
     ///
-    /// - `logits`: `[.., E]`; returns indices u32 and scores, both `[.., top_k]`.
+    /// - `logits`: `[.., E]`; returns indices u32 and scores, both `[.., top_k]`
+    /// - `dtype`: of what the experts get; counts where the weights take it
     ///
     /// # Errors
     /// `Mlx`.
     /// # Source
     /// mlx-lm `qwen3_moe.py`, `deepseek_v3.py` (`group_expert_select`), `lfm2_moe.py`, `gpt_oss.py`, `minimax.py`,
     /// `gemma4_text.py` (`Router`).
-    pub fn select(&self, logits: &Array) -> Result<(Array, Array)> {
+    pub fn select(&self, logits: &Array, dtype: Dtype) -> Result<(Array, Array)> {
         let logits = if self.in_f32 { logits.astype(Dtype::F32)? } else { logits.clone() };
         let scores = match self.score {
             Score::Softmax => ops::softmax(&logits, -1, true)?,
@@ -116,7 +116,7 @@ impl Routing {
         if let Some(scale) = self.scale {
             chosen = ops::multiply(&chosen, &Array::scalar_like(scale, &chosen)?)?;
         }
-        if let Some(dtype) = self.dtype {
+        if self.casts {
             chosen = chosen.astype(dtype)?;
         }
         Ok((indices, chosen))
@@ -150,18 +150,31 @@ impl Routing {
     }
 
     /// [`select`](Self::select) in one launch.
-    pub(crate) fn select_fused(&self, logits: &Array) -> Result<(Array, Array)> {
-        let router = self.router(logits.dim(-1));
+    pub(crate) fn select_fused(&self, logits: &Array, dtype: Dtype) -> Result<(Array, Array)> {
+        let weights = self.casts.then_some(dtype);
+        let router = self.router(logits.dim(-1), weights);
         let (bias, scale) = (self.selection_bias.as_ref(), self.expert_scale.as_ref());
         Ok(primitives::moe_router(logits, &router, bias, scale)?)
     }
 
-    /// What the fused router is asked.
-    pub(super) fn questions(&self, num_experts: i32) -> Questions {
-        ask(self.router(num_experts))
+    /// What the fused router is asked; `dtype`: that of the logits, where it is not the type of the activations.
+    pub(super) fn questions(&self, num_experts: i32, dtype: Option<Dtype>) -> Questions {
+        // which of these types the experts get is known when they run
+        let weights: &[_] = match self.casts {
+            true => &[Some(Dtype::Bf16), Some(Dtype::F16), Some(Dtype::F32)],
+            false => &[None],
+        };
+        let asked = weights.iter().map(|weights| -> Box<dyn Ask> {
+            let ask = self.router(num_experts, *weights);
+            match dtype {
+                Some(dtype) => Box::new(InType { ask, dtype }),
+                None => Box::new(ask),
+            }
+        });
+        Ok(asked.collect())
     }
 
-    fn router(&self, num_experts: i32) -> MoeRouter {
+    fn router(&self, num_experts: i32, weights: Option<Dtype>) -> MoeRouter {
         let (scoring, precise) = match self.score {
             Score::Softmax => (Scoring::Softmax, true),
             Score::Sigmoid => (Scoring::Sigmoid, true),
@@ -182,7 +195,7 @@ impl Routing {
             epsilon: self.norm_eps,
             expert_scale: self.expert_scale.is_some(),
             scale: self.scale.unwrap_or(1.0),
-            weights: self.dtype,
+            weights,
         }
     }
 }

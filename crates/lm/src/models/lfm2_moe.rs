@@ -10,9 +10,7 @@ use super::family::{Conversion, Experts, Family, Shape};
 use super::lfm2::{ASSUMED, ORDER, Operators, RopeTheta, conv_rules, rope_theta};
 use crate::config::{Count, Fields, Finite, ModelConfig, Positive, Size};
 use crate::error::Result;
-use crate::layers::{
-    FeedForward, GluOptions, Heads, Mlp, MoeBlock, MoeNames, MoeOptions, Routing, Score,
-};
+use crate::layers::{FeedForward, Heads, Mlp, MoeBlock, Routing, Score};
 use crate::weights::{Scope, Weights};
 
 /// Added to the sum that the chosen experts' scores are divided by.
@@ -92,16 +90,7 @@ impl Config {
             scale: self.routed_scaling_factor.map(|factor| factor.f64() as f32),
             ..Routing::softmax(*self.num_experts_per_tok)
         };
-        let options = MoeOptions {
-            hidden_size,
-            num_experts,
-            intermediate_size: *self.moe_intermediate_size,
-            glu: GluOptions::default(),
-            routing,
-            shared: None,
-            names: MoeNames::default(),
-        };
-        Ok(MoeBlock::load(scope, options)?.into())
+        Ok(MoeBlock::load(scope, self.experts().options(&self.shape(), routing))?.into())
     }
 }
 

@@ -14,8 +14,8 @@ use crate::config::{Count, Fields, ModelConfig, Positive, Size};
 use crate::error::Result;
 use crate::layers::{
     Attention, AttentionOptions, DecoderLayer, FeedForward, GatedDeltaNet, GatedDeltaOptions,
-    GatedDeltaProjections, GluOptions, Heads, LayerNames, LayerOptions, Mixer, Mlp, MoeBlock,
-    MoeNames, MoeOptions, QkNorm, Rope, RopeOptions, RopeScaling, Routing, SharedOptions,
+    GatedDeltaProjections, Heads, LayerNames, LayerOptions, Mixer, Mlp, MoeBlock, MoeOptions,
+    QkNorm, Rope, RopeOptions, RopeScaling, Routing, SharedOptions,
 };
 use crate::rewrite::{Op, Rules};
 use crate::weights::{Scope, Weights};
@@ -276,14 +276,10 @@ pub(super) fn load_moe(
     norm_topk_prob: bool,
 ) -> Result<FeedForward> {
     let Experts { num_experts, top_k, intermediate_size } = experts;
+    let routing = Routing { norm_topk_prob, ..Routing::softmax(top_k) };
     let options = MoeOptions {
-        hidden_size,
-        num_experts,
-        intermediate_size,
-        glu: GluOptions::default(),
-        routing: Routing { norm_topk_prob, ..Routing::softmax(top_k) },
         shared: Some(SharedOptions { intermediate_size: shared_intermediate_size, gated: true }),
-        names: MoeNames::default(),
+        ..MoeOptions::new(hidden_size, num_experts, intermediate_size, routing)
     };
     Ok(MoeBlock::load(scope, options)?.into())
 }

@@ -136,14 +136,15 @@ fn every_kind_of_routing_is_fused_with_the_bits_of_stock() {
         return;
     }
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        for weights in [None, Some(Dtype::Bf16), Some(Dtype::F32)] {
+        for casts in [None, Some(Dtype::Bf16), Some(Dtype::F32)] {
             for (name, routing) in routings() {
-                let routing = Routing { dtype: weights, ..routing };
+                let routing = Routing { casts: casts.is_some(), ..routing };
+                let input = casts.unwrap_or(dtype);
                 let logits = normal(&[2, 11, 16], 7).astype(dtype).unwrap();
-                let stock = routing.select(&logits).unwrap();
-                let fused = routing.select_fused(&logits).unwrap();
+                let stock = routing.select(&logits, input).unwrap();
+                let fused = routing.select_fused(&logits, input).unwrap();
                 for (fused, stock) in [(fused.0, stock.0), (fused.1, stock.1)] {
-                    let what = format!("{name} {dtype}, weights {weights:?}");
+                    let what = format!("{name} {dtype}, weights {casts:?}");
                     assert_eq!(fused.dtype(), stock.dtype(), "{what}");
                     assert_eq!(fused.to_bytes().unwrap(), stock.to_bytes().unwrap(), "{what}");
                 }
@@ -158,7 +159,7 @@ fn every_kind_of_routing_chooses_and_weighs_as_plain_arithmetic_does() {
     const EXPERTS: usize = 16;
     for (name, routing) in routings() {
         let logits = normal(&[1, TOKENS as i32, EXPERTS as i32], 5);
-        let (indices, scores) = routing.select(&logits).unwrap();
+        let (indices, scores) = routing.select(&logits, Dtype::F32).unwrap();
         assert_eq!(indices.shape(), [1, TOKENS as i32, 4], "{name}");
         assert_eq!(scores.shape(), indices.shape(), "{name}");
         let (indices, scores) = (indices.to_vec::<u32>().unwrap(), values(&scores));
@@ -178,12 +179,12 @@ fn every_kind_of_routing_chooses_and_weighs_as_plain_arithmetic_does() {
 }
 
 #[test]
-fn weights_of_experts_take_the_type_asked_for() {
+fn weights_of_experts_take_the_type_of_what_the_experts_get() {
     let logits = normal(&[1, 3, 8], 6).astype(Dtype::Bf16).unwrap();
     let routing = Routing { in_f32: true, ..Routing::softmax(2) };
-    assert_eq!(routing.select(&logits).unwrap().1.dtype(), Dtype::F32);
-    let routing = Routing { dtype: Some(Dtype::Bf16), ..routing };
-    assert_eq!(routing.select(&logits).unwrap().1.dtype(), Dtype::Bf16);
+    assert_eq!(routing.select(&logits, Dtype::Bf16).unwrap().1.dtype(), Dtype::F32);
+    let routing = Routing { casts: true, ..routing };
+    assert_eq!(routing.select(&logits, Dtype::Bf16).unwrap().1.dtype(), Dtype::Bf16);
 }
 
 /// Named f32 weights in a file, as layers take them.
@@ -388,15 +389,8 @@ fn shared_experts_are_added_with_and_without_their_gate() {
     };
     let load = |tensors: &[(&str, &[i32])], shared| {
         let (arrays, weights, dir) = weights(tensors);
-        let options = MoeOptions {
-            hidden_size: D,
-            num_experts: 4,
-            intermediate_size: 16,
-            routing: Routing { norm_topk_prob: true, ..Routing::softmax(2) },
-            glu: GluOptions::default(),
-            shared,
-            names,
-        };
+        let routing = Routing { norm_topk_prob: true, ..Routing::softmax(2) };
+        let options = MoeOptions { shared, names, ..MoeOptions::new(D, 4, 16, routing) };
         let block = MoeBlock::load(&weights.root(), options).unwrap();
         weights.finish().unwrap();
         (arrays, block, dir)

@@ -17,6 +17,33 @@ pub trait Ask: Debug {
     fn primitive(&self) -> &'static str;
     /// The op's arguments that are no arrays, and the sizes of those that are.
     fn parameters(&self) -> Parameters;
+    /// Type of what it gets, where that is not the type of the activations around it.
+    fn dtype(&self) -> Option<Dtype> {
+        None
+    }
+}
+
+/// The same question where what the primitive gets has a type of its own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct InType<A> {
+    /// The question.
+    pub ask: A,
+    /// The type.
+    pub dtype: Dtype,
+}
+
+impl<A: Ask> Ask for InType<A> {
+    fn primitive(&self) -> &'static str {
+        self.ask.primitive()
+    }
+
+    fn parameters(&self) -> Parameters {
+        self.ask.parameters()
+    }
+
+    fn dtype(&self) -> Option<Dtype> {
+        Some(self.dtype)
+    }
 }
 
 /// Where and how a primitive is going to run.
@@ -148,7 +175,7 @@ fn answer(ask: &dyn Ask, setting: &Setting, metal: bool) -> Result<(), String> {
         ask.primitive(),
         setting.device.is_gpu(),
         metal,
-        setting.dtype.id(),
+        ask.dtype().unwrap_or(setting.dtype).id(),
         setting.precision == Precision::Fast,
         &parameters,
     );

@@ -31,7 +31,7 @@ use crate::array::array_vec;
 use crate::quantization::{Mode, Quantization, QuantizedWeight};
 
 pub use add_rms_norm::{AddRmsNorm, add_rms_norm};
-pub use ask::{Ask, Parameters, Setting, Value, supports, supports_on_metal};
+pub use ask::{Ask, InType, Parameters, Setting, Value, supports, supports_on_metal};
 pub use attention::{Attention, AttentionOptions, RopeParts, attention, attention_rows};
 pub use cache_append::{CacheAppend, cache_append};
 pub use gated_delta::{GatedDelta, GatedDeltaInputs, gated_delta};
