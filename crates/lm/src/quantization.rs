@@ -17,6 +17,12 @@ pub(crate) const KNOWN: &str = "MLX has affine with 2, 3, 4, 5, 6 or 8 bits in g
 const CONVERT_FIRST: &str = "known are MLX's own, mxfp4, mxfp8, fp8 and compressed-tensors (pack-quantized, \
                              mxfp4-pack-quantized, nvfp4-pack-quantized); take the dense checkpoint instead";
 
+/// The key, and the end of the tensors' names, of what newer releases of mlx-lm have beside nvfp4.
+const GLOBAL_SCALE: &str = "global_scale";
+/// What that is, and what to do about it.
+const SCALES_OF_EXPERTS: &str = "a scale for each expert beside those of its groups, which no product here applies; take an \
+                                 nvfp4 checkpoint without them, or `zmlx convert --mode nvfp4` the dense one";
+
 /// The checkpoint's quantisation: one default and exceptions by module path.
 #[derive(Debug, Clone)]
 pub struct QuantizationConfig {
@@ -120,6 +126,10 @@ fn parse_setting(
             }),
         }
     };
+    if map.get(GLOBAL_SCALE).is_some_and(|v| !v.is_null() && *v != json!(false)) {
+        let reason = format!("asks for {SCALES_OF_EXPERTS}");
+        return Err(config.error(&format!("{field}.{GLOBAL_SCALE}"), reason));
+    }
     let setting = Quantization {
         group_size: number("group_size", mode.default_group_size())?,
         bits: number("bits", mode.default_bits())?,
@@ -131,6 +141,16 @@ fn parse_setting(
     let Quantization { group_size, bits, mode } = setting;
     let reason = format!("asks for {bits} bits in groups of {group_size} ({mode}); {KNOWN}");
     Err(config.error(field, reason))
+}
+
+/// Why tensors that no layer takes make a checkpoint say something else than it would with them, where that is known.
+///
+/// # Source
+/// mlx-lm 0.32.2, `switch_layers.py` (`QuantizedSwitchLinear`).
+pub(crate) fn why_left(names: &[String]) -> Option<String> {
+    let is_scale = |name: &&String| name.rsplit('.').next() == Some(GLOBAL_SCALE);
+    let name = names.iter().find(is_scale)?;
+    Some(format!("`{name}` is {SCALES_OF_EXPERTS}"))
 }
 
 /// Whether MLX has kernels for the setting.

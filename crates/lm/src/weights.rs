@@ -11,7 +11,7 @@ use mlx::{Array, Dtype, ops};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Split, Stage};
-use crate::quantization::QuantizationConfig;
+use crate::quantization::{QuantizationConfig, why_left};
 use crate::rewrite::{Packed, Rules, Table, Tensor, infer};
 
 /// A checkpoint's tensors, handed out one by one.
@@ -204,6 +204,9 @@ impl Weights {
         let names = self.names();
         if let Some(first) = names.first() {
             let path = self.file_of(&self.left.borrow().tensors[first].origin);
+            if let Some(reason) = why_left(&names) {
+                return Err(Error::checkpoint(path, reason));
+            }
             return Err(Error::UnexpectedWeight { names, path });
         }
         Ok(self.taken.take())

@@ -245,11 +245,25 @@ fn quantization_rejects_what_mlx_lacks() {
         json!({"group_size": 64, "bits": 4, "mode": "mxfp4"}),
         json!({"group_size": 64, "bits": 4, "mode": "int4"}),
         json!({"group_size": 64, "bits": 4, "model.norm": {"bits": 1}}),
+        json!({"group_size": 16, "bits": 4, "mode": "nvfp4", "global_scale": true}),
         json!(4),
     ] {
         let result = parse(json!({"model_type": "x", "quantization": bad}));
         assert!(matches!(result, Err(Error::Config { .. })), "{bad}");
     }
+}
+
+#[test]
+fn scales_of_experts_beside_nvfp4_are_refused_by_name() {
+    let with = |scale: Value| {
+        let experts = json!({"group_size": 16, "bits": 4, "mode": "nvfp4", "global_scale": scale});
+        parse(json!({"model_type": "x", "quantization": {
+            "group_size": 16, "bits": 4, "mode": "nvfp4", "a.switch_mlp.up_proj": experts}}))
+    };
+    assert_eq!(with(json!(false)).unwrap().quantization.unwrap().overrides.len(), 1);
+    let message = with(json!(true)).unwrap_err().to_string();
+    let field = "field `quantization.a.switch_mlp.up_proj.global_scale` asks for a scale";
+    assert!(message.contains(field), "{message}");
 }
 
 /// A type that two families share, as one of them reads it.
