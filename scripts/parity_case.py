@@ -18,6 +18,7 @@ class Case:
     group_size: int = 64
     mode: str = "affine"
     overrides: dict = field(default_factory=dict)  # path suffix -> quantisation, or False
+    recipe: str | None = None  # a mixed one of mlx_lm.convert, by name
     config: dict = field(default_factory=dict)
     prompts: list = field(default_factory=lambda: list(DEFAULT_PROMPTS))
     max_tokens: int = 64

@@ -27,6 +27,7 @@ import mlx.core as mx
 import parity_cache
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import utils as lm_utils
+from mlx_lm.convert import mixed_quant_predicate_builder
 from mlx_lm.generate import generate_step
 from parity_case import Case
 
@@ -148,11 +149,14 @@ def build(model_type, case, folder):
     """Write the case's checkpoint as mlx_lm.convert would."""
     model, config = random_model(model_type, case.config, case.dtype, case.seed)
     if case.bits is not None:
+        recipe = case.recipe and mixed_quant_predicate_builder(case.recipe, model, case.group_size)
 
         def predicate(path, module):
             for suffix, choice in case.overrides.items():
                 if path.endswith(suffix):
                     return choice
+            if recipe:
+                return recipe(path, module)
             # Families with routers quantise those at 8 bits with groups of 64.
             own = getattr(model, "quant_predicate", None) or (lambda path, module: True)
             choice = own(path, module)

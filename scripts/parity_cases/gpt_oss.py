@@ -1,6 +1,7 @@
 """Cases of gpt_oss: windows shorter than the prompt, in which the ring wraps while it decodes,
 sinks, biased experts and routers, stretched rotations, as shipped and in other formats."""
 
+import mlx.core as mx
 from parity_case import Case, wide_dense, wide_layer_types
 
 YARN = {
@@ -56,6 +57,32 @@ SHIPPED |= {"self_attn.o_proj": False, "router": False, "embed_tokens": False, "
 # As mlx-community ships it: those in affine 8 bits.
 REST = {"group_size": 32, "bits": 8}
 
+
+
+def as_published(weights, config):
+    """OpenAI's own spelling: gate and up rows by turns in one matrix, codes as bytes in blocks of 16."""
+    del config["quantization"]
+    dense = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": dense}
+    names = {"weight": "blocks", "scales": "scales", "bias": "bias"}
+    out = {}
+    for name, value in weights.items():
+        head, _, part = name.partition(".experts.")
+        module, _, part = part.partition(".")
+        if module == "up_proj":
+            continue
+        if part not in names:
+            out[name] = value
+            continue
+        if module == "gate_proj":
+            rows = mx.stack([value, weights[f"{head}.experts.up_proj.{part}"]], axis=2)
+            module, value = "gate_up_proj", rows.flatten(1, 2)
+        if part == "weight":
+            value = value.view(mx.uint8).reshape(*value.shape[:2], -1, 16)
+        out[f"{head}.experts.{module}_{names[part]}"] = value
+    return out
+
+
 CASES = [
     Case(
         name="gpt-oss-shipped-bf16-mxfp4",
@@ -64,6 +91,16 @@ CASES = [
         overrides=SHIPPED,
         prompts=[1, 5, 15, 40],
         seed=51,
+    ),
+    Case(
+        name="gpt-oss-published",
+        mode="mxfp4",
+        group_size=32,
+        overrides=SHIPPED,
+        published=as_published,
+        prompts=[1, 5, 15],
+        max_tokens=32,
+        seed=54,
     ),
     Case(
         name="gpt-oss-mxfp4-q8-odd-layers",

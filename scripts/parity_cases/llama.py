@@ -67,6 +67,7 @@ CASES = [
         prompts=[1, 5, 30],
         seed=52,
     ),
+    Case(name="llama-mixed-3-6", recipe="mixed_3_6", group_size=32, config={"num_hidden_layers": 5}, seed=86),
 ]
 
 

@@ -92,6 +92,7 @@ CASES = [
         max_tokens=48,
         seed=33,
     ),
+    Case(name="qwen3-moe-mixed-2-6", recipe="mixed_2_6", group_size=32, config={"num_hidden_layers": 5}, seed=44),
 ]
 
 
