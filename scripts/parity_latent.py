@@ -79,19 +79,23 @@ def hugging_face_fp8(weights, config):
     for name, value in hugging_face(weights, config).items():
         out[name] = value
         if value.ndim == 2 and name.endswith("_proj.weight"):
-            rows, columns = value.shape
-            pad = mx.pad(value.astype(mx.float32), ((0, -rows % BLOCK), (0, -columns % BLOCK)))
-            blocks = pad.reshape(pad.shape[0] // BLOCK, BLOCK, pad.shape[1] // BLOCK, BLOCK)
-            scale = mx.abs(blocks).max(axis=(1, 3)) / 448
-            codes = mx.to_fp8((blocks / scale[:, None, :, None]).reshape(pad.shape))
-            out[name] = codes[:rows, :columns]
-            out[f"{name}_scale_inv"] = scale
+            out[name], out[f"{name}_scale_inv"] = fp8_blocks(value)
     sizes = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]}
     config["quantization_config"] = sizes
     return out
 
 
 BLOCK = 128
+
+
+def fp8_blocks(value):
+    """A matrix in 8 bits, and the scales of its blocks."""
+    rows, columns = value.shape
+    pad = mx.pad(value.astype(mx.float32), ((0, -rows % BLOCK), (0, -columns % BLOCK)))
+    blocks = pad.reshape(pad.shape[0] // BLOCK, BLOCK, pad.shape[1] // BLOCK, BLOCK)
+    scale = mx.abs(blocks).max(axis=(1, 3)) / 448
+    codes = mx.to_fp8((blocks / scale[:, None, :, None]).reshape(pad.shape))
+    return codes[:rows, :columns], scale
 
 
 def hugging_face_int4(weights, config):
