@@ -13,6 +13,7 @@ pub mod latent;
 pub mod lfm2;
 pub mod lfm2_moe;
 pub mod llama;
+pub mod minimax;
 pub mod ministral3;
 pub mod mistral3;
 pub mod mixtral;
@@ -125,6 +126,7 @@ pub const MODELS: &[ModelRow] = &[
     ModelRow::new::<lfm2::Config>("lfm2", Preset::Device),
     ModelRow::new::<lfm2_moe::Config>("lfm2_moe", Preset::Device),
     ModelRow::new::<llama::Config>("llama", Preset::Device),
+    ModelRow::new::<minimax::Config>("minimax", Preset::Device),
     ModelRow::new::<ministral3::Config>("ministral3", Preset::Device),
     ModelRow::of("mistral3", mistral3::load, mistral3::describe, Preset::Device),
     ModelRow::new::<mixtral::Config>("mixtral", Preset::Device),
@@ -149,6 +151,7 @@ pub const ALIASES: &[(&str, &str)] = &[
     ("joyai_llm_flash", "deepseek_v3"),
     ("kimi_k2", "deepseek_v3"),
     ("llava", "mistral3"),
+    ("minimax_m2", "minimax"),
     ("mistral", "llama"),
     ("xverse", "llama"),
 ];

@@ -26,6 +26,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family!("kimi-k2.5"),
     family!("lfm2-24b-a2b"),
     family!("lfm2-8b-a1b"),
+    family!("minimax-m2"),
     family!("qwen3-30b-a3b"),
     family!("qwen3-moe-tiny"), // half a megabyte, for tests
     family!("qwen3-next-80b-a3b"),
