@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use mlx::quantization::{Mode, Quantization};
 use mlx::{Array, Dtype};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cache::Cache;
+use crate::config::ModelConfig;
+use crate::error::Error;
 use crate::models::{ALIASES, LoadedModel, MODELS, Model, find, load};
 use crate::patch::{PatchOptions, Patterns, patch, sites_of};
 use crate::patterns;
@@ -215,6 +217,57 @@ fn every_family_gives_ragged_rows_the_bits_that_they_have_alone() {
             let both = together(model, &Step::new(&next), &mut caches);
             assert_eq!(both, alone.concat(), "{family}, next step");
         }
+    });
+}
+
+/// The golden configuration with one field of the text model set, and the field's name in messages.
+fn changed(golden: &Golden, field: &str, value: Value) -> (ModelConfig, String) {
+    let mut fields = golden.config.as_object().unwrap().clone();
+    let name = match fields.get_mut("text_config") {
+        Some(text) => {
+            text.as_object_mut().unwrap().insert(field.to_owned(), value);
+            format!("text_config.{field}")
+        }
+        None => {
+            fields.insert(field.to_owned(), value);
+            field.to_owned()
+        }
+    };
+    (ModelConfig::from_fields("config.json", fields, None).unwrap(), name)
+}
+
+#[test]
+fn every_family_tells_of_a_key_that_it_does_not_know() {
+    each(|family, golden| {
+        let (config, name) = changed(golden, "something_new", json!(1));
+        (find(family).unwrap().describe)(&config).unwrap();
+        assert_eq!(config.unknown_fields(), [name], "{family}");
+    });
+}
+
+#[test]
+fn every_family_names_file_and_field_of_a_wrong_type() {
+    each(|family, golden| {
+        let describe = find(family).unwrap().describe;
+        let text = golden.config.get("text_config").unwrap_or(&golden.config);
+        let mut refused = Vec::new();
+        for key in text.as_object().unwrap().keys().filter(|key| *key != "model_type") {
+            let (config, name) = changed(golden, key, json!({ "no": "sense" }));
+            match describe(&config) {
+                Err(Error::Config { path, field, .. }) => {
+                    assert!(path.ends_with("config.json"));
+                    assert!(field.starts_with(&name), "{family}: `{field}` for `{name}`");
+                    refused.push(key.as_str());
+                }
+                Err(error) => panic!("{family}: {error}"),
+                // fields that nothing reads
+                Ok(_) => {}
+            }
+        }
+        for field in ["hidden_size", "num_hidden_layers", "num_attention_heads"] {
+            assert!(refused.contains(&field), "{family}: {refused:?}");
+        }
+        assert!(refused.len() > 8, "{family}: {refused:?}");
     });
 }
 
