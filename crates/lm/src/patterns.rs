@@ -69,7 +69,7 @@ const CPU: &[&str] = &[
     "gated_delta",
     "greedy_token",
 ];
-/// On by default on a GPU.
+/// On by default on another GPU.
 const GPU: &[&str] = &["moe_mlp"];
 /// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place
 /// of several.
@@ -95,6 +95,7 @@ pub(crate) fn named(name: &str) -> Result<&'static Pattern> {
 pub fn preset(device: Device) -> &'static [&'static str] {
     match device {
         Device::Cpu => CPU,
+        Device::Gpu if cfg!(target_os = "macos") => METAL,
         Device::Gpu => GPU,
     }
 }

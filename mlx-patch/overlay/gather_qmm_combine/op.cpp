@@ -166,14 +166,13 @@ std::string refuse(const Request& r) {
   return reason.empty() ? refuse_quantization(r) : reason;
 }
 
-// From 32 experts on stock adds them in another order, and so it does where a token has one number.
+// From 32 experts on stock adds them in another order. Where a token has one number it adds them one by one, which is
+// the same for as many as there are threads that begin.
 std::string refuse_combine_on_metal(const Request& r) {
-  constexpr int64_t most = 31;
-  if (r.integer("top_k") > most) {
-    return "the Metal kernel adds " + std::to_string(most) + " experts at most, not " + std::to_string(r.integer("top_k"));
-  }
-  if (r.integer("outer") < 2) {
-    return "the Metal kernel is for two outputs and more";
+  constexpr int64_t most = 31, threads = 8;
+  auto top_k = r.integer("top_k");
+  if (top_k > most || (r.integer("outer") == 1 && top_k > threads)) {
+    return "stock adds " + std::to_string(top_k) + " experts on Metal in another order than the kernel";
   }
   auto reason = refuse_width_on_metal(r.integer("inner"));
   return reason.empty() ? refuse_quantized_on_metal(r) : reason;
