@@ -73,7 +73,8 @@ const CPU: &[&str] = &[
 const GPU: &[&str] = &["moe_mlp"];
 /// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place
 /// of several.
-const METAL: &[&str] = &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope", "add_norm"];
+const METAL: &[&str] =
+    &["moe_mlp", "moe_combine", "moe_router", "swiglu_mlp", "qk_norm_rope", "add_norm"];
 
 /// The names of [`PATTERNS`].
 pub fn names() -> Vec<&'static str> {

@@ -84,7 +84,7 @@ std::string refuse_quantized_on_cpu(const Request& request);
 std::string refuse_on_metal(const Request& request);
 std::string refuse_quantized_on_metal(const Request& request);
 
-// Why experts of this width stay on stock's launches on Metal, or empty.
+// Why projections of this width stay on stock's launches on Metal, or empty.
 std::string refuse_width_on_metal(int64_t width);
 
 // Metal's stock has other kernels, which add in another order, for many rows of one matrix and for many products that are
@@ -96,6 +96,9 @@ void require_vectors_on_metal(
     int64_t products,
     int64_t matrices,
     bool sorted);
+
+// The same for one matrix and all rows of `x`, of which there may be one: what stock runs for more hangs on the chip.
+void require_vector_on_metal(std::string_view tag, mlx::core::Device device, const array& x);
 
 // Metal's stock adds all of an array, which the one row of a vector is, in another order than rows. Throws for it there;
 // nothing on another backend.

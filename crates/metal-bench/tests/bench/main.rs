@@ -10,6 +10,7 @@ mod add_rms_norm;
 mod elementwise;
 mod gather_qmm_combine;
 mod gather_qmm_swiglu;
+mod glu;
 mod kernels;
 mod machine;
 mod moe_router;
@@ -18,6 +19,7 @@ mod quantized;
 mod reduce;
 mod rows;
 mod stock;
+mod swiglu_mlp;
 mod values;
 
 /// The compiler, with what it has compiled in cargo's folder for tests.

@@ -14,6 +14,7 @@
 #include "moe_router/moe_router.h"
 #include "qk_norm_rope/qk_norm_rope.h"
 #include "recorder.h"
+#include "swiglu_mlp/swiglu_mlp.h"
 #include "zmlx/primitives.h"
 
 namespace zmlx {
@@ -22,6 +23,7 @@ GpuBackend gather_qmm_combine_gpu();
 GpuBackend gather_qmm_swiglu_gpu();
 GpuBackend moe_router_gpu();
 GpuBackend qk_norm_rope_gpu();
+GpuBackend swiglu_mlp_gpu();
 } // namespace zmlx
 
 namespace {
@@ -120,13 +122,15 @@ std::vector<Dtype> dtypes() {
   return {float32, float16, bfloat16};
 }
 
-// A packed stack [E, N, K]: w, scales and, for affine, biases.
-std::vector<array> packed(const Format& f, Dtype dtype, int E, int N, int K) {
+// Packed matrices of this shape, [.., N, K]: w, scales and, for affine, biases.
+std::vector<array> packed(const Format& f, Dtype dtype, Shape shape) {
   bool affine = f.kind == QuantizationMode::Affine;
-  std::vector<array> parts = {
-      zeros({E, N, K * f.bits / 32}, uint32), zeros({E, N, K / f.group_size}, affine ? dtype : uint8)};
+  auto words = shape, groups = shape;
+  words.back() = shape.back() * f.bits / 32;
+  groups.back() = shape.back() / f.group_size;
+  std::vector<array> parts = {zeros(words, uint32), zeros(groups, affine ? dtype : uint8)};
   if (affine) {
-    parts.push_back(zeros({E, N, K / f.group_size}, dtype));
+    parts.push_back(zeros(groups, dtype));
   }
   return parts;
 }
@@ -146,8 +150,8 @@ void gather_qmm_swiglu() {
   for (auto& f : formats()) {
     for (auto dtype : dtypes()) {
       for (auto [N, K] : kSizes) {
-        auto gate = packed(f, dtype, E, N, K);
-        auto up = packed(f, dtype, E, N, K);
+        auto gate = packed(f, dtype, {E, N, K});
+        auto up = packed(f, dtype, {E, N, K});
         std::vector<array> inputs = {
             zeros({1, 1, 1, K}, dtype),
             broadcast_to(array(0u, uint32), {1, top_k}),
@@ -181,7 +185,7 @@ void gather_qmm_combine() {
   for (auto& f : formats()) {
     for (auto dtype : dtypes()) {
       for (auto [N, K] : kSizes) {
-        auto down = packed(f, dtype, E, N, K);
+        auto down = packed(f, dtype, {E, N, K});
         std::vector<array> inputs = {
             zeros({tokens, top_k, 1, K}, dtype), zeros({tokens, top_k}, uint32), zeros({tokens, top_k}, float32)};
         inputs.insert(inputs.end(), down.begin(), down.end());
@@ -262,6 +266,32 @@ void add_rms_norm() {
   }
 }
 
+void swiglu_mlp() {
+  auto backend = zmlx::swiglu_mlp_gpu();
+  for (auto& f : formats()) {
+    for (auto dtype : dtypes()) {
+      for (auto [N, K] : kSizes) {
+        auto gate = packed(f, dtype, {N, K});
+        auto up = packed(f, dtype, {N, K});
+        std::vector<array> inputs = {zeros({1, 1, K}, dtype), gate[0], gate[1], up[0], up[1]};
+        if (gate.size() == 3) {
+          inputs.push_back(gate[2]);
+          inputs.push_back(up[2]);
+        }
+        for (bool has_bias : {false, true}) {
+          if (has_bias) {
+            inputs.insert(inputs.end(), 2, zeros({N}, dtype));
+          }
+          zmlx::SwiGLUMLP::State state = {
+              f.group_size, f.bits, f.kind, Precision::Exact, zmlx::Activation::Silu, 0, 0, has_bias};
+          auto primitive = std::make_shared<zmlx::SwiGLUMLP>(gpu(), state);
+          launch(label(f, dtype, N, K), "swiglu_mlp", backend, {array({1, 1, N}, dtype, primitive, inputs)});
+        }
+      }
+    }
+  }
+}
+
 } // namespace
 
 int main() {
@@ -271,5 +301,6 @@ int main() {
   gather_qmm_swiglu();
   moe_router();
   qk_norm_rope();
+  swiglu_mlp();
   return failures == 0 ? 0 : 1;
 }
