@@ -243,7 +243,8 @@ fn routers(kind: Float) -> Vec<Router> {
         ),
         biased(Router { epsilon: 1e-20, ..p(256, 8) }, kind),
         Router { scoring: Sigmoid, scale: 0.5, ..p(16, 1) },
-        // none; sums of groups that are equal once they are rounded
+        // none; with numbers near one, sums of groups are equal once they are rounded
+        Router { scoring: SoftmaxOfTopK, groups: [16, 8], normalize: false, ..p(32, 16) },
         Router { scoring: Sigmoid, groups: [16, 8], epsilon: 0.25, ..p(256, 8) },
         Router { precise: false, ..p(1024, 64) },
         Router { groups: [5, 2], descending: true, ..p(60, 6) },
@@ -254,21 +255,37 @@ fn routers(kind: Float) -> Vec<Router> {
     ]
 }
 
+/// What logits are like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Values {
+    Ordinary,
+    /// Some are equal: then their order decides.
+    Few,
+    /// Some sums of two are equal, once they are rounded.
+    NearOne,
+}
+
 fn cases(stock: &mut Stock, kind: Float, orders: &[Order]) -> Vec<Case> {
     let mut all = Vec::new();
     for (number, router) in routers(kind).into_iter().enumerate() {
         let mut random = Random::new(number as u64 + 3);
         let tokens = 1 + number % 3;
-        // of few values, some are equal: then their order decides
-        for ties in [false, true] {
+        for values in [Values::Ordinary, Values::Few, Values::NearOne] {
             let mut logits = random.floats(tokens * router.experts, 6.0, Range::Ordinary);
             let mut bias = random.floats(router.experts, 0.5, Range::Ordinary);
-            if ties {
-                logits.iter_mut().for_each(|x| *x = x.round());
-                bias.iter_mut().for_each(|x| *x = x.round() / 4.0);
-            } else if number % 3 == 0 && router.experts > 8 {
-                logits[router.experts / 2] = f32::NEG_INFINITY;
-                logits[3] = -0.0;
+            match values {
+                Values::Few => {
+                    logits.iter_mut().for_each(|x| *x = x.round());
+                    bias.iter_mut().for_each(|x| *x = x.round() / 4.0);
+                }
+                Values::NearOne => {
+                    logits.iter_mut().for_each(|x| *x = 1.0 + x.abs().round() / 1024.0);
+                }
+                Values::Ordinary if number % 3 == 0 && router.experts > 8 => {
+                    logits[router.experts / 2] = f32::NEG_INFINITY;
+                    logits[3] = -0.0;
+                }
+                Values::Ordinary => {}
             }
             let question = Question {
                 kind,
@@ -280,7 +297,7 @@ fn cases(stock: &mut Stock, kind: Float, orders: &[Order]) -> Vec<Case> {
             for &order in orders {
                 let [indices, weights] = stock.run(&question, order);
                 all.push(Case {
-                    what: format!("{kind:?} {router:?} ties={ties} {order:?}"),
+                    what: format!("{kind:?} {router:?} {values:?} {order:?}"),
                     launch: question.launch(order),
                     // indices are compared as bits
                     expected: vec![(Float::F32, indices), (router.weights, weights)],
