@@ -1,6 +1,9 @@
 //! MLX's kernels over rows, one launch each, as stock runs them: norms, rotations, softmax, sorting.
 
-use std::{path::PathBuf, sync::LazyLock};
+use std::{
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 use metal_bench::{Contract, Launch, Machine, Order, mlx};
 
@@ -58,10 +61,10 @@ pub(crate) struct Rope {
 }
 
 impl NormRope {
-    pub(crate) fn new(contract: Contract, source: &PathBuf) -> NormRope {
+    pub(crate) fn new(contract: Contract, source: &Path) -> NormRope {
         let file = |name: &str| {
             let path = source.join("mlx/backend/metal/kernels").join(name);
-            compiler().read(&path, &[source.clone()]).unwrap_or_else(|error| panic!("{error}"))
+            compiler().read(&path, &[source.to_owned()]).unwrap_or_else(|error| panic!("{error}"))
         };
         let norm = kernels::build(contract, &[file("rms_norm.metal")], |name| {
             name.starts_with("rms") && !name.contains("looped")
