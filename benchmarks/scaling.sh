@@ -1,9 +1,11 @@
 #!/bin/sh
-# Speed of a model by number of threads: scaling.sh MODEL_BINARY CHECKPOINT OUT THREADS...
-# MODEL_BINARY is `target/release/model`; OUT gets a folder of raw results for each number of threads.
+# Speed of a model by number of threads: scaling.sh ZMLX CHECKPOINT OUT THREADS...
+# ZMLX is `target/release/zmlx`; OUT gets a capsule for each number of threads.
 set -eu
-model=$1 checkpoint=$2 out=$3
+zmlx=$1 checkpoint=$2 out=$3
 shift 3
+mkdir -p "$out"
 for threads in "$@"; do
-  "$model" "$checkpoint" --threads "$threads" --rounds 5 --stock-decode 1 --decode 64 --out "$out/$threads-threads"
+  "$zmlx" bench "$checkpoint" --threads "$threads" --runs 5 --pp 128 --tg 64 --out "$out/$threads-threads.json" \
+    --variant stock=off,cap=3 --variant exact=auto --variant fast=auto,fast,lossy
 done

@@ -2,6 +2,7 @@
 //!
 //! - [`mlx`]: arrays, ops and the fused primitives
 //! - [`lm`]: checkpoints, models, the patch layer, generation
+//! - [`bench`]: measuring models, and patching by measurement; [`capsule`]: what was measured, judged and shown
 //!
 //! ```no_run
 #![doc = include_str!("../examples/generate.rs")]
@@ -9,4 +10,6 @@
 #![deny(missing_docs)]
 
 pub use mlx;
+pub use zmlx_bench as bench;
+pub use zmlx_capsule as capsule;
 pub use zmlx_lm as lm;

@@ -82,8 +82,9 @@ impl CommandArgs for CachePrompt {
                 )
             }
         };
+        let sample = Some(prompt.token_ids.as_slice());
         let mut session =
-            Session::load(&folder, prompter, &self.patching, &self.compute, device, ui)?;
+            Session::load(&folder, prompter, sample, &self.patching, &self.compute, device, ui)?;
         session.keep(self.kv.options());
         let prompt_token_ids = prompt.token_ids.clone();
         ui.begin("cache-prompt", &Begin { session: session.begin(), prompt_token_ids })?;

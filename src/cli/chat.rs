@@ -130,8 +130,9 @@ impl CommandArgs for Chat {
         );
         // refuses a model without a template before its weights are read
         prompter.conversation(&[message("user", "?")])?;
+        let sample = None;
         let mut session =
-            Session::load(&folder, prompter, &self.patching, &self.compute, device, ui)?;
+            Session::load(&folder, prompter, sample, &self.patching, &self.compute, device, ui)?;
         session.keep(self.kv.options());
         ui.begin("chat", &session.begin())?;
         let lines = Lines::open(place::chat_history())?;

@@ -97,8 +97,9 @@ impl CommandArgs for Generate {
         if let (Asked::Terminal | Asked::Nothing, Some(text)) = (&asked, &prompt.text) {
             ui.note(&format!("no --prompt given; asking: {text}"));
         }
+        let sample = Some(prompt.token_ids.as_slice());
         let mut session =
-            Session::load(&folder, prompter, &self.patching, &self.compute, device, ui)?;
+            Session::load(&folder, prompter, sample, &self.patching, &self.compute, device, ui)?;
         session.keep(self.kv.options());
         if let Some(path) = &self.cache.prompt_cache {
             session.continue_file(path, &self.model.name(&folder), &self.kv)?;

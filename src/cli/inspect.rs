@@ -134,7 +134,7 @@ impl CommandArgs for Inspect {
     fn run(self, ui: &mut Ui) -> anyhow::Result<Exit> {
         let device = self.compute.apply()?;
         let folder = self.model.folder(ui)?;
-        let options = self.patching.options(self.compute.precision());
+        let options = self.patching.options(self.compute.precision())?;
         let model = folder.display().to_string();
         ui.begin("inspect", &Begin { model: model.clone() })?;
         let inspection = lm::inspect(&folder, &options)?;

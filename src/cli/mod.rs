@@ -1,5 +1,7 @@
 //! The command line: one file per command, which returns data and says how it reads; `render` alone prints.
 
+mod bench;
+mod bench_run;
 mod cache_prompt;
 mod chat;
 mod convert;
@@ -9,6 +11,7 @@ mod generate;
 mod inspect;
 mod kv;
 mod lines;
+mod logits;
 mod options;
 mod patching;
 mod patterns;
@@ -16,6 +19,7 @@ mod place;
 mod prompts;
 mod reference;
 mod render;
+mod report;
 mod sampling;
 mod session;
 mod shell_completions;
@@ -80,6 +84,8 @@ const COMMANDS: &[CommandRow] = &[
     CommandRow::new::<chat::Chat>("chat"),
     CommandRow::new::<cache_prompt::CachePrompt>("cache-prompt"),
     CommandRow::new::<validate::Validate>("validate"),
+    CommandRow::new::<bench::Bench>("bench"),
+    CommandRow::new::<report::Report>("report"),
     CommandRow::new::<inspect::Inspect>("inspect"),
     CommandRow::new::<convert::Convert>("convert"),
     CommandRow::new::<patterns::Patterns>("patterns"),
@@ -93,6 +99,7 @@ const EXAMPLES: Examples = &[
     ("Ask the model that comes with zmlx", "zmlx generate -p \"What does ls do?\""),
     ("Talk to a model", "zmlx chat mlx-community/Qwen3-30B-A3B-4bit"),
     ("Prove that patching changes no token", "zmlx validate mlx-community/Qwen3-30B-A3B-4bit"),
+    ("Measure what patching gains, and show it", "zmlx bench -o x.json"),
     ("See what runs fused on this machine, and why the rest does not", "zmlx doctor"),
 ];
 

@@ -34,6 +34,11 @@ impl ModelOptions {
         self.model.clone().unwrap_or_else(|| folder.display().to_string())
     }
 
+    /// The repo that the model came from; `None` for a folder of the user's.
+    pub(super) fn repo(&self, folder: &Path) -> Option<String> {
+        self.model.clone().filter(|model| Path::new(model) != folder && !Path::new(model).exists())
+    }
+
     /// The model's folder, downloaded if need be.
     pub(super) fn folder(&self, ui: &mut Ui) -> anyhow::Result<PathBuf> {
         let Some(model) = &self.model else { return place::demo_model() };

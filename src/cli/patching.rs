@@ -2,25 +2,101 @@
 
 use std::ops::RangeInclusive;
 
+use anyhow::bail;
 use mlx::primitives::Precision;
-use zmlx::lm::{PatchOptions, PatchReport, Patterns, patterns};
+use zmlx::bench::{SmartOptions, smart_patch};
+use zmlx::lm::{self, LoadedModel, PatchOptions, PatchReport, Patterns, patterns};
 
+use super::place;
 use super::render::Ui;
 
 /// Patching, as commands that run one model take it.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Patching")]
 pub(super) struct PatchingOptions {
-    /// Fused patterns: auto, off, or names separated by commas
-    #[arg(long, value_name = "PATTERNS", default_value = "auto", value_parser = parse_patterns)]
-    patch: Patterns,
+    /// Fused patterns: auto, off, names separated by commas, or smart: those of auto that are measured to help here
+    #[arg(long, value_name = "PATTERNS", default_value = "auto", value_parser = parse_choice)]
+    patch: PatchChoice,
+    /// With --patch smart: measure again what is remembered
+    #[arg(long)]
+    remeasure: bool,
     #[command(flatten)]
     pub(super) targets: PatchTargets,
 }
 
+/// Who chooses the patterns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum PatchChoice {
+    User(Patterns),
+    Smart,
+}
+
+fn parse_choice(text: &str) -> Result<PatchChoice, String> {
+    match text {
+        "smart" => Ok(PatchChoice::Smart),
+        _ => parse_patterns(text)
+            .map(PatchChoice::User)
+            .map_err(|error| error.replace("known: auto, off,", "known: auto, off, smart,")),
+    }
+}
+
 impl PatchingOptions {
-    pub(super) fn options(&self, precision: Precision) -> PatchOptions {
-        self.targets.options(&self.patch, precision)
+    /// Patches a model, and says what there is to say.
+    ///
+    /// - `sample`: prompts like those to come
+    pub(super) fn apply(
+        &self,
+        loaded: &mut LoadedModel,
+        precision: Precision,
+        sample: impl FnOnce() -> anyhow::Result<Vec<Vec<u32>>>,
+        ui: &Ui,
+    ) -> anyhow::Result<PatchReport> {
+        let report = match &self.patch {
+            PatchChoice::User(patterns) => {
+                lm::patch(loaded, &self.targets.options(patterns, precision))?
+            }
+            PatchChoice::Smart => self.smart(loaded, precision, sample()?, ui)?,
+        };
+        self.targets.explain(&report, ui);
+        Ok(report)
+    }
+
+    fn smart(
+        &self,
+        loaded: &mut LoadedModel,
+        precision: Precision,
+        sample: Vec<Vec<u32>>,
+        ui: &Ui,
+    ) -> anyhow::Result<PatchReport> {
+        let options = SmartOptions {
+            patch: self.targets.options(&Patterns::Auto, precision),
+            store: place::smart_store(),
+            remeasure: self.remeasure,
+            ..SmartOptions::new(sample, place::software())
+        };
+        let bar = ui.steps("measuring");
+        let found = smart_patch(loaded, &options, &mut |step| bar.say(step))?;
+        drop(bar);
+        for decision in &found.choice.decisions {
+            let gain = decision.gain.as_ref().map_or(String::new(), |gain| {
+                format!("{:.2}x ({:.2}..{:.2}), ", gain.ratio, gain.low, gain.high)
+            });
+            let verb = if decision.kept { "takes" } else { "leaves" };
+            ui.note(&format!("smart {verb} {}: {gain}{}", decision.pattern, decision.reason));
+        }
+        let when = if found.remembered { " (remembered)" } else { "" };
+        ui.note(&format!("smart: {}{when}", found.choice.reason));
+        Ok(found.patch)
+    }
+
+    /// For commands that read no weights.
+    pub(super) fn options(&self, precision: Precision) -> anyhow::Result<PatchOptions> {
+        match &self.patch {
+            PatchChoice::User(patterns) => Ok(self.targets.options(patterns, precision)),
+            PatchChoice::Smart => bail!(
+                "--patch smart measures a model in memory, and this reads no weights; take auto or names"
+            ),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
+use zmlx::capsule::Software;
 use zmlx::lm::hub::HubOptions;
 
 /// A variable that is set to something.
@@ -125,6 +126,23 @@ pub(super) fn chat_history() -> Option<PathBuf> {
     }
     let state = variable("XDG_STATE_HOME").map(PathBuf::from);
     Some(state.or_else(|| Some(env::home_dir()?.join(".local/state")))?.join("zmlx/chat_history"))
+}
+
+/// The folder of what `--patch smart` remembers; `None` remembers nothing.
+pub(super) fn smart_store() -> Option<PathBuf> {
+    if let Some(path) = env::var_os("ZMLX_SMART_DIR") {
+        return (!path.is_empty()).then(|| path.into());
+    }
+    let cache = variable("XDG_CACHE_HOME").map(PathBuf::from);
+    Some(cache.or_else(home_cache)?.join("zmlx/smart"))
+}
+
+/// This program, for what is measured with it.
+pub(super) fn software() -> Software {
+    Software {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        commit: env!("ZMLX_GIT_HASH").to_owned(),
+    }
 }
 
 /// The Python that has mlx-lm.

@@ -124,6 +124,18 @@ impl Ui {
         Bar::new(what, "{msg} [{wide_bar}] {pos}/{len} tokens ({eta})")
     }
 
+    /// Progress in runs of a measurement.
+    pub(super) fn runs_bar(&self) -> Bar {
+        Bar::new("measuring", "[{wide_bar}] {pos}/{len} runs ({eta}) {msg}")
+    }
+
+    /// What is under way, where nobody knows how far it is.
+    pub(super) fn steps(&self, what: &'static str) -> Bar {
+        let mut bar = Bar::new(what, "{spinner} {msg}");
+        bar.set(0, 0);
+        bar
+    }
+
     /// Reports a failure.
     pub(super) fn error(&mut self, error: &anyhow::Error) -> Exit {
         let message = message(error);
@@ -218,6 +230,13 @@ impl Bar {
         });
         bar.set_length(total);
         bar.set_position(done);
+    }
+
+    /// Says what is under way.
+    pub(super) fn say(&self, what: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(what.to_owned());
+        }
     }
 }
 

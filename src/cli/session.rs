@@ -69,9 +69,11 @@ pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
 }
 
 impl Session {
+    /// - `sample`: a prompt like those to come; `None` takes the questions that nobody asked
     pub(super) fn load(
         folder: &Path,
         prompter: Prompter,
+        sample: Option<&[u32]>,
         patching: &PatchingOptions,
         compute: &ComputeOptions,
         device: Device,
@@ -79,8 +81,11 @@ impl Session {
     ) -> anyhow::Result<Self> {
         let mut loaded = load(folder, ui)?;
         let precision = compute.precision();
-        let patch = lm::patch(&mut loaded, &patching.options(precision))?;
-        patching.targets.explain(&patch, ui);
+        let sample = || match sample {
+            Some(prompt) => Ok(vec![prompt.to_vec()]),
+            None => Ok(prompter.defaults(folder)?.into_iter().map(|p| p.token_ids).collect()),
+        };
+        let patch = patching.apply(&mut loaded, precision, sample, ui)?;
         Ok(Self {
             folder: folder.to_owned(),
             device,

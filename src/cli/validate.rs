@@ -3,13 +3,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
-use clap::ValueEnum;
+use anyhow::{bail, ensure};
 use serde::Serialize;
+use zmlx::bench::hash;
 use zmlx::lm::{self, GenerateOptions, Patterns, ValidateOptions, Validation};
 
 use super::fold::fold;
 use super::kv::KvOptions;
+use super::logits::{self, Logits};
 use super::options::{ComputeOptions, ModelOptions, OutputOptions, precision_name};
 use super::patching::{PatchTargets, parse_patterns};
 use super::prompts::{Prompt, Prompter, TokenList, parse_tokens, read_prompt_file};
@@ -50,16 +51,19 @@ pub(super) struct Validate {
         help_heading = "Comparison"
     )]
     runs: u32,
-    /// What the patched model is compared with: the same weights on stock MLX, or mlx-lm in the
-    /// Python that ZMLX_PYTHON names
+    /// What the patched model is compared with: unpatched, the same weights on stock MLX; mlx-lm, in the Python that
+    /// ZMLX_PYTHON names; or a capsule of zmlx bench, perhaps from another machine
     #[arg(
         long,
-        value_enum,
-        default_value_t,
-        value_name = "REFERENCE",
+        default_value = "unpatched",
+        value_parser = parse_reference,
+        value_name = "unpatched|mlx-lm|CAPSULE",
         help_heading = "Comparison"
     )]
     reference: Reference,
+    /// Compare the logits with those of stock MLX too
+    #[arg(long, help_heading = "Comparison")]
+    logits: bool,
     /// Exit with 1 when any module stays on stock ops
     #[arg(long, help_heading = "Comparison")]
     require_fused: bool,
@@ -82,12 +86,20 @@ pub(super) struct Validate {
     _output: OutputOptions,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Reference {
-    // Docs here would become help of another layout than all other help.
-    #[default]
     Unpatched,
     MlxLm,
+    Capsule(PathBuf),
+}
+
+fn parse_reference(text: &str) -> Result<Reference, String> {
+    match text {
+        "unpatched" => Ok(Reference::Unpatched),
+        "mlx-lm" => Ok(Reference::MlxLm),
+        path if Path::new(path).is_file() => Ok(Reference::Capsule(path.into())),
+        other => Err(format!("`{other}`: expected unpatched, mlx-lm or the file of a capsule")),
+    }
 }
 
 /// What `--json` begins with.
@@ -129,8 +141,19 @@ struct Summary {
     stock: String,
     prompts: usize,
     runs: u32,
+    /// SHA-256 of the first run's tokens.
+    tokens_sha256: TokenHashes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logits: Option<Logits>,
     #[serde(skip)]
     require_fused: bool,
+}
+
+/// What two people can compare.
+#[derive(Debug, Serialize)]
+struct TokenHashes {
+    reference: String,
+    patched: String,
 }
 
 impl Summary {
@@ -173,6 +196,7 @@ impl CommandArgs for Validate {
         ("The demo model", "zmlx validate"),
         ("A model of yours, on a prompt of yours", "zmlx validate /models/qwen3 -p \"Why?\" -n 64"),
         ("In a script: fail when anything is not fused", "zmlx validate --require-fused --json"),
+        ("How close logits are", "zmlx validate --precision fast --logits"),
         ("Against mlx-lm", "ZMLX_PYTHON=~/venv/bin/python zmlx validate --reference mlx-lm"),
     ];
 
@@ -183,17 +207,26 @@ impl CommandArgs for Validate {
         let device = self.compute.apply()?;
         let folder = self.model.folder(ui)?;
         let prompter = Prompter::load(&folder, true)?;
-        let prompts = self.prompts(&prompter, &folder)?;
-        let token_ids: Vec<Vec<u32>> = prompts.iter().map(|p| p.token_ids.clone()).collect();
         let mut loaded = session::load(&folder, ui)?;
-        let reference = match self.reference {
-            Reference::Unpatched => None,
+        let mut max_tokens = self.max_tokens;
+        let (prompts, reference) = match &self.reference {
+            Reference::Capsule(path) => {
+                ensure!(!self.has_prompts(), "--reference: a capsule has prompts of its own");
+                let told = reference::capsule(path, &loaded, &prompter, max_tokens)?;
+                max_tokens = told.max_tokens;
+                (told.prompts, Some(told.reference))
+            }
+            Reference::Unpatched => (self.prompts(&prompter, &folder)?, None),
             Reference::MlxLm => {
+                let prompts = self.prompts(&prompter, &folder)?;
+                let tokens: Vec<_> = prompts.iter().map(|p| p.token_ids.clone()).collect();
                 ui.note("running mlx-lm");
                 let kv = self.kv.quantization();
-                Some(reference::mlx_lm(&folder, &token_ids, self.max_tokens, kv)?)
+                let told = reference::mlx_lm(&folder, &tokens, max_tokens, kv)?;
+                (prompts, Some(told))
             }
         };
+        let token_ids: Vec<Vec<u32>> = prompts.iter().map(|p| p.token_ids.clone()).collect();
         let reference_name =
             reference.as_ref().map_or_else(|| "unpatched".to_owned(), |r| r.name.clone());
         let precision = self.compute.precision();
@@ -213,12 +246,12 @@ impl CommandArgs for Validate {
                     })
                     .collect(),
                 runs: self.runs,
-                max_tokens: self.max_tokens,
+                max_tokens,
             },
         )?;
         let options = ValidateOptions {
             generate: GenerateOptions {
-                max_tokens: self.max_tokens,
+                max_tokens,
                 // Every prompt yields all its tokens, whatever the model would stop at.
                 ignore_eos: true,
                 cache: self.kv.options(),
@@ -240,7 +273,11 @@ impl CommandArgs for Validate {
         let expected = reference.as_ref().map(|reference| reference.token_ids.as_slice());
         let validation = lm::validate(&mut loaded, &token_ids, expected, &options, &mut on_run)?;
         self.targets.explain(&validation.patch, ui);
-        let summary = self.summary(&validation, &prompter, reference_name, prompts.len());
+        let mut summary = self.summary(&validation, &prompter, reference_name, prompts.len());
+        if self.logits {
+            ui.note("comparing logits");
+            summary.logits = Some(logits::compare(&mut loaded, &validation, &token_ids, &options)?);
+        }
         let exit = if summary.is_good() { Exit::Done } else { Exit::No };
         ui.finish(&summary)?;
         Ok(exit)
@@ -248,6 +285,10 @@ impl CommandArgs for Validate {
 }
 
 impl Validate {
+    fn has_prompts(&self) -> bool {
+        !(self.prompt.is_empty() && self.prompt_file.is_empty() && self.prompt_tokens.is_empty())
+    }
+
     fn prompts(&self, prompter: &Prompter, folder: &Path) -> anyhow::Result<Vec<Prompt>> {
         let mut prompts = Vec::new();
         for text in &self.prompt {
@@ -305,6 +346,17 @@ impl Validate {
             stock: mlx::build_info().stock(),
             prompts,
             runs: self.runs,
+            tokens_sha256: {
+                let first = || validation.runs.iter().take(prompts);
+                let all = |of: fn(&lm::validate::RunReport) -> &Vec<u32>| {
+                    hash::tokens(&first().map(|run| of(run).clone()).collect::<Vec<_>>())
+                };
+                TokenHashes {
+                    reference: all(|run| &run.reference),
+                    patched: all(|run| &run.patched),
+                }
+            },
+            logits: None,
             require_fused: self.require_fused,
         }
     }
@@ -342,6 +394,15 @@ impl Answer for Summary {
         );
         if let Some(divergence) = &self.first_divergence {
             rows.row("differs", divergence);
+        }
+        let TokenHashes { reference, patched } = &self.tokens_sha256;
+        let mut tokens = hash::short(patched);
+        if reference != patched {
+            tokens.push_str(&format!(", reference {}", hash::short(reference)));
+        }
+        rows.row("tokens", tokens);
+        if let Some(logits) = &self.logits {
+            rows.row("logits", logits);
         }
         rows.row("baseline", format!("{} tok/s", rate(self.baseline_decode_tok_per_s)));
         rows.row("patched", format!("{} tok/s", rate(self.patched_decode_tok_per_s)));

@@ -1,6 +1,7 @@
 //! The command line contract, through the binary: what goes where, exit codes, JSON Lines, refusals.
 
 mod answers;
+mod bench;
 mod cache;
 mod chat;
 mod convert;
@@ -24,7 +25,11 @@ fn command(arguments: &[&str]) -> Command {
     for name in ["HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT", "ZMLX_DEMO_MODEL"] {
         command.env_remove(name);
     }
-    command.env("HF_HOME", home.path()).env("HF_HUB_OFFLINE", "1").env("ZMLX_CHAT_HISTORY", "");
+    command
+        .env("HF_HOME", home.path())
+        .env("HF_HUB_OFFLINE", "1")
+        .env("ZMLX_CHAT_HISTORY", "")
+        .env("ZMLX_SMART_DIR", "");
     command
 }
 

@@ -10,8 +10,9 @@ use clap::Parser;
 use mlx::primitives::{self, Precision};
 use mlx::quantization::{self, Mode, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, ops};
-use serde::Serialize;
-use zmlx_benchmarks::{Machine, Raw, short};
+use zmlx_bench::call;
+use zmlx_benchmarks::{Out, machine, short};
+use zmlx_capsule::Metric;
 
 #[derive(Parser)]
 #[command(about = "Measures the error of stock, exact and fast products against f64, on the CPU")]
@@ -22,13 +23,12 @@ struct Args {
     /// Outputs per row of x.
     #[arg(long, default_value_t = 1024)]
     n: i32,
-    /// Folder for the raw results (JSON Lines).
+    /// The capsule.
     #[arg(long)]
     out: Option<PathBuf>,
 }
 
 /// Errors are ‖y - y64‖ / ‖y64‖.
-#[derive(Serialize)]
 struct Row {
     dtype: String,
     quantization: String,
@@ -47,15 +47,14 @@ const ROWS: i32 = 16;
 fn main() -> Result<()> {
     let args = Args::parse();
     mlx::set_default_device(mlx::Device::Cpu)?;
-    let machine = Machine::probe();
-    println!("{machine}; {ROWS} x {} x {}, normal x and weights", args.k, args.n);
+    let variants = ["stock, exact", "rounded", "fast, 1 row", "fast, 16 rows"];
+    let mut out = Out::new("accuracy", &variants, 1, args.out);
+    println!("{}; {ROWS} x {} x {}, normal x and weights", machine(&out.capsule), args.k, args.n);
     println!("‖y - y64‖ / ‖y64‖");
     println!(
         "{:<9} {:<16} {:>9} {:>13} {:>12} {:>13}",
         "dtype", "quantization", "rounded", "stock, exact", "fast, 1 row", "fast, 16 rows"
     );
-    let mut raw = Raw::create(args.out.as_deref(), "accuracy.jsonl")?;
-    raw.write(&machine)?;
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
         for q in quantizations() {
             let row = measure(args.k, args.n, dtype, q)?;
@@ -68,7 +67,16 @@ fn main() -> Result<()> {
                 row.fast_one_row,
                 row.fast_rows
             );
-            raw.write(&row)?;
+            let name =
+                format!("quantized_matmul {ROWS}x{}x{} {dtype} {}", args.k, args.n, short(q));
+            let case = out.capsule.cases.len();
+            out.capsule.cases.push(call::case(name, None, None));
+            let errors = [row.stock, row.rounded, row.fast_one_row, row.fast_rows];
+            for (variant, error) in errors.into_iter().enumerate() {
+                let sample = call::sample(variant, case, 0, Metric::RelativeError, error);
+                out.capsule.samples.push(sample);
+            }
+            out.save()?;
             // In f32 both add in full precision, and sums of equal length err alike.
             let fast = row.fast_one_row.max(row.fast_rows);
             ensure!(
@@ -78,6 +86,7 @@ fn main() -> Result<()> {
             );
         }
     }
+    out.finish()?;
     println!("fast is nowhere farther from f64 than stock");
     Ok(())
 }

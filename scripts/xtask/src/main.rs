@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 
+mod figures;
 mod tidy;
 
 use std::{
@@ -13,7 +14,8 @@ const USAGE: &str = "\
 cargo xtask VERB
   check     formatting, then clippy with warnings denied
   families  writes the README's table of families, as the code has them
-  tidy      invariants that no compiler checks: tables, patch headers, paths in documents, sizes";
+  tidy      invariants that no compiler checks: tables, patch headers, paths in documents, sizes,
+            figures of the README";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -10,6 +10,8 @@ use std::{
 
 use zmlx_patch::patches;
 
+use crate::figures;
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// What `run` looked at and what it found.
@@ -75,6 +77,7 @@ pub(crate) fn run(root: &Path) -> Result<Report> {
     machine_paths(&tree, &mut problems);
     documented_paths(&tree, &mut problems);
     changelog(&tree, &mut problems);
+    figures::check(&tree.files, &mut problems);
     Ok(Report { num_files: tree.files.len(), problems })
 }
 
@@ -150,10 +153,16 @@ fn module_tables(tree: &Tree, problems: &mut Vec<String>) {
 /// ask which backend runs.
 fn layers(tree: &Tree, problems: &mut Vec<String>) {
     for (path, text) in tree.texts("", &[".rs"]) {
-        let library = ["crates/mlx/src/", "crates/lm/src/", "mlx-patch/src/", "mlx-sys/src/"]
-            .iter()
-            .any(|p| path.starts_with(p))
-            && !path.contains("/src/tests/");
+        const LIBRARIES: [&str; 6] = [
+            "crates/mlx/src/",
+            "crates/lm/src/",
+            "crates/bench/src/",
+            "crates/capsule/src/",
+            "mlx-patch/src/",
+            "mlx-sys/src/",
+        ];
+        let library =
+            LIBRARIES.iter().any(|p| path.starts_with(p)) && !path.contains("/src/tests/");
         // tests call the few functions of mlx that are not safe, and say why they may
         let exempt = ["crates/mlx/", "mlx-sys/", "tests/"].iter().any(|p| path.starts_with(p));
         let mut bans: Vec<(&str, &str)> = Vec::new();

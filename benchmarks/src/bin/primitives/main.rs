@@ -14,10 +14,10 @@ use clap::Parser;
 use mlx::primitives::{self, Glu, MoeRouter, Precision, Scoring};
 use mlx::quantization::{self, Mode, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, ops};
-use serde::Serialize;
-use zmlx_benchmarks::{
-    Bandwidth, Budget, Machine, Memory, Raw, Samples, Variant, interleave, short,
-};
+use zmlx_bench::call::{self, Budget, Call, interleave};
+use zmlx_bench::memory::Memory;
+use zmlx_benchmarks::{Out, machine, short};
+use zmlx_capsule::{Capsule, Metric, stats};
 
 #[derive(Parser)]
 #[command(about = "Times stock ops, exact and fast primitives in turns, on the CPU")]
@@ -31,7 +31,7 @@ struct Args {
     /// Seconds per variant and case.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Folder for the raw results (JSON Lines).
+    /// The capsule.
     #[arg(long)]
     out: Option<PathBuf>,
 }
@@ -48,66 +48,60 @@ struct Case {
 
 /// The same work in three ways. Each call uses the next of several inputs.
 struct Ways {
-    stock: Box<Call>,
-    exact: Box<Call>,
-    fast: Option<Box<Call>>,
+    stock: Box<Work>,
+    exact: Box<Work>,
+    fast: Option<Box<Work>>,
 }
 
-type Call = dyn Fn(usize) -> mlx::Result<Array>;
+type Work = dyn Fn(usize) -> mlx::Result<Array>;
 
 /// Inputs to rotate over, so that repeated calls do not find their weights in the cache.
 const NUM_INPUTS: usize = 16;
 
-#[derive(Serialize)]
-struct Row {
-    case: String,
-    bytes: f64,
-    flops: f64,
-    relative_distance_fast: Option<f64>,
-    memory: Bandwidth,
-    samples: Vec<Samples>,
-}
+/// The ways, in the order of the capsule's variants.
+const VARIANTS: [&str; 3] = ["stock", "exact", "fast"];
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
     mlx::set_default_device(mlx::Device::Cpu)?;
     mlx::set_num_threads(args.threads)?;
-    let machine = Machine::probe();
-    println!("{machine}");
-    let mut raw = Raw::create(args.out.as_deref(), "primitives.jsonl")?;
-    raw.write(&machine)?;
+    let budget = Budget { per_variant: Duration::from_secs_f64(args.seconds), ..Budget::default() };
+    let mut out = Out::new("primitives", &VARIANTS, budget.rounds, args.out);
+    println!("{}", machine(&out.capsule));
     let mut memory = Memory::new();
     println!(
         "{:<52} {:>10} {:>10} {:>10} {:>8} {:>8} {:>7} {:>8} {:>9}",
         "case", "stock ms", "exact ms", "fast ms", "exact x", "fast x", "GB/s", "copy", "GFLOP/s"
     );
-    let budget = Budget { per_variant: Duration::from_secs_f64(args.seconds), ..Budget::default() };
     let mut slower = Vec::new();
     for case in cases().into_iter().filter(|c| c.name.contains(&args.only)) {
-        let row = run(&case, budget, memory.measure()).with_context(|| case.name.clone())?;
-        let median =
-            |name: &str| row.samples.iter().find(|s| s.variant == name).map(Samples::median);
-        let (stock, exact) =
-            (median("stock").unwrap_or(f64::NAN), median("exact").unwrap_or(f64::NAN));
-        let fast = median("fast");
+        let bandwidth = memory.measure();
+        out.capsule.bandwidth.push(bandwidth);
+        run(&case, budget, &mut out.capsule).with_context(|| case.name.clone())?;
+        out.save()?;
+        let last = out.capsule.cases.len() - 1;
+        let median = |variant| stats::median(&out.capsule.values(variant, last, Metric::Seconds));
+        let [stock, exact] = [0, 1].map(|variant| median(variant).unwrap_or(f64::NAN));
+        let fast = median(2);
         let best = fast.unwrap_or(exact);
-        raw.write(&row)?;
         println!(
             "{:<52} {:>10.3} {:>10.3} {:>10} {:>7.2}x {:>8} {:>7.2} {:>8.2} {:>9.2}",
-            row.case,
+            case.name,
             stock * 1e3,
             exact * 1e3,
             fast.map_or("-".into(), |f| format!("{:.3}", f * 1e3)),
             stock / exact,
             fast.map_or("-".into(), |f| format!("{:.2}x", stock / f)),
-            row.bytes / best / 1e9,
-            row.memory.copy_bytes_per_s / 1e9,
-            row.flops / best / 1e9,
+            case.bytes / best / 1e9,
+            bandwidth.copy_bytes_per_s / 1e9,
+            case.flops / best / 1e9,
         );
         if exact > stock || fast.is_some_and(|f| f > stock) {
-            slower.push(row.case);
+            slower.push(case.name);
         }
     }
+    ensure!(!out.capsule.cases.is_empty(), "--only {}: no case has that in its name", args.only);
+    out.finish()?;
     if slower.is_empty() {
         println!("no case is slower than stock");
         return Ok(ExitCode::SUCCESS);
@@ -116,49 +110,43 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-fn run(case: &Case, budget: Budget, memory: Bandwidth) -> Result<Row> {
+/// Adds a case and its samples.
+fn run(case: &Case, budget: Budget, capsule: &mut Capsule) -> Result<()> {
     let ways = (case.build)()?;
     let reference = (ways.stock)(0)?;
     let exact = (ways.exact)(0)?;
     ensure!(ops::array_equal(&reference, &exact, true)?, "exact differs from stock");
-    let distance = match &ways.fast {
-        Some(fast) => {
-            let distance = relative_distance(&fast(0)?, &reference)?;
-            // Stock's own rounding makes most of it: see the accuracy benchmark.
-            ensure!(distance < 0.1, "fast is {distance} away from stock");
-            Some(distance)
-        }
-        None => None,
-    };
-    let mut variants = vec![variant("stock", &ways.stock)?, variant("exact", &ways.exact)?];
+    let number = capsule.cases.len();
     if let Some(fast) = &ways.fast {
-        variants.push(variant("fast", fast)?);
+        let distance = relative_distance(&fast(0)?, &reference)?;
+        // Stock's own rounding makes most of it: see the accuracy benchmark.
+        ensure!(distance < 0.1, "fast is {distance} away from stock");
+        capsule.notes.push(format!("{}: fast is {distance:.2e} away from stock", case.name));
     }
-    let samples = interleave(&mut variants, budget)?;
+    let mut calls = vec![timed(0, &ways.stock)?, timed(1, &ways.exact)?];
+    if let Some(fast) = &ways.fast {
+        calls.push(timed(2, fast)?);
+    }
+    let samples = interleave(&mut calls, number, budget)?;
     mlx::memory::clear_cache()?;
-    Ok(Row {
-        case: case.name.clone(),
-        bytes: case.bytes,
-        flops: case.flops,
-        relative_distance_fast: distance,
-        memory,
-        samples,
-    })
+    capsule.cases.push(call::case(case.name.clone(), Some(case.bytes), Some(case.flops)));
+    capsule.samples.extend(samples);
+    Ok(())
 }
 
 /// A variant that makes enough calls in one evaluation to drown the time it takes to wake a thread.
-fn variant<'a>(name: &'static str, call: &'a Call) -> Result<Variant<'a>> {
+fn timed<'a>(variant: usize, work: &'a Work) -> Result<Call<'a, anyhow::Error>> {
     const ENOUGH: f64 = 5e-3;
     let start = Instant::now();
-    call(1)?.eval()?;
+    work(1)?.eval()?;
     let calls = (ENOUGH / start.elapsed().as_secs_f64()).clamp(1.0, NUM_INPUTS as f64) as usize;
     let mut next = 0;
     let run = Box::new(move || {
-        let outputs: Vec<Array> = (next..next + calls).map(call).collect::<mlx::Result<_>>()?;
+        let outputs: Vec<Array> = (next..next + calls).map(work).collect::<mlx::Result<_>>()?;
         next += calls;
         Ok(mlx::eval(&outputs)?)
     });
-    Ok(Variant { name, calls, run })
+    Ok(Call { variant, calls, run })
 }
 
 /// ‖a - b‖ / ‖b‖.

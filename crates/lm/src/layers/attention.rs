@@ -475,7 +475,7 @@ impl Fusable for Attention {
         let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
         let mut push = |pattern, questions, path| {
             let kind = ModuleKind::Attention;
-            sites.push(Site { module: at.clone(), kind, pattern, questions, path });
+            sites.push(Site { module: at.clone(), kind, pattern, questions, path, trace: None });
         };
         if let Some(rope) = &self.rope {
             let mut questions = vec![rope.question(num_heads, head_dim, norm)];

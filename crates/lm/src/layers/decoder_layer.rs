@@ -204,6 +204,7 @@ impl<M: Mixer> Fusable for DecoderLayer<M> {
             pattern: "add_norm",
             questions: ask(self.feed_forward_norm.asked_with_sum()),
             path: &mut self.add_norm_path,
+            trace: None,
         });
         self.feed_forward_norm.sites(&norm, sites);
         self.feed_forward.sites(&at.pp(self.names.feed_forward), sites);

@@ -339,6 +339,7 @@ impl Fusable for GatedDeltaNet {
             pattern: "gated_delta",
             questions: ask(question),
             path: &mut self.path,
+            trace: None,
         });
         self.norm.sites(&at.pp("norm"), sites);
         self.out_proj.sites(&at.pp("out_proj"), sites);

@@ -76,6 +76,7 @@ impl Head {
             pattern: "greedy_token",
             questions: ask(GreedyToken { vocab_size: self.vocab_size }),
             path: &mut self.greedy,
+            trace: None,
         });
     }
 }

@@ -143,5 +143,6 @@ pub(super) fn quantized_site<'a>(
         pattern: "quantized_linear",
         questions: ask(QuantizedMatmul::of(weight)),
         path,
+        trace: None,
     })
 }

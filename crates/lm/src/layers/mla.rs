@@ -303,7 +303,7 @@ impl Fusable for Mla {
         let (num_heads, rope_dim) = (self.num_heads, self.qk_rope_head_dim);
         let mut push = |pattern, questions, path| {
             let kind = ModuleKind::Attention;
-            sites.push(Site { module: at.clone(), kind, pattern, questions, path });
+            sites.push(Site { module: at.clone(), kind, pattern, questions, path, trace: None });
         };
         let rope = |heads| self.rope.question(heads, rope_dim, false);
         push("qk_norm_rope", Ok(vec![rope(num_heads), rope(1)]), &mut self.norm_rope_path);

@@ -129,7 +129,7 @@ impl Fusable for Mlp {
     fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
         if let Some(questions) = self.questions() {
             let (module, kind, path) = (at.clone(), ModuleKind::Mlp, &mut self.path);
-            sites.push(Site { module, kind, pattern: "swiglu_mlp", questions, path });
+            sites.push(Site { module, kind, pattern: "swiglu_mlp", questions, path, trace: None });
         }
         self.gate_proj.sites(&at.pp(self.names.gate), sites);
         self.up_proj.sites(&at.pp(self.names.up), sites);

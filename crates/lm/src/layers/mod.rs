@@ -21,6 +21,7 @@ mod shared_kv;
 mod short_conv;
 mod site;
 mod switch;
+mod trace;
 mod weight;
 
 pub use activation::{Activation, GluOptions};
@@ -44,6 +45,7 @@ pub use shared_kv::SharedKeysValues;
 pub use short_conv::{CausalConv, ShortConv};
 pub use site::{Fusable, ModuleKind, ModulePath, Questions, Site};
 pub use switch::{SwitchGlu, SwitchLinear};
+pub use trace::{Routed, RoutingTrace};
 pub use weight::Weight;
 
 use mlx::primitives::Precision;

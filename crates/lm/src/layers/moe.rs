@@ -1,7 +1,8 @@
 use mlx::{Array, Dtype, ops};
 
 use super::{
-    Fusable, GluOptions, Linear, Mlp, ModuleKind, ModulePath, Path, Routing, Site, SwitchGlu,
+    Fusable, GluOptions, Linear, Mlp, ModuleKind, ModulePath, Path, Routing, RoutingTrace, Site,
+    SwitchGlu,
 };
 use crate::error::Result;
 use crate::weights::{Role, Scope};
@@ -112,6 +113,7 @@ pub struct MoeBlock {
     mlp_path: Path,
     combine_path: Path,
     names: MoeNames,
+    trace: RoutingTrace,
 }
 
 impl MoeBlock {
@@ -145,8 +147,18 @@ impl MoeBlock {
     /// A block on stock ops.
     pub fn new(gate: Linear, routing: Routing, switch_mlp: SwitchGlu) -> Self {
         let (router_path, mlp_path, combine_path) = Default::default();
-        let names = MoeNames::default();
-        Self { gate, routing, switch_mlp, shared: None, router_path, mlp_path, combine_path, names }
+        let trace = RoutingTrace::new(switch_mlp.num_experts());
+        Self {
+            gate,
+            routing,
+            switch_mlp,
+            shared: None,
+            router_path,
+            mlp_path,
+            combine_path,
+            names: MoeNames::default(),
+            trace,
+        }
     }
 
     /// The same with its parts called otherwise.
@@ -179,6 +191,7 @@ impl MoeBlock {
             Path::Stock => self.routing.select(&logits, x.dtype())?,
             Path::Fused(_) => self.routing.select_fused(&logits, x.dtype())?,
         };
+        self.trace.record(&indices, &scores);
         let y = self.experts(x, &indices, &scores)?;
         match &self.shared {
             Some(shared) => Ok(ops::add(&y, &shared.forward(x)?)?),
@@ -212,16 +225,17 @@ impl MoeBlock {
 impl Fusable for MoeBlock {
     fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
         let Self { gate, routing, switch_mlp, shared, names, .. } = self;
-        let Self { router_path, mlp_path, combine_path, .. } = self;
+        let Self { router_path, mlp_path, combine_path, trace, .. } = self;
         let (top_k, logits_dtype) = (routing.top_k, gate.dtype());
         gate.sites_as(ModuleKind::Router, &at.pp(names.gate), sites);
-        let mut push = |pattern, questions, path| {
+        let mut push = |pattern, questions, path, trace| {
             let kind = ModuleKind::Moe;
-            sites.push(Site { module: at.clone(), kind, pattern, questions, path });
+            sites.push(Site { module: at.clone(), kind, pattern, questions, path, trace });
         };
-        push("moe_router", routing.questions(switch_mlp.num_experts(), logits_dtype), router_path);
-        push("moe_mlp", switch_mlp.questions(top_k), mlp_path);
-        push("moe_combine", switch_mlp.combine_questions(top_k), combine_path);
+        let questions = routing.questions(switch_mlp.num_experts(), logits_dtype);
+        push("moe_router", questions, router_path, Some(trace));
+        push("moe_mlp", switch_mlp.questions(top_k), mlp_path, None);
+        push("moe_combine", switch_mlp.combine_questions(top_k), combine_path, None);
         if let Some(SharedExperts { mlp, gate }) = shared {
             mlp.sites(&at.pp(names.shared), sites);
             if let Some(gate) = gate {

@@ -67,6 +67,7 @@ impl Fusable for MultiLinear {
             pattern: "quantized_linear",
             questions: Ok(questions),
             path: &mut self.path,
+            trace: None,
         });
     }
 }

@@ -58,6 +58,7 @@ impl Fusable for RmsNorm {
             pattern: "rms_norm",
             questions: ask(primitives::RmsNorm { dims: self.weight.dim(0), weight: true }),
             path: &mut self.path,
+            trace: None,
         });
     }
 }

@@ -99,6 +99,7 @@ impl Fusable for CausalConv {
                 weight_dtype: self.weight.dtype(),
             }),
             path: &mut self.path,
+            trace: None,
         });
     }
 }

@@ -6,7 +6,7 @@ use mlx::primitives::Ask;
 use mlx::quantization::QuantizedWeight;
 use mlx::{Array, Dtype};
 
-use super::{Path, Weight};
+use super::{Path, RoutingTrace, Weight};
 
 /// A layer with sites.
 pub trait Fusable {
@@ -27,6 +27,8 @@ pub struct Site<'a> {
     pub questions: Questions,
     /// Which implementation runs there.
     pub path: &'a mut Path,
+    /// Where its choices can be written down, if it is a router's.
+    pub trace: Option<&'a mut RoutingTrace>,
 }
 
 /// What a site asks of its primitive, or why it does not ask.

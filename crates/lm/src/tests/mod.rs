@@ -3,6 +3,7 @@
 mod cache;
 mod checkpoint;
 mod decoder;
+mod distances;
 mod engine;
 mod families;
 mod fixture;
