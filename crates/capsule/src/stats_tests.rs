@@ -26,7 +26,7 @@ impl Machine {
     /// Five runs of six cases in AB/BA turns; the second variant is `factor` as fast.
     fn pairs(&mut self, factor: f64) -> Vec<Vec<f64>> {
         let mut run = |base: f64, turn: usize| {
-            if turn % 2 == 0 {
+            if turn.is_multiple_of(2) {
                 let a = self.speed(base);
                 self.speed(base * factor) / a
             } else {
