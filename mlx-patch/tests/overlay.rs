@@ -53,6 +53,9 @@ fn file_in_a_folder_is_a_backend_and_an_ending_chooses_the_instruction_set() {
     copy_of_the_build(root);
     write(root, "zmlx/registry.h", REGISTRY);
     write(root, "tests/registry.cpp", SHOW);
+    for name in ["fast", "ops", "primitives"] {
+        write(root, &format!("mlx/{name}.h"), "");
+    }
     for name in ["both", "plain"] {
         let include = "#include \"zmlx/registry.h\"\nnamespace zmlx {\n";
         let op = format!("{include}Definition define_{name}() {{ return {{\"{name}\"}}; }}\n}}\n");
