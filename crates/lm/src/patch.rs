@@ -150,10 +150,7 @@ impl Target {
     }
 
     fn preset(self) -> &'static [&'static str] {
-        match self {
-            Self::Here => patterns::preset(default_device()),
-            Self::Metal => patterns::metal_preset(),
-        }
+        patterns::preset(self.device())
     }
 
     /// Why a question is answered with no, if it is.

@@ -69,11 +69,9 @@ const CPU: &[&str] = &[
     "gated_delta",
     "greedy_token",
 ];
-/// On by default on a GPU.
-const GPU: &[&str] = &["moe_mlp"];
-/// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place
-/// of several.
-const METAL: &[&str] = &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope", "add_norm"];
+/// On by default on a GPU, where launches cost more than they compute: what is one launch in place of several. Where a
+/// backend has no kernel for one of them the report says so.
+const GPU: &[&str] = &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope", "add_norm"];
 
 /// The names of [`PATTERNS`].
 pub fn names() -> Vec<&'static str> {
@@ -97,11 +95,6 @@ pub fn preset(device: Device) -> &'static [&'static str] {
         Device::Cpu => CPU,
         Device::Gpu => GPU,
     }
-}
-
-/// The patterns that are on by default on a Mac.
-pub fn metal_preset() -> &'static [&'static str] {
-    METAL
 }
 
 /// The patterns of a preset that are on by default for a family, and why others are not.

@@ -23,8 +23,7 @@ pub(super) fn cases() -> Vec<Case> {
         scale: 1.8,
         ..MoeRouter::new(64, 4, Scoring::Sigmoid)
     };
-    let deepseek =
-        MoeRouter { num_experts: 256, top_k: 8, num_groups: 8, top_k_groups: 4, ..glm };
+    let deepseek = MoeRouter { num_experts: 256, top_k: 8, num_groups: 8, top_k_groups: 4, ..glm };
     let gpt_oss = MoeRouter::new(32, 4, Scoring::SoftmaxOfTopK);
     for tokens in [1, 32] {
         cases.push(router("glm-4.7-flash", glm, tokens));
@@ -227,7 +226,8 @@ fn latents(keys: i32) -> Case {
         bytes: f64::from(rank + rope) * f64::from(keys) * BF16.size() as f64,
         flops: 2.0 * elements * f64::from(heads),
         build: Box::new(move || {
-            let (q, q_rope) = (many(&[1, heads, 1, rank])?, random(&[1, heads, 1, rope], BF16, 60)?);
+            let (q, q_rope) =
+                (many(&[1, heads, 1, rank])?, random(&[1, heads, 1, rope], BF16, 60)?);
             let latent = random(&[1, 1, keys, rank], BF16, 61)?;
             let k_rope = [random(&[1, 1, keys, rope], BF16, 62)?];
             let fused = |precision| {

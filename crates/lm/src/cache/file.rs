@@ -464,17 +464,19 @@ fn fits(layer: &LayerCache, own: &LayerCache) -> bool {
         (LayerCache::Window(a), LayerCache::Window(b)) => {
             alike(&a.buffers, &b.buffers) && (a.max_size(), a.keep()) == (b.max_size(), b.keep())
         }
-        (LayerCache::Quantized(a), LayerCache::Kv(b)) if !b.is_latent => match (&a.buffers, &b.buffers) {
-            (Some((k, v)), Some((own_k, own_v))) => {
-                [(k, own_k), (v, own_v)].into_iter().all(|(packed, own)| {
-                    let width = packed.scales.dim(-1) * packed.quantization.group_size;
-                    let dims = [packed.w.dim(0), packed.w.dim(1), width];
-                    packed.scales.dtype() == own.dtype()
-                        && dims == [0, 1, 3].map(|axis| own.dim(axis))
-                })
+        (LayerCache::Quantized(a), LayerCache::Kv(b)) if !b.is_latent => {
+            match (&a.buffers, &b.buffers) {
+                (Some((k, v)), Some((own_k, own_v))) => {
+                    [(k, own_k), (v, own_v)].into_iter().all(|(packed, own)| {
+                        let width = packed.scales.dim(-1) * packed.quantization.group_size;
+                        let dims = [packed.w.dim(0), packed.w.dim(1), width];
+                        packed.scales.dtype() == own.dtype()
+                            && dims == [0, 1, 3].map(|axis| own.dim(axis))
+                    })
+                }
+                (a, _) => a.is_none(),
             }
-            (a, _) => a.is_none(),
-        },
+        }
         (LayerCache::State(a), LayerCache::State(b)) => {
             let facts = |s: &StateCache| -> Vec<_> {
                 let of = |a: &Option<Array>| a.as_ref().map(|a| (a.shape().to_vec(), a.dtype()));

@@ -2,8 +2,8 @@ use mlx::primitives::{self, Ask, AttentionOptions, RopeParts};
 use mlx::{Array, fast, ops};
 
 use super::{
-    Fusable, Fusion, Indexer, IndexerOptions, Linear, Mixer, ModuleKind, ModulePath, MultiLinear, Path,
-    RmsNorm, Rope, Site,
+    Fusable, Fusion, Indexer, IndexerOptions, Linear, Mixer, ModuleKind, ModulePath, MultiLinear,
+    Path, RmsNorm, Rope, Site,
 };
 use crate::cache::{KeysValues, KvCache, LayerCache, Position, masked};
 use crate::error::{Error, Result};
