@@ -37,6 +37,9 @@ BASE_CONFIG = {
     "vocab_size": 600,
 }
 
+# mlx-lm packs no latents
+KV_PACKED = False
+
 GOLDEN = {
     "hidden_size": 64,
     "num_attention_heads": 2,

@@ -47,6 +47,9 @@ EXPERTS = {
     "moe_intermediate_size": 64,
 }
 
+# mlx-lm packs no windows
+KV_PACKED = False
+
 GOLDEN = {
     **EXPERTS,
     "hidden_size": 64,

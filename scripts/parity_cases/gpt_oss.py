@@ -32,6 +32,9 @@ BASE_CONFIG = {
     "max_position_embeddings": 4096,
 }
 
+# mlx-lm packs no windows
+KV_PACKED = False
+
 # its router has groups of 64 whatever the recipe
 CONVERT = {"hidden_size": 128}
 

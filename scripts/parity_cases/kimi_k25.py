@@ -16,6 +16,9 @@ def wrap(config):
         "vision_config": {"vt_num_hidden_layers": 2},
     }
 
+# mlx-lm packs no latents
+KV_PACKED = False
+
 GOLDEN = {
     "hidden_size": 64,
     "num_attention_heads": 2,

@@ -248,7 +248,7 @@ fn gated_delta_refuses_what_does_not_fit() {
         ("state should", Case { state: other(&[1, 4, 8, 8]), ..c() }),
         ("one type", Case { z: short(&case.z), ..c() }),
         ("float32", Case { state: short(&case.state), ..c() }),
-        ("a norm of another type", Case { norm: short(&case.norm), ..c() }),
+        ("a norm of bfloat16 with activations of float32", Case { norm: short(&case.norm), ..c() }),
         ("dt_bias should be", Case { dt_bias: short(&case.dt_bias), ..c() }),
     ] {
         let error = case.run().unwrap_err().to_string();

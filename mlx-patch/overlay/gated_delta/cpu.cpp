@@ -38,7 +38,7 @@ mlx::core::Strides transposed(const mlx::core::Shape& shape) {
 
 bool is_transposed(const array& state) {
   auto strides = transposed(state.shape());
-  for (int axis = 0; axis < state.ndim(); axis++) {
+  for (int axis = 0; axis < static_cast<int>(state.ndim()); axis++) {
     if (state.shape(axis) > 1 && state.strides(axis) != strides[axis]) {
       return false;
     }

@@ -153,7 +153,7 @@ std::string refuse(const Request& r) {
   }
   auto dtype = name_of(r.dtype);
   if (r.text("norm_dtype") != dtype) {
-    return "a norm of another type than the activations is not fused";
+    return "a norm of " + std::string(r.text("norm_dtype")) + " with activations of " + dtype + " is not fused";
   }
   if (auto dt = r.text("dt_bias_dtype"); dt != dtype && dt != "float32") {
     return "dt_bias should be float32 or of the type of the activations to be fused, but is " + std::string(dt);

@@ -98,7 +98,8 @@ std::string refuse(const Request& r) {
         std::to_string(cpu::kMaxTaps);
   }
   if (r.text("weight_dtype") != name_of(r.dtype)) {
-    return "weights of another type than the activations are not fused";
+    return "weights of " + std::string(r.text("weight_dtype")) + " with activations of " + name_of(r.dtype) +
+        " are not fused";
   }
   return "";
 }

@@ -151,7 +151,7 @@ std::string_view bias_name(const std::optional<array>& bias) {
 
 std::string refuse_bias(const Request& r) {
   auto bias = r.text("bias");
-  if (bias == "none" || bias == "float32" && r.dtype == float32) {
+  if (bias == "none" || (bias == "float32" && r.dtype == float32)) {
     return "";
   }
   bool narrow = bias == "float16" || bias == "bfloat16";
