@@ -150,7 +150,10 @@ impl Target {
     }
 
     fn preset(self) -> &'static [&'static str] {
-        patterns::preset(self.device())
+        match self {
+            Self::Here => patterns::preset(default_device()),
+            Self::Metal => patterns::metal_preset(),
+        }
     }
 
     /// Why a question is answered with no, if it is.

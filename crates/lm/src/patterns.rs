@@ -69,9 +69,13 @@ const CPU: &[&str] = &[
     "gated_delta",
     "greedy_token",
 ];
-/// On by default on a GPU, where launches cost more than they compute: what is one launch in place of several. Where a
-/// backend has no kernel for one of them the report says so.
+/// On by default on another GPU, where the CPU is busy with launches: what has a kernel for CUDA and is one launch in place
+/// of several.
 const GPU: &[&str] = &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope", "add_norm"];
+/// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place
+/// of several.
+const METAL: &[&str] =
+    &["moe_mlp", "moe_combine", "moe_router", "swiglu_mlp", "qk_norm_rope", "add_norm"];
 
 /// The names of [`PATTERNS`].
 pub fn names() -> Vec<&'static str> {
@@ -93,8 +97,14 @@ pub(crate) fn named(name: &str) -> Result<&'static Pattern> {
 pub fn preset(device: Device) -> &'static [&'static str] {
     match device {
         Device::Cpu => CPU,
+        Device::Gpu if cfg!(target_os = "macos") => METAL,
         Device::Gpu => GPU,
     }
+}
+
+/// The patterns that are on by default on a Mac.
+pub fn metal_preset() -> &'static [&'static str] {
+    METAL
 }
 
 /// The patterns of a preset that are on by default for a family, and why others are not.
