@@ -167,12 +167,7 @@ fn link(environment: &Environment, mlx: &Mlx) {
                 }
             }
             if mlx.backends.iter().any(|b| b == "cuda") {
-                for folder in environment.cuda_libraries() {
-                    println!("cargo:rustc-link-search=native={}", folder.display());
-                }
-                // CMake leaves the runtime to the CUDA compiler, which does not link us
-                println!("cargo:rustc-link-lib=static:-bundle=cudart_static");
-                println!("cargo:rustc-link-lib=dylib=rt");
+                link_cuda_runtime(environment);
             }
         }
         Link::Shared(lib) => {
@@ -180,6 +175,9 @@ fn link(environment: &Environment, mlx: &Mlx) {
             println!("cargo:rustc-link-lib=dylib=mlx");
             // for this package's own tests; dependents get it as DEP_ZMLX_MLX_RPATH
             println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+            if environment.cuda.is_some() {
+                link_cuda_runtime(environment);
+            }
         }
     }
     if mlx.backends.iter().any(|b| b == "metal") {
@@ -189,6 +187,15 @@ fn link(environment: &Environment, mlx: &Mlx) {
         }
         println!("cargo:rustc-link-lib=dylib=objc");
     }
+}
+
+/// The runtime under the code for the GPU: CMake leaves it to the CUDA compiler, which does not link us.
+fn link_cuda_runtime(environment: &Environment) {
+    for folder in environment.cuda_libraries() {
+        println!("cargo:rustc-link-search=native={}", folder.display());
+    }
+    println!("cargo:rustc-link-lib=static:-bundle=cudart_static");
+    println!("cargo:rustc-link-lib=dylib=rt");
 }
 
 /// `links` metadata for the build scripts of dependents, constants for our own `lib.rs`.

@@ -48,7 +48,7 @@ pub(crate) fn compile(
     cmake::define(&mut configure, "ZMLX_OVERLAY", overlay.unwrap_or(Path::new("")));
     for (name, values) in [
         ("ZMLX_MLX_LIBRARIES", mlx_libraries(mlx)),
-        ("ZMLX_BACKENDS", mlx.backends.clone()),
+        ("ZMLX_BACKENDS", backends(environment, mlx)),
         ("ZMLX_DEFINITIONS", definitions(mlx, overlay.is_some(), kernels.as_deref())),
         ("ZMLX_BRIDGE_SOURCES", shown(&sources)),
         ("ZMLX_BRIDGE_INCLUDE", shown(&include)),
@@ -99,6 +99,12 @@ fn kernels_metallib(
     let folder = environment.cache_root.join("metal").join(&id[..16]);
     fs::create_dir_all(&folder)?;
     Ok(Some(folder.join("zmlx.metallib")))
+}
+
+/// What there are kernels of ours for. A prebuilt MLX may have CUDA where there is no compiler for it.
+fn backends(environment: &Environment, mlx: &Mlx) -> Vec<String> {
+    let has_compiler = |backend: &str| backend != "cuda" || environment.cuda.is_some();
+    mlx.backends.iter().filter(|backend| has_compiler(backend)).cloned().collect()
 }
 
 /// What the C++ has to know of this build.

@@ -127,6 +127,7 @@ struct Summary {
     identical: bool,
     tokens_compared: usize,
     first_divergence: Option<Divergence>,
+    repeatability: Option<Repeatability>,
     baseline_decode_tok_per_s: Option<f64>,
     patched_decode_tok_per_s: Option<f64>,
     speedup: Option<f64>,
@@ -178,6 +179,13 @@ struct Divergence {
     logit_margin: Option<f32>,
     expected_text: Option<String>,
     got_text: Option<String>,
+}
+
+/// What the reference said when it was asked once more, after a difference.
+#[derive(Debug, Serialize)]
+struct Repeatability {
+    runs: usize,
+    disagreements: usize,
 }
 
 /// A module on stock ops.
@@ -326,6 +334,9 @@ impl Validate {
                 expected_text: text(d.expected),
                 got_text: text(d.got),
             }),
+            repeatability: validation
+                .repeatability
+                .map(|r| Repeatability { runs: r.runs, disagreements: r.disagreements }),
             baseline_decode_tok_per_s: validation.baseline_decode_tok_per_s,
             patched_decode_tok_per_s: validation.patched_decode_tok_per_s,
             speedup: validation.speedup(),
@@ -394,6 +405,13 @@ impl Answer for Summary {
         );
         if let Some(divergence) = &self.first_divergence {
             rows.row("differs", divergence);
+        }
+        if let Some(Repeatability { runs, disagreements: disagreements @ 1.. }) = self.repeatability
+        {
+            let text = format!(
+                "the reference disagrees with itself: {disagreements} of {runs}; what differs says nothing about the patch"
+            );
+            rows.row("unstable", text);
         }
         let TokenHashes { reference, patched } = &self.tokens_sha256;
         let mut tokens = hash::short(patched);

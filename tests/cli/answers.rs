@@ -260,6 +260,7 @@ fn validate_json_has_the_fields_of_the_contract() {
             "identical",
             "tokens_compared",
             "first_divergence",
+            "repeatability",
             "baseline_decode_tok_per_s",
             "patched_decode_tok_per_s",
             "speedup",

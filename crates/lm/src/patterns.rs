@@ -69,8 +69,9 @@ const CPU: &[&str] = &[
     "gated_delta",
     "greedy_token",
 ];
-/// On by default on another GPU.
-const GPU: &[&str] = &["moe_mlp"];
+/// On by default on another GPU, where the CPU is busy with launches: what has a kernel for CUDA and is one launch in place
+/// of several.
+const GPU: &[&str] = &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope", "add_norm"];
 /// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place
 /// of several.
 const METAL: &[&str] =

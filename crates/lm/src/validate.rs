@@ -59,6 +59,15 @@ pub struct RunReport {
     pub patched_prompt_tok_per_s: f64,
 }
 
+/// What the unpatched model said when it was asked once more. One that disagrees with itself proves nothing about a patch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repeatability {
+    /// Prompts on which the patched model differed, each run once more without the patch.
+    pub runs: usize,
+    /// Those on which the unpatched model then differed from itself.
+    pub disagreements: usize,
+}
+
 /// What came out.
 #[derive(Debug, Clone)]
 pub struct Validation {
@@ -70,6 +79,8 @@ pub struct Validation {
     pub tokens_compared: usize,
     /// The first difference.
     pub first_divergence: Option<Divergence>,
+    /// Whether the unpatched model repeats itself, where its tokens are the reference and some differ.
+    pub repeatability: Option<Repeatability>,
     /// Median decode speed of the unpatched model.
     pub baseline_decode_tok_per_s: Option<f64>,
     /// Median decode speed of the patched model.
@@ -88,7 +99,8 @@ impl Validation {
     }
 }
 
-/// Runs every prompt unpatched and patched in turn and compares each token. The model is left unpatched.
+/// Runs every prompt unpatched and patched in turn and compares each token. The model is left unpatched. Before a difference
+/// counts against the patch, the unpatched model is asked once more.
 ///
 /// `reference`, one token sequence per prompt, replaces the unpatched model's tokens as what is expected; speeds
 /// are still measured against the unpatched model. `on_run` sees each run as it ends.
@@ -131,6 +143,7 @@ fn compare(
 ) -> Result<Validation> {
     let mut runs = Vec::new();
     let mut first_divergence = None;
+    let mut repeatability: Option<Repeatability> = None;
     let mut report = patch(loaded, &options.patch)?;
     for _ in 0..options.runs {
         for (i, prompt) in prompts.iter().enumerate() {
@@ -145,8 +158,16 @@ fn compare(
             let expected = reference.map_or(&baseline.token_ids, |all| &all[i]);
             let got = &patched.token_ids;
             let agreeing = expected.iter().zip(got).take_while(|(a, b)| a == b).count();
-            let longest = expected.len().max(got.len());
-            if agreeing < longest && first_divergence.is_none() {
+            let differs = agreeing < expected.len().max(got.len());
+            if differs && reference.is_none() {
+                unpatch(loaded);
+                let again =
+                    generate(loaded.model.as_ref(), prompt, &options.generate, &mut keep_going)?;
+                let seen = repeatability.get_or_insert(Repeatability { runs: 0, disagreements: 0 });
+                seen.runs += 1;
+                seen.disagreements += usize::from(again.token_ids != baseline.token_ids);
+            }
+            if differs && first_divergence.is_none() {
                 unpatch(loaded);
                 let (a, b) = (expected.get(agreeing).copied(), got.get(agreeing).copied());
                 let prefix = &expected[..agreeing];
@@ -182,6 +203,7 @@ fn compare(
         patch: report,
         tokens_compared: runs.iter().map(|r| r.reference.len().max(r.patched.len())).sum(),
         first_divergence,
+        repeatability,
         baseline_decode_tok_per_s: median(runs.iter().filter_map(|r| r.baseline_decode_tok_per_s)),
         patched_decode_tok_per_s: median(runs.iter().filter_map(|r| r.patched_decode_tok_per_s)),
         runs,

@@ -40,4 +40,9 @@ inline constexpr bool argmax_takes_nan = MLX_VERSION_NUMERIC >= 32004;
 // the release whose kernels ours have been held against, addition by addition (crates/metal-bench).
 inline constexpr bool metal_kernels_known = MLX_VERSION_NUMERIC == 32002;
 
+// On CUDA:
+
+// the release whose kernels ours have been held against, on an H200 (benchmarks/).
+inline constexpr bool cuda_kernels_known = MLX_VERSION_NUMERIC == 32002;
+
 } // namespace zmlx::linked

@@ -1,0 +1,93 @@
+// CUDA backend of GatherQMMCombine: the down projection of a token's experts and their weighted sum, one launch in place of
+// three or four.
+
+#include <algorithm>
+
+#include "cuda/dispatch.h"
+#include "cuda/host.h"
+#include "gather_qmm_combine/gather_qmm_combine.h"
+#include "gather_qmm_combine/kernel.cuh"
+
+namespace zmlx {
+
+using namespace mlx::core;
+
+namespace {
+
+// Warps of a block: one for each expert, unless their rows do not fit into shared memory.
+int warps_of(int top_k, size_t bytes_of_warp) {
+  return std::clamp<int>(on_cuda::kMostShared / 2 / bytes_of_warp, 1, std::min(top_k, 16));
+}
+
+template <typename F>
+void dispatch_score(Dtype score, Dtype dtype, F&& f) {
+  score == float32 ? f(on_cuda::Type<float>()) : on_cuda::dispatch_half(dtype, f);
+}
+
+void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, std::span<array> outputs) {
+  using P = GatherQMMCombine;
+  using namespace on_cuda;
+  auto& out = outputs[0];
+  auto& encoder = cu::get_command_encoder(out.primitive().stream());
+  allocate(out, encoder);
+  if (out.size() == 0) {
+    return;
+  }
+  std::vector<array> in;
+  for (auto& input : inputs) {
+    in.push_back(in_rows(input, encoder));
+  }
+  auto state = primitive.state();
+  int K = in[P::kX].shape(-1), N = out.shape(-1), top_k = in[P::kRhsIndices].shape(-1);
+  auto tokens = static_cast<int64_t>(out.size()) / N;
+  dispatch_quantized(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
+    dispatch_score(in[P::kScores].dtype(), out.dtype(), [&](auto score) {
+      using T = typename decltype(type)::type;
+      using Score = typename decltype(score)::type;
+      if constexpr (std::is_same_v<Score, float> || std::is_same_v<Score, T>) {
+        constexpr int kBits = bits, kGroup = group;
+        size_t of_warp = K * sizeof(T) + SixteenRows<T, kBits, kGroup>::bytes(K);
+        int warps = warps_of(top_k, of_warp);
+        Combine<T, Score> parameters = {
+            gpu_ptr<T>(in[P::kX]),
+            gpu_ptr<uint32_t>(in[P::kRhsIndices]),
+            gpu_ptr<Score>(in[P::kScores]),
+            {gpu_ptr<char>(in[P::kW]), gpu_ptr<T>(in[P::kScales]), gpu_ptr<T>(in[P::kBiases])},
+            gpu_ptr<T>(out),
+            K,
+            N,
+            top_k,
+            warps};
+        bool qmv = stock_takes_qmv(tokens * top_k);
+        auto kernel =
+            qmv ? gather_qmm_combine_qmv<T, Score, kBits, kGroup> : gather_qmm_combine_mma<T, Score, kBits, kGroup>;
+        unsigned grid = tokens * (N / (qmv ? 8 : 16));
+        unsigned block = qmv ? 256 : warps * 32;
+        launch(encoder, kernel, grid, block, qmv ? 0 : warps * of_warp,
+               {in[P::kX], in[P::kRhsIndices], in[P::kScores], in[P::kW], in[P::kScales], in[P::kBiases]}, {out},
+               parameters);
+      }
+    });
+  });
+}
+
+std::string refuse_on_cuda(const Request& r) {
+  auto inner = r.integer("inner");
+  size_t shared = inner * 2 + 16 * (inner * r.integer("bits") / 8 + inner / 8 + 64);
+  if (r.integer("top_k") > on_cuda::kMostExperts) {
+    return "stock adds more than " + std::to_string(on_cuda::kMostExperts) + " experts in another order";
+  }
+  auto reason = on_cuda::refuse_quantized(r);
+  if (reason.empty() && shared > on_cuda::kMostShared / 2) {
+    return "rows of " + std::to_string(inner) + " weights are too long for the shared memory of a block";
+  }
+  return reason;
+}
+
+} // namespace
+
+GpuBackend gather_qmm_combine_gpu() {
+  return gpu_backend<GatherQMMCombine, eval>(refuse_on_cuda);
+}
+
+} // namespace zmlx

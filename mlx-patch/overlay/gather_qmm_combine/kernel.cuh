@@ -1,0 +1,107 @@
+// The kernels of gather_qmm_combine; cuda.cu launches them.
+//
+// A block has 16 outputs of a token, and each of its warps the product of one expert after the other; what they round lies
+// in shared memory until one thread for each output adds in the order of experts, as stock's reduction over short columns
+// (mlx/backend/cuda/reduce/col_reduce.cu, `col_reduce_small`). Below eight products stock multiplies in another order, in
+// which a warp has one output of all experts.
+
+#pragma once
+
+#include "cuda/qmv.cuh"
+
+namespace zmlx::on_cuda {
+
+template <typename T, typename Score>
+struct Combine {
+  const T* x; // [tokens, top_k, K]
+  const uint32_t* experts; // [tokens, top_k]
+  const Score* scores; // [tokens, top_k]
+  EightRows<T> down; // of expert 0
+  T* y; // [tokens, N]
+  int K, N, top_k, warps;
+};
+
+// The sum of stock's graph: multiply, sum, astype. One product alone is no sum there, and keeps the sign of a zero.
+template <typename T, typename Score>
+class WeightedSum {
+ public:
+  __device__ void add(T value, Score score, bool alone) {
+    if constexpr (std::is_same_v<Score, float>) {
+      float product = __fmul_rn(static_cast<float>(value), score);
+      sum_ = alone ? product : __fadd_rn(sum_, product);
+    } else {
+      T product = __hmul_rn(value, score);
+      sum_ = alone ? product : __hadd_rn(sum_, product);
+    }
+  }
+
+  __device__ T result() const {
+    if constexpr (std::is_same_v<Score, float>) {
+      return Pairs<T>::round(sum_);
+    } else {
+      return sum_;
+    }
+  }
+
+ private:
+  Score sum_ = Score(0.0f);
+};
+
+// Most experts of a token.
+inline constexpr int kMostExperts = 32;
+
+template <typename T, typename Score, int kBits, int kGroup>
+__global__ void gather_qmm_combine_mma(const __grid_constant__ Combine<T, Score> p) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ T products[kMostExperts][16];
+  using Rows = SixteenRows<T, kBits, kGroup>;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int blocks = p.N / 16;
+  int64_t token = blockIdx.x / blocks;
+  int row = blockIdx.x % blocks * 16;
+  auto* mine = shared + warp * (p.K * sizeof(T) + Rows::bytes(p.K));
+  for (int k = warp; k < p.top_k; k += p.warps) {
+    int64_t product = token * p.top_k + k;
+    int64_t expert = p.experts[product];
+    Rows rows(mine + p.K * sizeof(T), p.K, lane);
+    rows.fetch(
+        {rows_of<T, kBits, kGroup>(p.down, expert, row, p.N, p.K),
+         rows_of<T, kBits, kGroup>(p.down, expert, row + 8, p.N, p.K)});
+    stage_vector<T, kBits>(mine, p.x + product * p.K, p.K, lane, 32);
+    float sums[4];
+    rows.multiply(mine, sums, [] { __syncwarp(); });
+    if (lane % 4 == 0) {
+      products[k][lane / 4] = Pairs<T>::round(sums[0]);
+      products[k][lane / 4 + 8] = Pairs<T>::round(sums[2]);
+    }
+    __syncwarp();
+  }
+  __syncthreads();
+  if (threadIdx.x < 16) {
+    WeightedSum<T, Score> sum;
+    for (int k = 0; k < p.top_k; k++) {
+      sum.add(products[k][threadIdx.x], p.scores[token * p.top_k + k], p.top_k == 1);
+    }
+    p.y[token * p.N + row + threadIdx.x] = sum.result();
+  }
+}
+
+template <typename T, typename Score, int kBits, int kGroup>
+__global__ __launch_bounds__(256) void gather_qmm_combine_qmv(const __grid_constant__ Combine<T, Score> p) {
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int blocks = p.N / 8;
+  int64_t token = blockIdx.x / blocks;
+  int row = blockIdx.x % blocks * 8 + warp;
+  WeightedSum<T, Score> sum;
+  for (int k = 0; k < p.top_k; k++) {
+    int64_t product = token * p.top_k + k;
+    auto down = rows_of<T, kBits, kGroup>(p.down, p.experts[product], row, p.N, p.K);
+    float value = qmv_row<T, kBits, kGroup>(p.x + product * p.K, down.w, down.scales, down.biases, p.K, lane);
+    sum.add(Pairs<T>::round(value), p.scores[product], p.top_k == 1);
+  }
+  if (lane == 0) {
+    p.y[token * p.N + row] = sum.result();
+  }
+}
+
+} // namespace zmlx::on_cuda

@@ -1,0 +1,80 @@
+// CUDA backend of GatherQMMSwiGLU: silu(x @ gate) * (x @ up) for all experts of all rows, one launch in place of five.
+
+#include "cuda/dispatch.h"
+#include "cuda/host.h"
+#include "gather_qmm_swiglu/gather_qmm_swiglu.h"
+#include "gather_qmm_swiglu/kernel.cuh"
+
+namespace zmlx {
+
+using namespace mlx::core;
+
+namespace {
+
+template <typename T>
+on_cuda::EightRows<T> matrices(const array& w, const array& scales, const array& biases) {
+  return {gpu_ptr<char>(w), gpu_ptr<T>(scales), gpu_ptr<T>(biases)};
+}
+
+void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, std::span<array> outputs) {
+  using P = GatherQMMSwiGLU;
+  using namespace on_cuda;
+  auto& out = outputs[0];
+  auto& encoder = cu::get_command_encoder(out.primitive().stream());
+  allocate(out, encoder);
+  if (out.size() == 0) {
+    return;
+  }
+  // in a decode step all products are of one vector, whose number is broadcast
+  bool one_x = inputs[P::kLhsIndices].data_size() == 1;
+  std::vector<array> in;
+  for (auto& input : inputs) {
+    bool as_it_is = one_x && in.size() == P::kLhsIndices;
+    in.push_back(as_it_is ? input : in_rows(input, encoder));
+  }
+  auto state = primitive.state();
+  int K = in[P::kX].shape(-1), N = out.shape(-1), M = in[P::kX].shape(-2);
+  auto lines = static_cast<int64_t>(out.size()) / N;
+  dispatch_quantized(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
+    using T = typename decltype(type)::type;
+    constexpr int kBits = bits, kGroup = group;
+    Swiglu<T> parameters = {
+        gpu_ptr<T>(in[P::kX]),
+        gpu_ptr<uint32_t>(in[P::kLhsIndices]),
+        gpu_ptr<uint32_t>(in[P::kRhsIndices]),
+        matrices<T>(in[P::kGateW], in[P::kGateScales], in[P::kGateBiases]),
+        matrices<T>(in[P::kUpW], in[P::kUpScales], in[P::kUpBiases]),
+        gpu_ptr<T>(out),
+        K,
+        N,
+        M,
+        one_x};
+    bool qmv = stock_takes_qmv(lines);
+    auto kernel = qmv ? gather_qmm_swiglu_qmv<T, kBits, kGroup> : gather_qmm_swiglu_mma<T, kBits, kGroup>;
+    unsigned grid = lines * (N / (qmv ? 8 : 8 * kSwigluWarps));
+    unsigned block = qmv ? 256 : kSwigluWarps * 32;
+    size_t shared = qmv ? 0 : K * sizeof(T) + kSwigluWarps * SixteenRows<T, kBits, kGroup>::bytes(K);
+    launch(encoder, kernel, grid, block, shared,
+           {in[P::kX], in[P::kLhsIndices], in[P::kRhsIndices], in[P::kGateW], in[P::kGateScales], in[P::kGateBiases],
+            in[P::kUpW], in[P::kUpScales], in[P::kUpBiases]},
+           {out}, parameters);
+  });
+}
+
+std::string refuse_on_cuda(const Request& r) {
+  auto reason = on_cuda::refuse_quantized(r);
+  auto inner = r.integer("inner");
+  size_t shared = inner * 2 + on_cuda::kSwigluWarps * 16 * (inner * r.integer("bits") / 8 + inner / 8 + 64);
+  if (reason.empty() && shared > on_cuda::kMostShared) {
+    return "rows of " + std::to_string(inner) + " weights are too long for the shared memory of a block";
+  }
+  return reason;
+}
+
+} // namespace
+
+GpuBackend gather_qmm_swiglu_gpu() {
+  return gpu_backend<GatherQMMSwiGLU, eval>(refuse_on_cuda);
+}
+
+} // namespace zmlx

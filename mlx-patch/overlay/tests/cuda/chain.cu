@@ -1,0 +1,121 @@
+// How long gather_qmm_swiglu and gather_qmm_combine take inside a chain: 64 launches of each in one CUDA graph, one after
+// the other, every one with other experts, so that no weights are in the cache. No MLX runs here.
+//
+//   chain [K N experts top_k]
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "gather_qmm_combine/kernel.cuh"
+#include "gather_qmm_swiglu/kernel.cuh"
+
+using namespace zmlx::on_cuda;
+using T = __nv_bfloat16;
+
+namespace {
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) {
+    std::printf("CUDA: %s\n", cudaGetErrorString(error));
+    std::exit(1);
+  }
+}
+
+void allow_shared(const void* kernel, size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+}
+
+template <typename V>
+V* random_memory(size_t count, uint32_t mask, uint32_t bits) {
+  std::vector<V> data(count);
+  for (auto& v : data) {
+    v = static_cast<V>((std::rand() & mask) | bits);
+  }
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, count * sizeof(V)));
+  check(cudaMemcpy(memory, data.data(), count * sizeof(V), cudaMemcpyHostToDevice));
+  return static_cast<V*>(memory);
+}
+
+EightRows<T> random_matrices(int64_t E, int64_t N, int64_t K) {
+  // scales about 0.01
+  auto scales = [&] { return reinterpret_cast<T*>(random_memory<uint16_t>(E * N * K / 64, 0x7f, 0x3c00)); };
+  auto* w = reinterpret_cast<char*>(random_memory<uint32_t>(E * N * K / 8, 0xffffffff, 0));
+  return {w, scales(), scales()};
+}
+
+constexpr int kLaunches = 64;
+
+// The best of 20, per launch.
+template <typename Launch>
+double microseconds(Launch launch) {
+  cudaStream_t stream;
+  check(cudaStreamCreate(&stream));
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  for (int i = 0; i < kLaunches; i++) {
+    launch(i, stream);
+  }
+  cudaGraph_t graph;
+  check(cudaStreamEndCapture(stream, &graph));
+  cudaGraphExec_t executable;
+  check(cudaGraphInstantiate(&executable, graph, 0));
+  cudaEvent_t begin, end;
+  check(cudaEventCreate(&begin));
+  check(cudaEventCreate(&end));
+  float best = 1e9;
+  for (int repetition = 0; repetition < 20; repetition++) {
+    check(cudaEventRecord(begin, stream));
+    check(cudaGraphLaunch(executable, stream));
+    check(cudaEventRecord(end, stream));
+    check(cudaEventSynchronize(end));
+    float ms;
+    check(cudaEventElapsedTime(&ms, begin, end));
+    best = std::min(best, ms);
+  }
+  return best * 1000 / kLaunches;
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+  auto argument = [&](int i, int usual) { return argc > i ? std::atoi(argv[i]) : usual; };
+  int K = argument(1, 2048), N = argument(2, 768), E = argument(3, 128), top_k = argument(4, 8);
+  std::vector<uint32_t> many(kLaunches * top_k);
+  for (auto& expert : many) {
+    expert = std::rand() % E;
+  }
+  uint32_t *experts, *lhs;
+  check(cudaMalloc(&experts, many.size() * 4));
+  check(cudaMemcpy(experts, many.data(), many.size() * 4, cudaMemcpyHostToDevice));
+  check(cudaMalloc(&lhs, top_k * 4));
+  check(cudaMemset(lhs, 0, top_k * 4));
+  auto* x = reinterpret_cast<T*>(random_memory<uint16_t>(top_k * std::max(N, K), 0x7f, 0x3f00));
+  auto* scores = reinterpret_cast<T*>(random_memory<uint16_t>(top_k, 0x7f, 0x3e00));
+  T* y;
+  check(cudaMalloc(&y, top_k * std::max(N, K) * sizeof(T)));
+  auto gate = random_matrices(E, N, K), up = random_matrices(E, N, K), down = random_matrices(E, K, N);
+
+  size_t shared = K * sizeof(T) + kSwigluWarps * SixteenRows<T, 4, 64>::bytes(K);
+  auto swiglu = gather_qmm_swiglu_mma<T, 4, 64>;
+  allow_shared(reinterpret_cast<const void*>(swiglu), shared);
+  double t = microseconds([&](int i, cudaStream_t stream) {
+    swiglu<<<top_k * (N / (8 * kSwigluWarps)), kSwigluWarps * 32, shared, stream>>>(
+        {x, lhs, experts + i * top_k, gate, up, y, K, N, 1, true});
+  });
+  double bytes = 2.0 * top_k * N * K * (0.5 + 4.0 / 64);
+  std::printf("gather_qmm_swiglu K %d N %d, %d of %d: %.2f us, %.0f GB/s\n", K, N, top_k, E, t, bytes / t / 1e3);
+
+  size_t of_warp = N * sizeof(T) + SixteenRows<T, 4, 64>::bytes(N);
+  int warps = std::min(top_k, 8);
+  auto combine = gather_qmm_combine_mma<T, T, 4, 64>;
+  allow_shared(reinterpret_cast<const void*>(combine), warps * of_warp);
+  t = microseconds([&](int i, cudaStream_t stream) {
+    combine<<<K / 16, warps * 32, warps * of_warp, stream>>>(
+        {x, experts + i * top_k, scores, down, y, N, K, top_k, warps});
+  });
+  std::printf("gather_qmm_combine K %d N %d, %d of %d: %.2f us, %.0f GB/s\n", N, K, top_k, E, t, bytes / 2 / t / 1e3);
+  check(cudaDeviceSynchronize());
+  return 0;
+}
