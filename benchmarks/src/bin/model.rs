@@ -28,9 +28,15 @@ struct Args {
     /// Tokens decoded per round.
     #[arg(long, default_value_t = 48)]
     decode: usize,
+    /// Tokens in the cache before those whose decode is timed; 0: those of the prompt.
+    #[arg(long, default_value_t = 0)]
+    depth: usize,
     /// Tokens decoded, and of the prompt, by stock ops, which can be very slow; 0 leaves stock out.
     #[arg(long, default_value_t = 2)]
     stock_decode: usize,
+    /// Leave out the exact variant, which takes most of the time.
+    #[arg(long)]
+    fast_only: bool,
     /// Rounds; medians are printed.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -55,7 +61,16 @@ struct Round {
     prompt_tokens: usize,
     prompt_tok_per_s: f64,
     decode_tokens: usize,
+    decode_depth: usize,
     decode_tok_per_s: f64,
+}
+
+/// What is timed of a variant.
+#[derive(Clone, Copy)]
+struct Load {
+    prompt: usize,
+    depth: usize,
+    decode: usize,
 }
 
 /// A line of the raw results.
@@ -85,6 +100,8 @@ fn main() -> Result<()> {
     if args.stock_decode > 0 {
         check(&mut loaded, vocab, args.stock_decode + 1)?;
     }
+    let depth = if args.depth > 0 { args.depth } else { args.prompt };
+    let timed = Load { prompt: args.prompt, depth, decode: args.decode };
     let mut memory = Memory::new();
     let mut bandwidth = Vec::new();
     let mut rounds: Vec<Round> = Vec::new();
@@ -94,20 +111,17 @@ fn main() -> Result<()> {
         raw.write(&Line::Bandwidth(bandwidth[round]))?;
         // Stock does the same work every time and is slow: one round of it is enough.
         if round == 0 && args.stock_decode > 0 {
-            rounds.push(measure(&mut loaded, "stock", None, vocab, 4, args.stock_decode)?);
+            let little = Load { prompt: 4, depth: 4, decode: args.stock_decode };
+            rounds.push(measure(&mut loaded, "stock", None, vocab, little)?);
         }
         for (name, precision) in [("exact", Precision::Exact), ("fast", Precision::Fast)] {
-            rounds.push(measure(
-                &mut loaded,
-                name,
-                Some(precision),
-                vocab,
-                args.prompt,
-                args.decode,
-            )?);
+            if args.fast_only && precision == Precision::Exact {
+                continue;
+            }
+            rounds.push(measure(&mut loaded, name, Some(precision), vocab, timed)?);
         }
         if let (Some(bench), Some(gguf)) = (&args.llama_bench, &args.gguf) {
-            rounds.push(llama_cpp(bench, gguf, args.prompt, args.decode)?);
+            rounds.push(llama_cpp(bench, gguf, timed)?);
         }
         for r in &rounds[first..] {
             raw.write(&Line::Round(r))?;
@@ -115,7 +129,10 @@ fn main() -> Result<()> {
         eprintln!("round {} of {}", round + 1, args.rounds);
     }
     println!("{machine}");
-    println!("{name}: prompt {} tokens, decode {} tokens", args.prompt, args.decode);
+    println!(
+        "{name}: prompt {} tokens, decode {} tokens at depth {depth}",
+        args.prompt, args.decode
+    );
     print_table(&rounds, &bandwidth, read_bytes as f64);
     Ok(())
 }
@@ -156,46 +173,56 @@ fn measure(
     variant: &'static str,
     precision: Option<Precision>,
     vocab: u32,
-    prompt_tokens: usize,
-    decode: usize,
+    timed: Load,
 ) -> Result<Round> {
     set(loaded, precision)?;
-    let g = run(loaded, &prompt(prompt_tokens, vocab), decode + 1)?;
+    let one_run = timed.depth == timed.prompt;
+    let first =
+        run(loaded, &prompt(timed.prompt, vocab), if one_run { timed.decode + 1 } else { 1 })?;
+    let prompt_tok_per_s = first.prompt_tok_per_s;
+    let g =
+        if one_run { first } else { run(loaded, &prompt(timed.depth, vocab), timed.decode + 1)? };
     Ok(Round {
         variant,
-        prompt_tokens,
-        prompt_tok_per_s: g.prompt_tok_per_s,
-        decode_tokens: decode,
+        prompt_tokens: timed.prompt,
+        prompt_tok_per_s,
+        decode_tokens: timed.decode,
+        decode_depth: timed.depth,
         decode_tok_per_s: g.decode_tok_per_s.context("too few tokens to time decode")?,
     })
 }
 
-/// `llama-bench` prints one JSON object per test: prompt processing, then text generation.
-fn llama_cpp(bench: &Path, gguf: &Path, prompt: usize, decode: usize) -> Result<Round> {
+/// One run of each test: prompt processing, and text generation at the same depth as ours.
+fn llama_cpp(bench: &Path, gguf: &Path, timed: Load) -> Result<Round> {
+    let prompt = llama_bench(bench, gguf, ["-p", &timed.prompt.to_string(), "-n", "0", "-d", "0"])?;
+    let (decode, depth) = (timed.decode.to_string(), timed.depth.to_string());
+    let decode = llama_bench(bench, gguf, ["-p", "0", "-n", &decode, "-d", &depth])?;
+    Ok(Round {
+        variant: "llama.cpp",
+        prompt_tokens: timed.prompt,
+        prompt_tok_per_s: prompt,
+        decode_tokens: timed.decode,
+        decode_depth: timed.depth,
+        decode_tok_per_s: decode,
+    })
+}
+
+/// Tokens per second of one test.
+fn llama_bench(bench: &Path, gguf: &Path, test: [&str; 6]) -> Result<f64> {
     let threads = mlx::num_threads().to_string();
     let output = Command::new(bench)
         .args(["-m", &gguf.to_string_lossy(), "-t", &threads, "-r", "1", "-o", "jsonl"])
-        .args(["-p", &prompt.to_string(), "-n", &decode.to_string()])
+        .args(test)
         .output()
         .with_context(|| format!("run {}", bench.display()))?;
     if !output.status.success() {
         bail!("llama-bench: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let mut speeds = Vec::new();
-    for line in String::from_utf8_lossy(&output.stdout).lines().filter(|l| l.starts_with('{')) {
-        let row: serde_json::Value = serde_json::from_str(line)?;
-        speeds.push(row["avg_ts"].as_f64().context("llama-bench printed no avg_ts")?);
-    }
-    let [prompt_tok_per_s, decode_tok_per_s] = speeds[..] else {
-        bail!("llama-bench printed {} results, expected 2", speeds.len());
-    };
-    Ok(Round {
-        variant: "llama.cpp",
-        prompt_tokens: prompt,
-        prompt_tok_per_s,
-        decode_tokens: decode,
-        decode_tok_per_s,
-    })
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line =
+        text.lines().find(|l| l.starts_with('{')).context("llama-bench printed no result")?;
+    let row: serde_json::Value = serde_json::from_str(line)?;
+    row["avg_ts"].as_f64().context("llama-bench printed no avg_ts")
 }
 
 fn print_table(rounds: &[Round], bandwidth: &[Bandwidth], read_bytes: f64) {
