@@ -220,6 +220,8 @@ impl Environment {
             format!("CCACHE_DIR={}", folder.display()),
             format!("CCACHE_BASEDIR={}", checkout.display()),
             "CCACHE_NOHASHDIR=true".to_owned(),
+            // what it asks for to store precompiled headers, which none of our definitions changes
+            "CCACHE_SLOPPINESS=pch_defines,time_macros".to_owned(),
             // its version, not the time at which it was installed
             "CCACHE_COMPILERCHECK=%compiler% --version".to_owned(),
         ];

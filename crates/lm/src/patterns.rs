@@ -69,11 +69,12 @@ const CPU: &[&str] = &[
     "gated_delta",
     "greedy_token",
 ];
-/// On by default on a GPU.
+/// On by default on another GPU.
 const GPU: &[&str] = &["moe_mlp"];
 /// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place
 /// of several.
-const METAL: &[&str] = &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope", "add_norm"];
+const METAL: &[&str] =
+    &["moe_mlp", "moe_combine", "moe_router", "swiglu_mlp", "qk_norm_rope", "add_norm"];
 
 /// The names of [`PATTERNS`].
 pub fn names() -> Vec<&'static str> {
@@ -95,6 +96,7 @@ pub(crate) fn named(name: &str) -> Result<&'static Pattern> {
 pub fn preset(device: Device) -> &'static [&'static str] {
     match device {
         Device::Cpu => CPU,
+        Device::Gpu if cfg!(target_os = "macos") => METAL,
         Device::Gpu => GPU,
     }
 }

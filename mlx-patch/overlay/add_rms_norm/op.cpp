@@ -80,6 +80,16 @@ std::string refuse(const Request& r) {
       : "the weight is " + std::string(weight) + " and the residual stream " + stream + ": not fused";
 }
 
+// Longer rows stock shares among as many threads as the GPU has for its kernel, which is not known here.
+std::string refuse_norm_on_metal(const Request& r) {
+  constexpr int64_t longest = 4096;
+  if (r.integer("dims") > longest) {
+    return "the Metal kernel is for rows of at most " + std::to_string(longest) + " numbers, not " +
+        std::to_string(r.integer("dims"));
+  }
+  return refuse_on_metal(r);
+}
+
 } // namespace
 
 Definition define_add_rms_norm() {
@@ -88,7 +98,9 @@ Definition define_add_rms_norm() {
       {"dims", "weight"},
       refuse,
       refuse_on_cpu,
-      export_row<AddRMSNorm>("AddRMSNorm")};
+      export_row<AddRMSNorm>("AddRMSNorm"),
+      {},
+      refuse_norm_on_metal};
 }
 
 } // namespace zmlx

@@ -30,7 +30,8 @@ function(zmlx_metal_kernels out)
 namespace zmlx {
 
 std::string_view metal_source(std::string_view kernel) {
-  static constexpr std::pair<std::string_view, std::string_view> sources[] = {
+  // not constexpr: compilers give up counting letters
+  static const std::pair<std::string_view, std::string_view> sources[] = {
     {"", ""},
 @units@  };
   for (auto& [name, text] : sources) {

@@ -36,6 +36,12 @@ class GatherQMMCombine : public Transformable<GatherQMMCombine> {
   Fallback fallback(const std::vector<int>& argnums);
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
+  const QuantParams& params() const {
+    return params_;
+  }
+  bool has_bias() const {
+    return has_bias_;
+  }
   auto state() const {
     return std::make_tuple(params_.group_size, params_.bits, params_.mode, precision_, has_bias_);
   }

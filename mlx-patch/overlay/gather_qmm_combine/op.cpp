@@ -78,6 +78,9 @@ array gather_qmm_combine(
   if (bias) {
     inputs.push_back(*check_bias(kName, "down", bias, down, outer, dtype, s));
   }
+  for (auto& in : inputs) {
+    in = in_rows_on_metal(in, s);
+  }
   Shape shape(routed.begin(), routed.end() - 1);
   shape.push_back(outer);
   return array(
@@ -163,6 +166,18 @@ std::string refuse(const Request& r) {
   return reason.empty() ? refuse_quantization(r) : reason;
 }
 
+// From 32 experts on stock adds them in another order. Where a token has one number it adds them one by one, which is
+// the same for as many as there are threads that begin.
+std::string refuse_combine_on_metal(const Request& r) {
+  constexpr int64_t most = 31, threads = 8;
+  auto top_k = r.integer("top_k");
+  if (top_k > most || (r.integer("outer") == 1 && top_k > threads)) {
+    return "stock adds " + std::to_string(top_k) + " experts on Metal in another order than the kernel";
+  }
+  auto reason = refuse_width_on_metal(r.integer("inner"));
+  return reason.empty() ? refuse_quantized_on_metal(r) : reason;
+}
+
 } // namespace
 
 Definition define_gather_qmm_combine() {
@@ -172,7 +187,9 @@ Definition define_gather_qmm_combine() {
       refuse,
       refuse_quantized_on_cpu,
       export_row<GatherQMMCombine>("GatherQMMCombine"),
-      {{"bias", "none"}}};
+      {{"bias", "none"}},
+      refuse_combine_on_metal,
+      {"bias"}};
 }
 
 } // namespace zmlx

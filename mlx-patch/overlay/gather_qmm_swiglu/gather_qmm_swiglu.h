@@ -46,6 +46,9 @@ class GatherQMMSwiGLU : public Transformable<GatherQMMSwiGLU> {
   Fallback fallback(const std::vector<int>& argnums);
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
+  const State& params() const {
+    return state_;
+  }
   auto state() const {
     return std::make_tuple(
         state_.group_size,

@@ -17,7 +17,8 @@
 //   limits    indices are not checked; ZMLX_NO_INSTANCES leaves the instances to the host, for compilation at run time
 
 #include "metal/affine_rows.h"
-#include "gather_qmm_swiglu/kernel.h"
+#include "gather_qmm_swiglu/kernel_params.h"
+#include "metal/swiglu_rows.h"
 
 template <typename T, int group_size, int bits, bool fast>
 [[kernel]] void zmlx_gather_qmm_swiglu(
@@ -69,7 +70,7 @@ template <typename T, int group_size, int bits, bool fast>
     gate_bias += expert * params.gate_bias_stride + first_row;
     up_bias += expert * params.up_bias_stride + first_row;
   }
-  gather_qmm_swiglu_rows<fast>(rows, x, gate_bias, up_bias, y, params, first_row, simd_lid);
+  swiglu_rows<fast>(rows, x, gate_bias, up_bias, y, params, first_row, simd_lid);
 }
 
 #ifndef ZMLX_NO_INSTANCES

@@ -6,7 +6,8 @@
 //   fast      N % 8 == 0 and K a multiple of 512 (8 bits: 256)
 
 #include "metal/fp_rows.h"
-#include "gather_qmm_swiglu/kernel.h"
+#include "gather_qmm_swiglu/kernel_params.h"
+#include "metal/swiglu_rows.h"
 
 template <typename T, int group_size, int bits, bool fast>
 [[kernel]] void zmlx_fp_gather_qmm_swiglu(
@@ -54,7 +55,7 @@ template <typename T, int group_size, int bits, bool fast>
     gate_bias += expert * params.gate_bias_stride + first_row;
     up_bias += expert * params.up_bias_stride + first_row;
   }
-  gather_qmm_swiglu_rows<fast>(rows, x, gate_bias, up_bias, y, params, first_row, simd_lid);
+  swiglu_rows<fast>(rows, x, gate_bias, up_bias, y, params, first_row, simd_lid);
 }
 
 #ifndef ZMLX_NO_INSTANCES

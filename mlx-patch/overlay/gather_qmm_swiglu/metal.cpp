@@ -18,11 +18,9 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& in, std::s
   if (out.size() == 0) {
     return;
   }
-  auto state = primitive.state();
-  auto group_size = std::get<0>(state);
-  auto bits = std::get<1>(state);
-  auto mode = std::get<2>(state);
-  bool affine = mode == QuantizationMode::Affine;
+  auto& state = primitive.params();
+  auto q = state.params();
+  bool affine = q.affine();
   GatherQmmSwigluParams params = {};
   params.K = in[P::kX].shape(-1);
   params.N = out.shape(-1);
@@ -33,13 +31,18 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& in, std::s
   if (affine) {
     params.gate_biases_stride = params.up_biases_stride = on_metal::matrix_size(in[P::kGateBiases]);
   }
+  params.gate_bias_stride = params.up_bias_stride = params.N;
+  params.has_bias = state.has_bias;
+  params.activation = static_cast<int>(state.activation);
+  params.alpha = state.alpha;
+  params.limit = state.limit;
   on_metal::GatherStrides indices(in[P::kLhsIndices], in[P::kRhsIndices]);
   params.ndim = indices.ndim();
 
   auto s = out.primitive().stream();
   auto& d = metal::device(s.device);
   auto& encoder = metal::get_command_encoder(s);
-  on_metal::Qmv qmv = {out.dtype(), group_size, bits, mode, params.K, params.N};
+  on_metal::Qmv qmv = {out.dtype(), q.group_size, q.bits, q.mode, params.K, params.N};
   encoder.set_compute_pipeline_state(on_metal::pipeline(d, qmv.kernel("gather_qmm_swiglu")));
   int inputs = affine ? P::kUpBiases + 1 : P::kUpScales + 1;
   for (int i = 0; i < inputs; i++) {
@@ -48,9 +51,10 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& in, std::s
   encoder.set_output_array(out, 9);
   encoder.set_bytes(params, 10);
   indices.encode(encoder, 11);
-  // biases of the experts, which are refused: any buffer, `has_bias` is 0
-  encoder.set_input_array(in[P::kX], 14);
-  encoder.set_input_array(in[P::kX], 15);
+  // any array where there is none: Metal wants every buffer to be something
+  int bias = P::bias_at(q);
+  encoder.set_input_array(in[state.has_bias ? bias : P::kX], 14);
+  encoder.set_input_array(in[state.has_bias ? bias + 1 : P::kX], 15);
   auto products = in[P::kLhsIndices].size();
   encoder.dispatch_threadgroups(qmv.grid(params.M, products), qmv.group());
 }
@@ -60,7 +64,7 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& in, std::s
 Definition define_gather_qmm_swiglu();
 
 GpuBackend gather_qmm_swiglu_gpu() {
-  return gpu_backend<GatherQMMSwiGLU, eval>(define_gather_qmm_swiglu().refuse_metal);
+  return on_metal::backend<GatherQMMSwiGLU, eval>(define_gather_qmm_swiglu());
 }
 
 } // namespace zmlx

@@ -140,15 +140,9 @@ std::string refuse(const Request& r) {
   return refuse_quantization(r);
 }
 
-// Experts this wide keep the GPU busy in stock's launches. Others measured a fused kernel of theirs on an M1 Ultra
-// (github.com/lablup/mlxcel, issues 276 and 307): +3.5 to 15 % up to a width of 1,792, -6 % at 6,400, -21 % at 14,336.
-constexpr int64_t kWidestOnMetal = 4096;
-
 std::string refuse_swiglu_on_metal(const Request& r) {
-  if (r.integer("outer") > kWidestOnMetal) {
-    return "experts wider than " + std::to_string(kWidestOnMetal) + " are faster in stock's launches";
-  }
-  return refuse_quantized_on_metal(r);
+  auto reason = refuse_width_on_metal(r.integer("outer"));
+  return reason.empty() ? refuse_quantized_on_metal(r) : reason;
 }
 
 } // namespace
@@ -161,7 +155,8 @@ Definition define_gather_qmm_swiglu() {
       refuse_quantized_on_cpu,
       export_row<GatherQMMSwiGLU>("GatherQMMSwiGLU"),
       {{"bias", "none"}, {"activation", "silu"}},
-      refuse_swiglu_on_metal};
+      refuse_swiglu_on_metal,
+      {"bias", "activation"}};
 }
 
 } // namespace zmlx

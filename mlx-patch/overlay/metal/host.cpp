@@ -59,4 +59,9 @@ void allocate(array& out) {
   out.set_data(allocator::malloc(out.nbytes()));
 }
 
+MTL::Size row_group(int size) {
+  constexpr int simdgroup = 32, reads = 4;
+  return MTL::Size((size + simdgroup * reads - 1) / (simdgroup * reads) * simdgroup, 1, 1);
+}
+
 } // namespace zmlx::on_metal

@@ -10,6 +10,7 @@
 
 #include "mlx/array.h"
 #include "mlx/backend/metal/device.h"
+#include "zmlx/registry.h"
 
 namespace zmlx::on_metal {
 
@@ -30,5 +31,14 @@ const char* type_name(mlx::core::Dtype dtype);
 
 // Memory of its own for an output, in rows.
 void allocate(mlx::core::array& out);
+
+// The threads that share a row of so many numbers, four each, in whole simdgroups: those of MLX's softmax and norms.
+MTL::Size row_group(int size);
+
+// The backend that runs what the definition says that Metal runs.
+template <typename P, void (*kEval)(const P&, const std::vector<array>&, std::span<array>)>
+GpuBackend backend(const Definition& definition) {
+  return gpu_backend<P, kEval>(definition.refuse_metal, definition.metal_variants);
+}
 
 } // namespace zmlx::on_metal

@@ -3,6 +3,7 @@
 #include "mlx/ops.h"
 #include "moe_router/moe_router.h"
 #include "zmlx/fallback.h"
+#include "zmlx/quant_params.h"
 
 namespace zmlx {
 
@@ -70,11 +71,12 @@ std::pair<array, array> moe_router(
       {"scale", static_cast<double>(p.scale)},
       {"weights", std::string_view(weights_name(p.weights))}};
   require_support("moe_router", {s.device, logits.dtype(), Precision::Exact, asked});
-  std::vector<array> inputs = {logits};
+  require_rows_on_metal("moe_router", s.device, logits);
+  std::vector<array> inputs = {in_rows_on_metal(logits, s)};
   auto weights = p.in_f32 ? float32 : logits.dtype();
   if (selection_bias) {
     check_per_expert("selection_bias", *selection_bias, logits);
-    inputs.push_back(*selection_bias);
+    inputs.push_back(in_rows_on_metal(*selection_bias, s));
   }
   if (expert_scale) {
     check_per_expert("expert_scale", *expert_scale, logits);
@@ -228,6 +230,18 @@ std::string refuse(const Request& r) {
   return reason.str();
 }
 
+// What one threadgroup does, and what stock adds one after the other.
+std::string refuse_router_on_metal(const Request& r) {
+  constexpr int64_t most_experts = 1024, most_chosen = 64;
+  if (r.integer("num_experts") > most_experts || r.integer("top_k") > most_chosen) {
+    std::ostringstream reason;
+    reason << "the Metal kernel chooses at most " << most_chosen << " of at most " << most_experts << " experts, not "
+           << r.integer("top_k") << " of " << r.integer("num_experts");
+    return reason.str();
+  }
+  return refuse_on_metal(r);
+}
+
 } // namespace
 
 Definition define_moe_router() {
@@ -259,7 +273,17 @@ Definition define_moe_router() {
        {"epsilon", 0.0},
        {"expert_scale", false},
        {"scale", 1.0},
-       {"weights", "as_scored"}}};
+       {"weights", "as_scored"}},
+      refuse_router_on_metal,
+      {"scoring",
+       "precise",
+       "order",
+       "in_f32",
+       "selection_bias",
+       "num_groups",
+       "epsilon",
+       "scale",
+       "weights"}};
 }
 
 } // namespace zmlx

@@ -4,6 +4,7 @@
 #include "mlx/ops.h"
 #include "qk_norm_rope/qk_norm_rope.h"
 #include "zmlx/fallback.h"
+#include "zmlx/quant_params.h"
 
 namespace zmlx {
 
@@ -59,10 +60,10 @@ array qk_norm_rope(
   std::vector<array> inputs = {
       astype(x, dtype, s), offset.dtype().size() == 4 ? offset : astype(offset, int32, s)};
   if (weight) {
-    inputs.push_back(astype(*weight, dtype, s));
+    inputs.push_back(in_rows_on_metal(astype(*weight, dtype, s), s));
   }
   if (rope.freqs) {
-    inputs.push_back(astype(*rope.freqs, float32, s));
+    inputs.push_back(in_rows_on_metal(astype(*rope.freqs, float32, s), s));
   }
   QKNormRope::State state = {
       num_heads,
@@ -153,6 +154,15 @@ std::string refuse(const Request& r) {
   return "";
 }
 
+std::string refuse_rope_on_metal(const Request& r) {
+  constexpr int64_t longest = 1024;
+  if (r.integer("head_dim") > longest) {
+    return "the Metal kernel is for heads of at most " + std::to_string(longest) + " numbers, not " +
+        std::to_string(r.integer("head_dim"));
+  }
+  return refuse_on_metal(r);
+}
+
 } // namespace
 
 Definition define_qk_norm_rope() {
@@ -162,7 +172,9 @@ Definition define_qk_norm_rope() {
       refuse,
       refuse_on_cpu,
       export_row<QKNormRope>("QKNormRope"),
-      {{"input_scale", 1.0}}};
+      {{"input_scale", 1.0}},
+      refuse_rope_on_metal,
+      {"input_scale"}};
 }
 
 } // namespace zmlx

@@ -37,6 +37,9 @@ class QKNormRope : public Transformable<QKNormRope> {
   Fallback fallback(const std::vector<int>& argnums);
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
+  const State& params() const {
+    return state_;
+  }
   auto state() const {
     return std::make_tuple(
         state_.num_heads,

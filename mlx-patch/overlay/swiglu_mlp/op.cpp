@@ -42,11 +42,15 @@ array swiglu_mlp(
       {"bias", bias_name(projections.gate_bias)},
       {"activation", std::string_view(glu_params.activation)}};
   require_support(kName, {s.device, dtype, precision, asked});
+  require_vector_on_metal(kName, s.device, x);
 
   auto shape = x.shape();
   shape.back() = outer;
   std::vector<array> inputs = {astype(x, dtype, s)};
   add_projections(inputs, kName, projections, params, outer, dtype, s);
+  for (auto& in : inputs) {
+    in = in_rows_on_metal(in, s);
+  }
   SwiGLUMLP::State state = {
       params.group_size,
       params.bits,
@@ -123,6 +127,16 @@ std::string refuse(const Request& r) {
   return refuse_quantization(r);
 }
 
+// Stock has a kernel of its own for short rows, four lanes for each of them.
+std::string refuse_mlp_on_metal(const Request& r) {
+  auto bits = r.integer("bits"), inner = r.integer("inner");
+  if ((inner == 64 || inner == 128) && (bits & (bits - 1)) == 0) {
+    return "stock adds rows of " + std::to_string(inner) + " numbers on Metal in another order than the kernel";
+  }
+  auto reason = refuse_width_on_metal(r.integer("outer"));
+  return reason.empty() ? refuse_quantized_on_metal(r) : reason;
+}
+
 } // namespace
 
 Definition define_swiglu_mlp() {
@@ -132,7 +146,9 @@ Definition define_swiglu_mlp() {
       refuse,
       refuse_quantized_on_cpu,
       export_row<SwiGLUMLP>("SwiGLUMLP"),
-      {{"bias", "none"}, {"activation", "silu"}}};
+      {{"bias", "none"}, {"activation", "silu"}},
+      refuse_mlp_on_metal,
+      {"bias", "activation"}};
 }
 
 } // namespace zmlx

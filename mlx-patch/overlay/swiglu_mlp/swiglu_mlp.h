@@ -45,6 +45,9 @@ class SwiGLUMLP : public Transformable<SwiGLUMLP> {
   Fallback fallback(const std::vector<int>& argnums);
   std::vector<mlx::core::Shape> output_shapes(const std::vector<array>& inputs) override;
 
+  const State& params() const {
+    return state_;
+  }
   auto state() const {
     return std::make_tuple(
         state_.group_size,

@@ -84,6 +84,9 @@ std::string refuse_quantized_on_cpu(const Request& request);
 std::string refuse_on_metal(const Request& request);
 std::string refuse_quantized_on_metal(const Request& request);
 
+// Why projections of this width stay on stock's launches on Metal, or empty.
+std::string refuse_width_on_metal(int64_t width);
+
 // Metal's stock has other kernels, which add in another order, for many rows of one matrix and for many products that are
 // sorted by matrix. Throws where they would run; nothing on another backend.
 void require_vectors_on_metal(
@@ -93,6 +96,13 @@ void require_vectors_on_metal(
     int64_t products,
     int64_t matrices,
     bool sorted);
+
+// The same for one matrix and all rows of `x`, of which there may be one: what stock runs for more hangs on the chip.
+void require_vector_on_metal(std::string_view tag, mlx::core::Device device, const array& x);
+
+// Metal's stock adds all of an array, which the one row of a vector is, in another order than rows. Throws for it there;
+// nothing on another backend.
+void require_rows_on_metal(std::string_view tag, mlx::core::Device device, const array& a);
 
 // `a` as our Metal kernels read it, one row behind the other; itself on another backend, and where it lies so already.
 array in_rows_on_metal(const array& a, mlx::core::Stream s);

@@ -90,8 +90,11 @@ impl Mlp {
     /// # Errors
     /// `Mlx`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
+        let one_row = x.size() == x.dim(-1) as usize;
         let hidden = match (self.path, self.glu()) {
-            (Path::Fused(Fusion { precision, .. }), Some(glu)) => {
+            (Path::Fused(Fusion { precision, decode_only }), Some(glu))
+                if one_row || !decode_only =>
+            {
                 primitives::swiglu_mlp(x, glu, precision)?
             }
             _ => self.activation.gated(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?,

@@ -63,7 +63,8 @@ pub enum Path {
 pub struct Fusion {
     /// Same bits as stock, or free order of additions.
     pub precision: Precision,
-    /// Only where stock would not sort rows by expert; its kernels for sorted rows may add in another order.
+    /// Only where stock would not sort rows by expert, and for one row of dense projections; its kernels for sorted and for
+    /// many rows may add in another order.
     pub decode_only: bool,
 }
 

@@ -6,19 +6,12 @@ use metal_bench::{Contract, Launch, Machine, Order, Program};
 
 use crate::{
     elementwise::{self, Elementwise},
+    glu::Activation,
     kernels::{self, Case, Mutant},
     quantized::{self, Matrices, Quantization, Routed},
     report,
     values::{Float, Random, Range},
 };
-
-/// What joins gate and up.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Activation {
-    Silu,
-    GeluTanh,
-    Clipped { alpha: f32, limit: f32 },
-}
 
 /// Biases of both projections, `[experts, n]`.
 struct Bias {
@@ -61,17 +54,8 @@ impl Question {
         {
             bytes.extend((value as i64).to_ne_bytes());
         }
-        let (activation, numbers) = match self.activation {
-            Activation::Silu => (0, [0.0, 0.0]),
-            Activation::GeluTanh => (1, [0.0, 0.0]),
-            Activation::Clipped { alpha, limit } => (2, [alpha, limit]),
-        };
-        for value in [i32::from(self.bias.is_some()), activation] {
-            bytes.extend(value.to_ne_bytes());
-        }
-        for value in numbers {
-            bytes.extend(value.to_ne_bytes());
-        }
+        bytes.extend(i32::from(self.bias.is_some()).to_ne_bytes());
+        bytes.extend(self.activation.params());
         bytes
     }
 
@@ -131,35 +115,7 @@ impl Stock {
             gate_out = ops.binary("Add", kind, &gate_out, &x.chosen(&bias.gate, gate.experts));
             up_out = ops.binary("Add", kind, &up_out, &x.chosen(&bias.up, up.experts));
         }
-        let fill = |x: f32| kind.bytes(&vec![x; gate_out.len() / kind.size()]);
-        match *activation {
-            Activation::Silu => {
-                let sigmoid = ops.unary("Sigmoid", kind, &gate_out);
-                let silu = ops.binary("Multiply", kind, &gate_out, &sigmoid);
-                ops.binary("Multiply", kind, &silu, &up_out)
-            }
-            Activation::GeluTanh => {
-                let cube = ops.binary("Power", kind, &gate_out, &fill(3.0));
-                let cubic = ops.binary("Multiply", kind, &fill(0.044715), &cube);
-                let inner = ops.binary("Add", kind, &gate_out, &cubic);
-                let inner = ops.binary("Multiply", kind, &fill(0.797_884_6), &inner);
-                let tanh = ops.unary("Tanh", kind, &inner);
-                let sum = ops.binary("Add", kind, &fill(1.0), &tanh);
-                let half = ops.binary("Multiply", kind, &fill(0.5), &gate_out);
-                let gelu = ops.binary("Multiply", kind, &half, &sum);
-                ops.binary("Multiply", kind, &gelu, &up_out)
-            }
-            Activation::Clipped { alpha, limit } => {
-                let gate = ops.binary("Minimum", kind, &gate_out, &fill(limit));
-                let up = ops.binary("Maximum", kind, &up_out, &fill(-limit));
-                let up = ops.binary("Minimum", kind, &up, &fill(limit));
-                let scaled = ops.binary("Multiply", kind, &fill(alpha), &gate);
-                let sigmoid = ops.unary("Sigmoid", kind, &scaled);
-                let glu = ops.binary("Multiply", kind, &gate, &sigmoid);
-                let linear = ops.binary("Add", kind, &up, &fill(1.0));
-                ops.binary("Multiply", kind, &linear, &glu)
-            }
-        }
+        activation.gated(ops, kind, &gate_out, &up_out)
     }
 }
 
@@ -196,11 +152,7 @@ fn cases(stock: &mut Stock, q: Quantization, kind: Float, orders: &[Order]) -> V
         let x = Routed::random(&mut random, kind, [tokens, m, top_k, k], 3, range);
         let mut one = || kind.bytes(&random.floats(3 * n, 9.0, range));
         let bias = (number % 2 == 1).then(|| Bias { gate: one(), up: one() });
-        let activation = match number % 4 {
-            0 | 3 => Activation::Silu,
-            1 => Activation::Clipped { alpha: 1.702, limit: 7.0 },
-            _ => Activation::GeluTanh,
-        };
+        let activation = Activation::by_turns(number);
         let question = Question { x, gate, up, bias, activation };
         for (i, &order) in orders.iter().enumerate() {
             all.push(Case {

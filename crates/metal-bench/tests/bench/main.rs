@@ -6,14 +6,20 @@ use std::{path::Path, sync::LazyLock};
 
 use metal_bench::Compiler;
 
+mod add_rms_norm;
 mod elementwise;
 mod gather_qmm_combine;
 mod gather_qmm_swiglu;
+mod glu;
 mod kernels;
 mod machine;
+mod moe_router;
+mod qk_norm_rope;
 mod quantized;
 mod reduce;
+mod rows;
 mod stock;
+mod swiglu_mlp;
 mod values;
 
 /// The compiler, with what it has compiled in cargo's folder for tests.

@@ -183,6 +183,20 @@ pub(crate) fn stock() -> Machine {
 }
 
 pub(crate) fn build(contract: Contract, wanted: fn(Quantization) -> bool) -> Program {
+    build_variants(contract, wanted, ["gather_qmv_fast", "gather_qmv"], "")
+}
+
+/// What stock's `qmv` chooses from for one matrix and one row.
+pub(crate) fn build_single(contract: Contract, wanted: fn(Quantization) -> bool) -> Program {
+    build_variants(contract, wanted, ["qmv_fast", "qmv"], ", false")
+}
+
+fn build_variants(
+    contract: Contract,
+    wanted: fn(Quantization) -> bool,
+    variants: [&str; 2],
+    arguments: &str,
+) -> Program {
     let headers = |name: &str| {
         ["utils.h", "steel/gemm/gemm.h", "quantized_utils.h", name]
             .map(|header| format!("#include \"mlx/backend/metal/kernels/{header}\"\n"))
@@ -193,11 +207,11 @@ pub(crate) fn build(contract: Contract, wanted: fn(Quantization) -> bool) -> Pro
         for q in Quantization::all().into_iter().filter(|q| wanted(*q)) {
             let Quantization { group_size, bits, .. } = q;
             let (text, family) = if q.affine() { (&mut affine, "affine") } else { (&mut fp, "fp") };
-            for variant in ["gather_qmv_fast", "gather_qmv"] {
+            for variant in variants {
                 let name = stock_name(q, kind, variant);
                 let t = kind.metal();
                 *text += &format!(
-                    "instantiate_kernel(\"{name}\", {family}_{variant}, {t}, {group_size}, {bits})\n"
+                    "instantiate_kernel(\"{name}\", {family}_{variant}, {t}, {group_size}, {bits}{arguments})\n"
                 );
             }
         }
@@ -251,6 +265,37 @@ pub(crate) fn gather_qmv(machine: &mut Machine, x: &Routed, w: &Matrices, order:
         launch = launch.allow_equal_writes();
     }
     machine.launch(&launch).unwrap_or_else(|error| panic!("{q:?} {:?}: {error}", x.kind)).only()
+}
+
+/// `x @ w^T` of one row and one matrix, as `QuantizedMatmul::eval_gpu` of MLX launches it.
+pub(crate) fn qmv(
+    machine: &mut Machine,
+    kind: Float,
+    x: &[u8],
+    w: &Matrices,
+    order: Order,
+) -> Vec<u8> {
+    let q = w.quantization;
+    let variant = if q.fast(w.n, w.k) { "qmv_fast" } else { "qmv" };
+    let mut launch = Launch::of(stock_name(q, kind, variant))
+        .input(0, &w.w)
+        .input(1, &w.scales)
+        .input(3, x)
+        .output(4, w.n * kind.size())
+        .input(5, w.k as i32)
+        .input(6, w.n as i32)
+        .input(7, 0i32)
+        .input(10, 0i32)
+        .order(order)
+        .threadgroups([1, w.n.div_ceil(8) as u32, 1], [32, 2, 1]);
+    if q.affine() {
+        launch = launch.input(2, &w.biases);
+    }
+    if variant == "qmv" {
+        // its last tile moves back over the one before it
+        launch = launch.allow_equal_writes();
+    }
+    machine.launch(&launch).unwrap_or_else(|error| panic!("{q:?} {kind:?}: {error}")).only()
 }
 
 /// The same product of dequantized matrices, in double precision.

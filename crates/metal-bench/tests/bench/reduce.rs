@@ -23,6 +23,29 @@ pub(crate) fn stock(contract: Contract) -> Reduce {
 }
 
 impl Reduce {
+    /// `sum(-1)` of rows of `n`, which are short.
+    pub(crate) fn rows(&mut self, kind: Float, x: &[u8], n: usize) -> Vec<u8> {
+        let rows = x.len() / kind.size() / n;
+        if n == 1 {
+            // a copy
+            return x.to_vec();
+        }
+        assert!(n <= 64);
+        let launch = Launch::of(format!("rows_{}", kind.metal()))
+            .input(0, x)
+            .output(1, rows * kind.size())
+            .input(2, n as i64)
+            .input(3, 1i64)
+            .input(4, rows as i32)
+            .input(5, n as i64)
+            .input(6, 1i32)
+            .input(7, 0i32)
+            .input(8, 0i64)
+            .input(9, 0i32)
+            .threads([rows as u32, 1, 1], [rows.min(1024) as u32, 1, 1]);
+        self.0.launch(&launch).unwrap_or_else(|error| panic!("{error}")).only()
+    }
+
     /// `sum(-2)` of `[outer, count, n]` with fewer than 32 rows to add.
     pub(crate) fn columns(
         &mut self,

@@ -7,14 +7,24 @@
 #include <cstdio>
 #include <memory>
 
+#include "add_rms_norm/add_rms_norm.h"
+#include "gather_qmm_combine/gather_qmm_combine.h"
 #include "gather_qmm_swiglu/gather_qmm_swiglu.h"
 #include "mlx/mlx.h"
+#include "moe_router/moe_router.h"
+#include "qk_norm_rope/qk_norm_rope.h"
 #include "recorder.h"
+#include "swiglu_mlp/swiglu_mlp.h"
 #include "zmlx/primitives.h"
 
 namespace zmlx {
+GpuBackend add_rms_norm_gpu();
+GpuBackend gather_qmm_combine_gpu();
 GpuBackend gather_qmm_swiglu_gpu();
-}
+GpuBackend moe_router_gpu();
+GpuBackend qk_norm_rope_gpu();
+GpuBackend swiglu_mlp_gpu();
+} // namespace zmlx
 
 namespace {
 
@@ -112,13 +122,15 @@ std::vector<Dtype> dtypes() {
   return {float32, float16, bfloat16};
 }
 
-// A packed stack [E, N, K]: w, scales and, for affine, biases.
-std::vector<array> packed(const Format& f, Dtype dtype, int E, int N, int K) {
+// Packed matrices of this shape, [.., N, K]: w, scales and, for affine, biases.
+std::vector<array> packed(const Format& f, Dtype dtype, Shape shape) {
   bool affine = f.kind == QuantizationMode::Affine;
-  std::vector<array> parts = {
-      zeros({E, N, K * f.bits / 32}, uint32), zeros({E, N, K / f.group_size}, affine ? dtype : uint8)};
+  auto words = shape, groups = shape;
+  words.back() = shape.back() * f.bits / 32;
+  groups.back() = shape.back() / f.group_size;
+  std::vector<array> parts = {zeros(words, uint32), zeros(groups, affine ? dtype : uint8)};
   if (affine) {
-    parts.push_back(zeros({E, N, K / f.group_size}, dtype));
+    parts.push_back(zeros(groups, dtype));
   }
   return parts;
 }
@@ -129,14 +141,17 @@ std::string label(const Format& f, Dtype dtype, int N, int K) {
   return out.str();
 }
 
+// Each of these makes both, with a bias of the experts and without.
+constexpr std::pair<int, int> kSizes[] = {{16, 1024}, {12, 1024}, {16, 1152}};
+
 void gather_qmm_swiglu() {
   auto backend = zmlx::gather_qmm_swiglu_gpu();
   constexpr int E = 4, top_k = 2;
   for (auto& f : formats()) {
     for (auto dtype : dtypes()) {
-      for (auto [N, K] : {std::pair{16, 1024}, {12, 1024}, {16, 1152}}) {
-        auto gate = packed(f, dtype, E, N, K);
-        auto up = packed(f, dtype, E, N, K);
+      for (auto [N, K] : kSizes) {
+        auto gate = packed(f, dtype, {E, N, K});
+        auto up = packed(f, dtype, {E, N, K});
         std::vector<array> inputs = {
             zeros({1, 1, 1, K}, dtype),
             broadcast_to(array(0u, uint32), {1, top_k}),
@@ -149,9 +164,129 @@ void gather_qmm_swiglu() {
           inputs.push_back(gate[2]);
           inputs.push_back(up[2]);
         }
-        auto primitive = std::make_shared<zmlx::GatherQMMSwiGLU>(
-            gpu(), f.group_size, f.bits, f.kind, true, false, Precision::Exact);
-        launch(label(f, dtype, N, K), "gather_qmm_swiglu", backend, {array({1, top_k, 1, N}, dtype, primitive, inputs)});
+        for (bool has_bias : {false, true}) {
+          if (has_bias) {
+            inputs.insert(inputs.end(), 2, zeros({E, N}, dtype));
+          }
+          zmlx::GatherQMMSwiGLU::State state = {
+              f.group_size, f.bits, f.kind, true, false, Precision::Exact, zmlx::Activation::Silu, 0, 0, has_bias};
+          auto primitive = std::make_shared<zmlx::GatherQMMSwiGLU>(gpu(), state);
+          auto out = array({1, top_k, 1, N}, dtype, primitive, inputs);
+          launch(label(f, dtype, N, K), "gather_qmm_swiglu", backend, {out});
+        }
+      }
+    }
+  }
+}
+
+void gather_qmm_combine() {
+  auto backend = zmlx::gather_qmm_combine_gpu();
+  constexpr int E = 4, tokens = 2, top_k = 3;
+  for (auto& f : formats()) {
+    for (auto dtype : dtypes()) {
+      for (auto [N, K] : kSizes) {
+        auto down = packed(f, dtype, {E, N, K});
+        std::vector<array> inputs = {
+            zeros({tokens, top_k, 1, K}, dtype), zeros({tokens, top_k}, uint32), zeros({tokens, top_k}, float32)};
+        inputs.insert(inputs.end(), down.begin(), down.end());
+        for (bool has_bias : {false, true}) {
+          if (has_bias) {
+            inputs.push_back(zeros({E, N}, dtype));
+          }
+          auto primitive = std::make_shared<zmlx::GatherQMMCombine>(
+              gpu(), f.group_size, f.bits, f.kind, Precision::Exact, has_bias);
+          launch(label(f, dtype, N, K), "gather_qmm_combine", backend, {array({tokens, N}, dtype, primitive, inputs)});
+        }
+      }
+    }
+  }
+}
+
+void moe_router() {
+  using P = zmlx::MoERouter;
+  auto backend = zmlx::moe_router_gpu();
+  constexpr int E = 160, tokens = 3, top_k = 6;
+  for (auto dtype : dtypes()) {
+    for (auto weights : dtypes()) {
+      for (bool in_f32 : {false, true}) {
+        for (bool has_bias : {false, true}) {
+          std::vector<array> inputs = {zeros({1, tokens, E}, dtype)};
+          if (has_bias) {
+            inputs.push_back(zeros({E}, float32));
+          }
+          P::State state = {
+              top_k, zmlx::RouterScoring::Sigmoid, true, false, in_f32, has_bias, 1, 1, true, 0, false, 1, weights.val()};
+          Shape shape = {1, tokens, top_k};
+          auto outputs = array::make_arrays(
+              {shape, shape}, {uint32, weights}, std::make_shared<P>(gpu(), state), std::move(inputs));
+          std::ostringstream what;
+          what << dtype << " " << weights << " in_f32=" << in_f32 << " bias=" << has_bias;
+          launch(what.str(), "moe_router", backend, std::move(outputs));
+        }
+      }
+    }
+  }
+}
+
+void qk_norm_rope() {
+  auto backend = zmlx::qk_norm_rope_gpu();
+  constexpr int B = 2, L = 3, H = 4, D = 96;
+  for (auto dtype : dtypes()) {
+    for (bool has_weight : {false, true}) {
+      for (bool has_freqs : {false, true}) {
+        std::vector<array> inputs = {zeros({B, L, H * D}, dtype), array(7)};
+        if (has_weight) {
+          inputs.push_back(zeros({D}, dtype));
+        }
+        if (has_freqs) {
+          inputs.push_back(zeros({D / 2}, float32));
+        }
+        zmlx::QKNormRope::State state = {H, has_weight, has_freqs, 1e-5f, D, false, 1e4f, 1, 1};
+        auto primitive = std::make_shared<zmlx::QKNormRope>(gpu(), state);
+        std::ostringstream what;
+        what << dtype << " weight=" << has_weight << " freqs=" << has_freqs;
+        launch(what.str(), "qk_norm_rope", backend, {array({B, H, L, D}, dtype, primitive, inputs)});
+      }
+    }
+  }
+}
+
+void add_rms_norm() {
+  auto backend = zmlx::add_rms_norm_gpu();
+  for (auto dtype : dtypes()) {
+    for (int D : {64, 4096}) {
+      Shape shape = {2, 3, D};
+      std::vector<array> inputs = {zeros(shape, dtype), zeros(shape, dtype), zeros({D}, dtype)};
+      auto outputs = array::make_arrays(
+          {shape, shape}, {dtype, dtype}, std::make_shared<zmlx::AddRMSNorm>(gpu(), 1e-5f), std::move(inputs));
+      std::ostringstream what;
+      what << dtype << " D=" << D;
+      launch(what.str(), "add_rms_norm", backend, std::move(outputs));
+    }
+  }
+}
+
+void swiglu_mlp() {
+  auto backend = zmlx::swiglu_mlp_gpu();
+  for (auto& f : formats()) {
+    for (auto dtype : dtypes()) {
+      for (auto [N, K] : kSizes) {
+        auto gate = packed(f, dtype, {N, K});
+        auto up = packed(f, dtype, {N, K});
+        std::vector<array> inputs = {zeros({1, 1, K}, dtype), gate[0], gate[1], up[0], up[1]};
+        if (gate.size() == 3) {
+          inputs.push_back(gate[2]);
+          inputs.push_back(up[2]);
+        }
+        for (bool has_bias : {false, true}) {
+          if (has_bias) {
+            inputs.insert(inputs.end(), 2, zeros({N}, dtype));
+          }
+          zmlx::SwiGLUMLP::State state = {
+              f.group_size, f.bits, f.kind, Precision::Exact, zmlx::Activation::Silu, 0, 0, has_bias};
+          auto primitive = std::make_shared<zmlx::SwiGLUMLP>(gpu(), state);
+          launch(label(f, dtype, N, K), "swiglu_mlp", backend, {array({1, 1, N}, dtype, primitive, inputs)});
+        }
       }
     }
   }
@@ -161,6 +296,11 @@ void gather_qmm_swiglu() {
 
 int main() {
   set_default_device(Device::cpu);
+  add_rms_norm();
+  gather_qmm_combine();
   gather_qmm_swiglu();
+  moe_router();
+  qk_norm_rope();
+  swiglu_mlp();
   return failures == 0 ? 0 : 1;
 }

@@ -1,24 +1,22 @@
-// The body of gather_qmm_swiglu's kernels: kernel.metal has those for affine weights, kernel_fp.metal the others, which MLX's
-// headers keep apart.
+// Gate and up projections of one row of x with what joins them: the body of gather_qmm_swiglu's and swiglu_mlp's kernels.
 
 #pragma once
 
-#include "gather_qmm_swiglu/kernel_params.h"
 #include "metal/glu.h"
 #include "metal/qmv.h"
 
 namespace zmlx {
 
-// Writes the rows that this simdgroup has of one product. `rows` are its share of gate and up; y and the biases begin at the
+// Writes the rows that this simdgroup has of activation(x @ gate^T) * (x @ up^T), with the names that `params` of both have. `rows` are its share of gate and up; y and the biases begin at the
 // first of them.
-template <bool fast, typename Rows, typename T>
-METAL_FUNC void gather_qmm_swiglu_rows(
+template <bool fast, typename Rows, typename T, typename Params>
+METAL_FUNC void swiglu_rows(
     thread Rows* rows,
     const device T* x,
     const device T* gate_bias,
     const device T* up_bias,
     device T* y,
-    constant GatherQmmSwigluParams& params,
+    constant Params& params,
     int first_row,
     int lane) {
   const int last_row = fast ? qmv_rows - 1 : min(params.N - first_row, qmv_rows) - 1;
