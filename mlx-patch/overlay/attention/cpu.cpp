@@ -10,14 +10,11 @@
 // Layout:  one cache for all batch rows, or one of its own length for each. q, k, v by rows with any strides over batch,
 //          heads and length: cache slices are read in place. The result is [B, H, Lq, D] over memory [B, Lq, H, D], so
 //          that merging the heads copies nothing.
-// Tasks:   (batch row, key head, block of query rows), the longest causal rows first. One query, fast: where that is less
-//          than a task for each thread, its keys are cut too, and the parts' sums are joined afterwards.
+// Tasks:   (batch row, key head, block of query rows), the longest causal rows first.
 // Bound:   decode: the bytes of k and v; prefill: 2 * H * Lq * Lk * (D + R + Dv) FLOPs, half of it when causal.
 // Limits:  exact: values behind the causal mask are taken to be finite (stock multiplies them by zero), and so are
 //          scores (a row whose visible scores are all -inf is not given stock's even weights).
 
-#include <cmath>
-#include <limits>
 #include <optional>
 
 #include "attention/attention.h"
@@ -26,7 +23,6 @@
 #include "cpu/task.h"
 #include "cpu/thread_pool.h"
 #include "mlx/allocator.h"
-#include "mlx/types/half_types.h"
 
 namespace zmlx {
 
@@ -83,7 +79,7 @@ class Heads {
 int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact) {
   constexpr int64_t kScoreFloats = 1 << 17;
   constexpr int64_t kTile = 8;
-  int64_t fewest = exact ? 2 : kTile; // fast cuts the keys instead
+  int64_t fewest = exact ? 2 : kTile; // exact rows do not depend on who is beside them
   int64_t m = cpu::kMaxQueries;
   if (exact) {
     m = std::clamp(kScoreFloats / cpu::round_up(num_keys, cpu::kKeyBlock) / kTile * kTile, kTile, m);
@@ -92,50 +88,6 @@ int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact
     m /= 2;
   }
   return std::min(m, rows);
-}
-
-// Parts of the keys of one query, so that every thread has work.
-int64_t key_parts(int64_t tasks, int64_t num_keys) {
-  int64_t threads = cpu::pool_size();
-  int64_t blocks = (num_keys + cpu::kKeyBlock - 1) / cpu::kKeyBlock;
-  return std::min((threads + tasks - 1) / tasks, blocks);
-}
-
-// y = the values of a row, from `count` parts that lie `stride` floats apart.
-template <typename T>
-void join_parts(const float* parts, int64_t count, int64_t stride, int64_t dim, T* y) {
-  float max = -std::numeric_limits<float>::infinity();
-  for (int64_t p = 0; p < count; p++) {
-    float m = parts[p * stride];
-    max = m > max || m != m ? m : max;
-  }
-  float sum = 0;
-  std::vector<float> values(dim);
-  for (int64_t p = 0; p < count; p++) {
-    const float* part = parts + p * stride;
-    if (part[0] == -std::numeric_limits<float>::infinity() && count > 1 && max != part[0]) {
-      continue; // it weighs nothing, and its own sums are not numbers
-    }
-    float weight = std::exp(part[0] - max);
-    sum += weight * part[1];
-    for (int64_t d = 0; d < dim; d++) {
-      values[d] += weight * part[cpu::kPad + d];
-    }
-  }
-  for (int64_t d = 0; d < dim; d++) {
-    y[d] = static_cast<T>(values[d] / sum);
-  }
-}
-
-void join_parts(cpu::DType dtype, const float* parts, int64_t count, int64_t stride, int64_t dim, uint8_t* y) {
-  switch (dtype) {
-    case cpu::DType::F32:
-      return join_parts(parts, count, stride, dim, reinterpret_cast<float*>(y));
-    case cpu::DType::F16:
-      return join_parts(parts, count, stride, dim, reinterpret_cast<mlx::core::float16_t*>(y));
-    case cpu::DType::BF16:
-      return join_parts(parts, count, stride, dim, reinterpret_cast<mlx::core::bfloat16_t*>(y));
-  }
 }
 
 // What a task needs of its arrays: of a batch with many caches they would be dear to copy.
@@ -247,19 +199,12 @@ void run(Operands& o, const Attention::State& state) {
   int64_t m = rows_per_task(groups, rows, span_of(c::kMaxQueries), exact);
   int64_t span = span_of(m);
   int64_t blocks = (rows + m - 1) / m;
-  int64_t tasks = groups * blocks;
-  // A single query without a window sees all keys.
-  int64_t parts = !exact && Lq == 1 && !state.window ? key_parts(tasks, longest) : 1;
-  int64_t part_floats = c::attention_part(Dv);
-  int64_t heads = o.B * H;
-  std::vector<float> sums(parts > 1 ? parts * heads * part_floats : 0);
   int64_t scratch = c::attention_scratch(m, span, D, Dv, R, exact);
   auto y = o.y;
 
   // A vector takes 16 multiply-adds, and a causal mask halves them.
   int64_t work = std::min(all_keys, groups / Hkv * span) * Hkv * rows * (D + R + Dv) / (state.causal && Lq > 1 ? 16 : 8);
-  c::parallel_for(tasks * parts, work, [&](int64_t task) {
-    int64_t index = task / parts;
+  c::parallel_for(groups * blocks, work, [&](int64_t index) {
     int64_t b = index % groups / Hkv;
     int64_t h = index % groups % Hkv;
     int64_t first_row = (blocks - 1 - index / groups) * m;
@@ -314,21 +259,8 @@ void run(Operands& o, const Attention::State& state) {
     t.scale = state.scale;
     int64_t floats = t.blind ? c::attention_scratch(m, Lk, D, Dv, R, exact) : scratch;
     t.scratch = static_cast<float*>(c::thread_scratch(c::Scratch::Kernel, floats * sizeof(float)));
-    if (parts > 1) {
-      int64_t key_part = task % parts;
-      int64_t key_blocks = (Lk + c::kKeyBlock - 1) / c::kKeyBlock;
-      int64_t from = key_blocks * key_part / parts * c::kKeyBlock;
-      int64_t to = std::min(key_blocks * (key_part + 1) / parts * c::kKeyBlock, Lk);
-      std::fill_n(first, t.num_rows, from);
-      std::fill_n(visible, t.num_rows, to);
-      t.sinks = key_part == 0 ? t.sinks : nullptr;
-      t.parts = sums.data() + (key_part * heads + b * H + h * repeats + first_row) * part_floats;
-    }
     kernel(t);
   });
-  for (int64_t head = 0; parts > 1 && head < heads; head++) {
-    join_parts(dtype, sums.data() + head * part_floats, parts, heads * part_floats, Dv, y + head * Dv * item);
-  }
 }
 
 } // namespace
