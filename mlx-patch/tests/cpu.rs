@@ -27,7 +27,7 @@ fn stdout(output: &Output) -> String {
 #[cfg(target_os = "linux")]
 fn thread_pool_passes_its_cases() {
     let folder = tempfile::tempdir().unwrap();
-    let sources = ["tests/thread_pool.cpp", "cpu/thread_pool.cpp"];
+    let sources = ["tests/thread_pool.cpp", "cpu/thread_pool.cpp", "cpu/profile.cpp"];
     let program = compile(folder.path(), &["-O1"], &sources);
     let cases = stdout(&Command::new(&program).output().unwrap());
     assert!(cases.lines().count() > 5, "{cases}");

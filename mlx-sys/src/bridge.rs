@@ -90,6 +90,24 @@ pub mod ffi {
         reason: String,
     }
 
+    /// A stretch of work that a CPU thread did while a profile was taken.
+    struct ProfileSpan {
+        /// The primitive.
+        name: String,
+        /// 0: a primitive's work, 1: a launch of the pool, 2: work that stayed on its thread, 3: a thread's part.
+        kind: u8,
+        thread: u32,
+        begin_ns: i64,
+        end_ns: i64,
+        tasks: i64,
+    }
+
+    /// What was noted, and for how much more there was no room.
+    struct ProfileSpans {
+        spans: Vec<ProfileSpan>,
+        dropped: i64,
+    }
+
     /// One array of a graph that is not evaluated; those that it is computed from come before it.
     struct GraphNode {
         /// MLX's name of the primitive; empty for an array that is given.
@@ -538,6 +556,8 @@ pub mod ffi {
         fn fused_primitives() -> Vec<String>;
         fn set_num_threads(n: i32) -> Result<()>;
         fn num_threads() -> i32;
+        fn profile_start(capacity: i64) -> Result<()>;
+        fn profile_stop() -> ProfileSpans;
         fn cpu_isa() -> String;
         fn set_cpu_isa(name: &str) -> bool;
     }

@@ -1,6 +1,8 @@
 //! `zmlx generate`
 
-use anyhow::ensure;
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use super::chat::Chat;
@@ -32,9 +34,15 @@ pub(super) struct Generate {
     patching: PatchingOptions,
     #[command(flatten)]
     compute: ComputeOptions,
+    /// Write what the CPU's threads did to a file that Chrome's about:tracing opens, and a table of it to stderr
+    #[arg(long, value_name = "FILE", help_heading = "Compute")]
+    profile: Option<PathBuf>,
     #[command(flatten)]
     output: OutputOptions,
 }
+
+/// Spans of a profile: some hundred tokens of a large model.
+const PROFILE_SPANS: usize = 1 << 20;
 
 /// What `--json` begins with.
 #[derive(Debug, Serialize)]
@@ -107,8 +115,12 @@ impl CommandArgs for Generate {
         let prompt_token_ids = prompt.token_ids.clone();
         ui.begin("generate", &Begin { session: session.begin(), prompt_token_ids })?;
         let never = || false;
+        if self.profile.is_some() {
+            mlx::profile::start(PROFILE_SPANS)?;
+        }
         let reply =
             session.answer(&prompt.token_ids, &self.sampling, &self.stopping, &never, ui)?;
+        let profile = self.profile.as_ref().map(|path| (path, mlx::profile::stop()));
         let generation = reply.generation;
         ui.finish(&Summary {
             text: reply.text,
@@ -123,6 +135,11 @@ impl CommandArgs for Generate {
             finish_reason: finish_reason(generation.finish_reason),
             token_ids: generation.token_ids,
         })?;
+        if let Some((path, profile)) = profile {
+            std::fs::write(path, profile.to_chrome_trace())
+                .with_context(|| format!("--profile {}", path.display()))?;
+            ui.note(&format!("profile:\n{profile}"));
+        }
         Ok(Exit::Done)
     }
 }
@@ -131,6 +148,7 @@ impl Generate {
     /// The demo model is too small to talk to, and programs do not talk.
     fn can_chat(&self, ui: &Ui) -> bool {
         self.cache.prompt_cache.is_none()
+            && self.profile.is_none()
             && !self.model.is_demo()
             && !self.prompt.no_chat_template
             && !ui.is_json()

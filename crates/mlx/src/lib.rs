@@ -4,7 +4,7 @@
 //! - [`ops`], [`fast`], [`quantization`], [`random`]: MLX's functions by family. Each runs on the
 //!   current thread's default stream of the default device ([`Device`], [`Stream`]).
 //! - [`primitives`]: the fused launches that zmlx adds to MLX.
-//! - [`launches`]: how many kernels a graph launches.
+//! - [`launches`]: how many kernels a graph launches; [`profile`]: what its time goes to on the CPU.
 //! - [`io`], [`memory`], [`transforms`].
 //!
 //! # Threads
@@ -31,6 +31,7 @@ pub mod launches;
 pub mod memory;
 pub mod ops;
 pub mod primitives;
+pub mod profile;
 pub mod quantization;
 pub mod random;
 pub mod transforms;

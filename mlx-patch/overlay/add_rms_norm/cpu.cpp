@@ -86,6 +86,7 @@ void AddRMSNorm::eval_cpu(const std::vector<array>& inputs, std::vector<array>& 
   }
   cpu::dispatch(
       encoder,
+      name(),
       [x = array::unsafe_weak_copy(inputs[kX]),
        r = array::unsafe_weak_copy(inputs[kR]),
        weight = array::unsafe_weak_copy(inputs[kWeight]),

@@ -78,12 +78,13 @@ class Heads {
 // Rows of one task: whole rows of exact scores should stay in L2, and every thread should have work.
 int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact) {
   constexpr int64_t kScoreFloats = 1 << 17;
-  constexpr int64_t kFewest = 8;
+  constexpr int64_t kTile = 8;
+  int64_t fewest = exact ? 2 : kTile; // exact rows do not depend on who is beside them
   int64_t m = cpu::kMaxQueries;
   if (exact) {
-    m = std::clamp(kScoreFloats / cpu::round_up(num_keys, cpu::kKeyBlock) / kFewest * kFewest, kFewest, m);
+    m = std::clamp(kScoreFloats / cpu::round_up(num_keys, cpu::kKeyBlock) / kTile * kTile, kTile, m);
   }
-  while (m > kFewest && groups * ((rows + m - 1) / m) < cpu::pool_size()) {
+  while (m > fewest && groups * ((rows + m - 1) / m) < cpu::pool_size()) {
     m /= 2;
   }
   return std::min(m, rows);
@@ -284,7 +285,7 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
     return;
   }
   if (inputs[kK].shape(2) == 0) {
-    cpu::dispatch(encoder, [out = array::unsafe_weak_copy(out)]() mutable {
+    cpu::dispatch(encoder, name(), [out = array::unsafe_weak_copy(out)]() mutable {
       std::fill_n(out.data<uint8_t>(), out.nbytes(), 0);
     });
     return;
@@ -292,7 +293,7 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
   for (auto& a : inputs) {
     encoder.set_input_array(a);
   }
-  cpu::dispatch(encoder, [operands = Operands(inputs, out, state_), state = state_]() mutable {
+  cpu::dispatch(encoder, name(), [operands = Operands(inputs, out, state_), state = state_]() mutable {
     run(operands, state);
   });
 }

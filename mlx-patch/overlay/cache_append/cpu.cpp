@@ -83,17 +83,19 @@ void CacheAppend::eval_cpu(const std::vector<array>& inputs, array& out) {
   if (!in_place) {
     cpu::dispatch(
         encoder,
+        name(),
         [from = array::unsafe_weak_copy(inputs[kBuffer]), to = array::unsafe_weak_copy(out)]() mutable {
           copy_buffer(from, to);
         });
   }
   auto& tokens = inputs[kTokens];
   if (tokens.shape(3) == 1 || tokens.strides(3) == 1) {
-    cpu::dispatch(encoder, Append(tokens, row_, inputs[kLengths], out));
+    cpu::dispatch(encoder, name(), Append(tokens, row_, inputs[kLengths], out));
     return;
   }
   cpu::dispatch(
       encoder,
+      name(),
       [tokens = array::unsafe_weak_copy(tokens),
        row = row_,
        lengths = array::unsafe_weak_copy(inputs[kLengths]),

@@ -8,7 +8,8 @@
 //          their sums in registers.
 // Memory:  weight rows are read one after the other, so that the addresses only ever rise, and prefetched at a fixed
 //          distance: with pages of 4 KiB the processor's own prefetcher stops at every page. Four rows side by side
-//          reached two thirds of the bandwidth.
+//          reached two thirds of the bandwidth. Into all levels of the cache: where the last one is large, part of a
+//          model stays in it from token to token.
 // Limits:  K a multiple of the group.
 
 #pragma once
@@ -116,9 +117,9 @@ ZMLX_INLINE void fast_row(const P& product, const QuantView& q, const FastTile& 
   const int64_t rows_ahead = (kAhead + row_bytes - 1) / row_bytes;
   const int64_t ahead = kAhead + rows_ahead * (q.w_stride - row_bytes);
   for (int64_t i = 0; i < groups * item; i += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(scales + rows_ahead * q.scale_stride + i), _MM_HINT_NTA);
+    _mm_prefetch(reinterpret_cast<const char*>(scales + rows_ahead * q.scale_stride + i), _MM_HINT_T0);
     if constexpr (P::mode == Mode::Affine) {
-      _mm_prefetch(reinterpret_cast<const char*>(biases + rows_ahead * q.bias_stride + i), _MM_HINT_NTA);
+      _mm_prefetch(reinterpret_cast<const char*>(biases + rows_ahead * q.bias_stride + i), _MM_HINT_T0);
     }
   }
   __m512 sum[rows];
@@ -141,7 +142,7 @@ ZMLX_INLINE void fast_row(const P& product, const QuantView& q, const FastTile& 
     in_scales = in_scales + 1 == blocks_per_scales ? 0 : in_scales + 1;
   };
   for (int64_t b = 0; b < full; b++) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + b * bytes + ahead), _MM_HINT_NTA);
+    _mm_prefetch(reinterpret_cast<const char*>(w + b * bytes + ahead), _MM_HINT_T0);
     block(first_bytes<bytes>(w + b * bytes), b);
   }
   if (int64_t left = row_bytes % bytes) {

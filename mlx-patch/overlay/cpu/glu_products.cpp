@@ -19,7 +19,10 @@ void glu_products(
   // Runs that share a matrix find its block in cache where columns are outermost.
   bool one_matrix = runs.front().matrix == runs.back().matrix;
   bool transpose = weights.gate.at(0).transpose;
-  int64_t columns = one_matrix ? columns_per_task(N, runs.size(), work, transpose) : kColumnBlock;
+  int64_t columns = columns_per_task(N, runs.size(), work, transpose);
+  if (!one_matrix) {
+    columns = std::min(columns, kColumnBlock);
+  }
   int64_t blocks = (N + columns - 1) / columns;
   int64_t num_runs = runs.size();
 

@@ -224,6 +224,8 @@ std::vector<Run> group_routes(std::vector<Route>& routes) {
 
 int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose) {
   constexpr int64_t kTasksPerThread = 32;
+  // So that the last tasks to end leave nobody idle for long; below half a block every task costs more than it saves.
+  constexpr int64_t kEvenPerThread = 4;
   constexpr int64_t kFewestPerThread = 2;
   int64_t threads = pool_size();
   int64_t columns = kColumnBlock;
@@ -231,7 +233,11 @@ int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose) 
     columns *= 2;
   }
   if (transpose && threads > 1 && work >= kInlineWork) {
-    while (columns > kTransposedBlock && runs * ((N + columns - 1) / columns) < kFewestPerThread * threads) {
+    auto tasks = [&] { return runs * ((N + columns - 1) / columns); };
+    while (columns > kColumnBlock / 2 && tasks() < kEvenPerThread * threads) {
+      columns /= 2;
+    }
+    while (columns > kTransposedBlock && tasks() < kFewestPerThread * threads) {
       columns /= 2;
     }
   }

@@ -6,15 +6,18 @@
 #include <vector>
 
 #include "cpu/float_environment.h"
+#include "cpu/profile.h"
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
 
 namespace zmlx::cpu {
 
-// Enqueues `run()` on the stream of `encoder`, to be run in the default floating-point environment.
+// Enqueues `run()` on the stream of `encoder`, to be run in the default floating-point environment. `name`, which is never
+// freed, stands for it in a profile.
 template <typename F>
-void dispatch(mlx::core::cpu::CommandEncoder& encoder, F run) {
-  encoder.dispatch([run = std::move(run)]() mutable {
+void dispatch(mlx::core::cpu::CommandEncoder& encoder, const char* name, F run) {
+  encoder.dispatch([name, run = std::move(run)]() mutable {
+    ProfileSpan span(Span::Op, 0, name);
     DefaultFloatEnvironment environment;
     run();
   });
@@ -24,6 +27,7 @@ void dispatch(mlx::core::cpu::CommandEncoder& encoder, F run) {
 template <typename F>
 void dispatch_task(
     mlx::core::Stream stream,
+    const char* name,
     const std::vector<mlx::core::array>& inputs,
     mlx::core::array& out,
     F run) {
@@ -39,7 +43,7 @@ void dispatch_task(
     in.push_back(array::unsafe_weak_copy(a));
   }
   encoder.set_output_array(out);
-  dispatch(encoder, [in = std::move(in), out = array::unsafe_weak_copy(out), run = std::move(run)]() mutable {
+  dispatch(encoder, name, [in = std::move(in), out = array::unsafe_weak_copy(out), run = std::move(run)]() mutable {
     run(in, out);
   });
 }
@@ -48,6 +52,7 @@ void dispatch_task(
 template <typename F>
 void dispatch_task(
     mlx::core::Stream stream,
+    const char* name,
     const std::vector<mlx::core::array>& inputs,
     std::vector<mlx::core::array>& outputs,
     F run) {
@@ -64,7 +69,7 @@ void dispatch_task(
     out.push_back(array::unsafe_weak_copy(a));
   }
   if (outputs[0].size() > 0) {
-    dispatch(encoder, [in = std::move(in), out = std::move(out), run = std::move(run)]() mutable { run(in, out); });
+    dispatch(encoder, name, [in = std::move(in), out = std::move(out), run = std::move(run)]() mutable { run(in, out); });
   }
 }
 

@@ -1,13 +1,15 @@
 #include "cpu/thread_pool.h"
 
 #include "cpu/float_environment.h"
+#include "cpu/place.h"
+#include "cpu/profile.h"
 #include "cpu/qmm.h"
 
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <chrono>
-#include <condition_variable>
 #include <cstdlib>
 #include <exception>
 #include <memory>
@@ -25,8 +27,12 @@ namespace zmlx::cpu {
 
 namespace {
 
-// How long a thread spins before it sleeps: the gap between two primitives of one decode step.
-constexpr auto kSpin = std::chrono::microseconds(60);
+// How long a thread spins before it sleeps: longer than the gap between two launches of a step where every thread can
+// have a processor of its own, otherwise hardly at all.
+constexpr auto kSpin = std::chrono::microseconds(200);
+constexpr auto kSpinCrowded = std::chrono::microseconds(10);
+// After this it lets others run now and then.
+constexpr auto kSpinAlone = std::chrono::microseconds(20);
 
 inline void cpu_relax() {
 #if defined(__x86_64__)
@@ -38,79 +44,28 @@ inline void cpu_relax() {
 
 class Spin {
  public:
+  explicit Spin(std::chrono::microseconds most) : most_(most) {}
+
   // Passes a moment; false when it is time to sleep.
   bool again() {
     cpu_relax();
-    if (++rounds_ % 64 != 0) {
+    if (++rounds_ % 32 != 0) {
       return true;
     }
     auto now = std::chrono::steady_clock::now();
-    if (rounds_ == 64) {
-      end_ = now + kSpin;
+    if (rounds_ == 32) {
+      start_ = now;
     }
-    return now < end_;
+    if (now - start_ > kSpinAlone) {
+      std::this_thread::yield();
+    }
+    return now - start_ < most_;
   }
 
  private:
+  std::chrono::microseconds most_;
   int rounds_{0};
-  std::chrono::steady_clock::time_point end_;
-};
-
-struct Job {
-  TaskFn fn{nullptr};
-  void* context{nullptr};
-  int64_t tasks{0};
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> failed{false};
-  std::exception_ptr error;
-  std::mutex error_mutex;
-
-  // Runs the next task; false when all have been taken.
-  bool step() {
-    int64_t task = next.fetch_add(1, std::memory_order_relaxed);
-    if (task >= tasks) {
-      return false;
-    }
-    if (failed.load(std::memory_order_relaxed)) {
-      return true;
-    }
-    try {
-      fn(context, task);
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(error_mutex);
-      if (!error) {
-        error = std::current_exception();
-      }
-      failed = true;
-    }
-    return true;
-  }
-};
-
-// Where a caller shows its job to the workers. One that wants to help counts itself in before it reads `job`, so a job
-// may go once it is no longer shown and nobody is counted.
-struct alignas(64) Place {
-  std::atomic<bool> taken{false};
-  std::atomic<Job*> job{nullptr};
-  std::atomic<int> helpers{0};
-
-  void wait_for_helpers() {
-    for (Spin spin; helpers.load() != 0;) {
-      if (!spin.again()) {
-        // A helper may have lost its processor: leave it ours.
-        for (int n = helpers.load(); n != 0; n = helpers.load()) {
-          helpers.wait(n);
-        }
-        return;
-      }
-    }
-  }
-
-  void leave() {
-    if (helpers.fetch_sub(1) == 1) {
-      helpers.notify_all();
-    }
-  }
+  std::chrono::steady_clock::time_point start_;
 };
 
 std::atomic<int (*)()> available_threads{nullptr};
@@ -131,7 +86,7 @@ class Pool {
   void resize(int n) {
     std::lock_guard<std::mutex> lock(workers_mutex_);
     stop_workers();
-    size_ = n > 0 ? n : default_size();
+    set_size(n);
   }
 
   int size() const {
@@ -139,49 +94,36 @@ class Pool {
   }
 
   void run(int64_t tasks, int64_t work, TaskFn fn, void* context) {
-    Place* place = nullptr;
+    int place = -1;
     if (tasks > 1 && work >= kInlineWork && size_ > 1 && !inside_) {
       if (!started_) {
         start_workers();
       }
       place = take_place();
     }
-    if (!place) {
+    if (place < 0) {
+      ProfileSpan span(Span::Inline, tasks);
       for (int64_t task = 0; task < tasks; task++) {
         fn(context, task);
       }
       return;
     }
-    Job job;
-    job.fn = fn;
-    job.context = context;
-    job.tasks = tasks;
-
     inside_ = true;
-    place->job = &job;
-    jobs_.fetch_add(1, std::memory_order_relaxed);
-    epoch_.fetch_add(1);
-    if (sleepers_.load() > 0) {
-      std::lock_guard<std::mutex> lock(sleep_mutex_);
-      wake_.notify_all();
-    }
-    while (job.step()) {
-    }
-    place->job = nullptr;
-    jobs_.fetch_sub(1, std::memory_order_relaxed);
-    place->wait_for_helpers();
-    place->taken.store(false, std::memory_order_release);
+    auto error = run_at(place, tasks, fn, context);
+    places_[place].taken.store(false, std::memory_order_release);
     inside_ = false;
-    if (job.error) {
-      std::rethrow_exception(job.error);
+    if (error) {
+      std::rethrow_exception(error);
     }
   }
 
  private:
-  explicit Pool(int size) : size_(size) {}
+  explicit Pool(int n) {
+    set_size(n);
+  }
 
   static std::atomic<Pool*>& first() {
-    static std::atomic<Pool*> pool{new Pool(default_size())};
+    static std::atomic<Pool*> pool{new Pool(0)};
 #if defined(__unix__) || defined(__APPLE__)
     // A forked child has no workers, and locks may be held by threads that it has not got: it starts afresh.
     pthread_atfork(nullptr, nullptr, [] {
@@ -192,14 +134,50 @@ class Pool {
     return pool;
   }
 
-  // One of the places that callers share; none when too many streams work at once.
-  Place* take_place() {
-    for (auto& place : places_) {
-      if (!place.taken.load(std::memory_order_relaxed) && !place.taken.exchange(true, std::memory_order_acquire)) {
-        return &place;
+  void set_size(int n) {
+    int available = default_size();
+    size_ = std::min(n > 0 ? n : available, kMaxThreads);
+    spin_ = size_ > available ? kSpinCrowded : kSpin;
+  }
+
+  std::exception_ptr run_at(int index, int64_t tasks, TaskFn fn, void* context) {
+    Place& place = places_[index];
+    ProfileSpan span(Span::Launch, tasks);
+    place.fill(tasks, size_, fn, context, span.name());
+    uint64_t before = state_.fetch_add(kEpoch | uint64_t{1} << index);
+    if (sleepers_.load() > 0) {
+      // The woken wake the others, unless those between are with another job.
+      before & kOpen ? wake(1, place.parts()) : wake_next(0, place.parts());
+    }
+    place.work(0, [] { return true; });
+    state_.fetch_sub(uint64_t{1} << index);
+    for (int thread = 1, n = present_; thread <= n; thread++) {
+      wait_until_away(place.share(thread).presence);
+    }
+    return place.take_error();
+  }
+
+  void wait_until_away(std::atomic<uint32_t>& presence) {
+    for (Spin spin(spin_); presence.load() != kAway;) {
+      if (!spin.again()) {
+        // It may have lost its processor: leave it ours.
+        uint32_t here = kHere;
+        if (presence.compare_exchange_strong(here, kAwaited) || here == kAwaited) {
+          presence.wait(kAwaited);
+        }
       }
     }
-    return nullptr;
+  }
+
+  // One of the places that callers share; none (-1) when too many streams work at once.
+  int take_place() {
+    for (int i = 0; i < kPlaces; i++) {
+      auto& taken = places_[i].taken;
+      if (!taken.load(std::memory_order_relaxed) && !taken.exchange(true, std::memory_order_acquire)) {
+        return i;
+      }
+    }
+    return -1;
   }
 
   void start_workers() {
@@ -210,8 +188,12 @@ class Pool {
     stop_ = false;
     try {
       workers_.reserve(size_);
+      if (!beds_) {
+        beds_ = std::make_unique<Bed[]>(kMaxThreads);
+      }
       for (int i = 1; i < size_; i++) {
-        workers_.emplace_back([this] { worker(); });
+        present_ = std::max<int>(present_, i); // before it can be at a place
+        workers_.emplace_back([this, i] { worker(i); });
       }
     } catch (const std::exception&) {
       size_ = static_cast<int>(workers_.size()) + 1; // the system has no more threads or memory to give
@@ -220,11 +202,8 @@ class Pool {
   }
 
   void stop_workers() {
-    {
-      std::lock_guard<std::mutex> lock(sleep_mutex_);
-      stop_ = true;
-      wake_.notify_all();
-    }
+    stop_ = true;
+    wake(1, static_cast<int>(workers_.size()) + 1);
     for (auto& t : workers_) {
       t.join();
     }
@@ -232,64 +211,95 @@ class Pool {
     started_ = false;
   }
 
-  void worker() {
+  void worker(int thread) {
     DefaultFloatEnvironment environment;
     inside_ = true;
     while (!stop_) {
-      uint64_t seen = epoch_.load();
-      if (!help()) {
-        wait_for_work(seen);
+      uint64_t seen = state_.load();
+      if (!help(thread, seen & kOpen)) {
+        wait_for_work(thread, seen);
       }
     }
   }
 
-  // Works on every job that is shown; false when there was nothing to do. Where there are several jobs, each gets one
-  // task a round.
-  bool help() {
-    bool helped = false;
-    for (auto& place : places_) {
-      if (!place.job.load(std::memory_order_relaxed)) {
-        continue;
-      }
-      place.helpers.fetch_add(1);
-      if (Job* job = place.job.load()) {
-        while (job->step()) {
-          helped = true;
-          if (stop_.load(std::memory_order_relaxed) || jobs_.load(std::memory_order_relaxed) > 1) {
-            break;
-          }
+  // Works at every open place: one task at each where there are several, otherwise for as long as there is something to
+  // do. True if it left before the end.
+  bool help(int thread, uint64_t open) {
+    bool left = false;
+    for (; open; open &= open - 1) {
+      int index = std::countr_zero(open);
+      Place& place = places_[index];
+      auto& presence = place.share(thread).presence;
+      presence.store(kHere);
+      if (state_.load() >> index & 1) {
+        if (sleepers_.load(std::memory_order_relaxed) > 0) {
+          wake_next(thread, place.parts());
         }
+        place.work(thread, [&] {
+          uint64_t others = state_.load(std::memory_order_relaxed) & kOpen & ~(uint64_t{1} << index);
+          left |= others || stop_.load(std::memory_order_relaxed);
+          return !left;
+        });
       }
-      place.leave();
+      if (presence.exchange(kAway) == kAwaited) {
+        presence.notify_one();
+      }
     }
-    return helped;
+    return left;
   }
 
   // Returns when there is a job that is newer than `seen`, or when the pool stops.
-  void wait_for_work(uint64_t seen) {
-    for (Spin spin; spin.again();) {
-      if (stop_ || epoch_.load() != seen) {
+  void wait_for_work(int thread, uint64_t seen) {
+    auto nothing = [&] { return !stop_ && (state_.load() ^ seen) < kEpoch; };
+    for (Spin spin(spin_); spin.again();) {
+      if (!nothing()) {
         return;
       }
     }
-    std::unique_lock<std::mutex> lock(sleep_mutex_);
+    auto& asleep = beds_[thread].asleep;
     sleepers_.fetch_add(1);
-    wake_.wait(lock, [&] { return stop_ || epoch_.load() != seen; });
+    asleep.store(1);
+    while (nothing() && asleep.load() == 1) {
+      asleep.wait(1);
+    }
+    asleep.store(0);
     sleepers_.fetch_sub(1);
   }
 
+  // Wakes those of first .. end - 1 that sleep.
+  void wake(int first, int end) {
+    for (int thread = first; thread < end; thread++) {
+      auto& asleep = beds_[thread].asleep;
+      if (asleep.load() == 1 && asleep.exchange(0) == 1) {
+        asleep.notify_one();
+      }
+    }
+  }
+
+  // The two that `thread` wakes, of threads that form a heap: a wake-up takes its caller some microseconds.
+  void wake_next(int thread, int threads) {
+    wake(2 * thread + 1, std::min({2 * thread + 3, threads, present_ + 1}));
+  }
+
+  struct alignas(64) Bed {
+    std::atomic<uint32_t> asleep{0};
+  };
+
   static constexpr int kPlaces = 16; // streams that work at once; one more works alone
+  static constexpr uint64_t kEpoch = 1 << kPlaces;
+  static constexpr uint64_t kOpen = kEpoch - 1;
   std::array<Place, kPlaces> places_;
-  std::atomic<int> jobs_{0};
-  std::atomic<uint64_t> epoch_{0};
-  std::atomic<int> size_;
+  // How many jobs there have been, above a bit for each place that is open. All workers watch it.
+  alignas(64) std::atomic<uint64_t> state_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
+  std::atomic<int> size_{1};
+  std::atomic<int> present_{0}; // the highest number that a worker ever had
   std::atomic<bool> stop_{false};
   std::atomic<bool> started_{false};
+  std::chrono::microseconds spin_{kSpin};
   std::mutex workers_mutex_; // workers_, and the changes of size_ and started_
   std::vector<std::thread> workers_;
-  std::atomic<int> sleepers_{0};
-  std::mutex sleep_mutex_;
-  std::condition_variable wake_;
+  std::unique_ptr<Bed[]> beds_;
   static thread_local bool inside_; // a task that calls pool_run again runs inline
 };
 

@@ -1,8 +1,8 @@
 // One pool of worker threads for every CPU kernel of the overlay.
 //
-// Work is handed out task by task from an atomic counter, and the caller takes part. Several streams may call at once:
-// each works on its own job and the workers go round them. Workers that find nothing spin for a moment and then sleep,
-// and so does a caller whose last task is still with a worker.
+// Every thread has a range of a job's tasks and then takes from the others (cpu/place.h); the caller takes part. Several
+// streams may call at once: each works on its own job and the workers go round them. Workers that find nothing spin for a
+// moment and then sleep, and so does a caller whose last task is still with a worker.
 
 #pragma once
 

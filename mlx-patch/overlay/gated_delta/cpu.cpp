@@ -240,7 +240,7 @@ void GatedDelta::eval_cpu(const std::vector<array>& inputs, std::vector<array>& 
     next.set_data(
         mlx::core::allocator::malloc(next.nbytes()), next.size(), transposed(next.shape()), flags);
   }
-  cpu::dispatch_task(stream(), inputs, outputs, [eps = norm_eps_](auto& in, auto& out) {
+  cpu::dispatch_task(stream(), name(), inputs, outputs, [eps = norm_eps_](auto& in, auto& out) {
     switch (cpu::dtype_of(in[kQKV].dtype())) {
       case cpu::DType::F32:
         return run<float>(in, out, eps);

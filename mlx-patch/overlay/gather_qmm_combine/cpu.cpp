@@ -3,7 +3,7 @@
 // Idea:    a task owns a column block for a chunk of tokens: it runs the rows of every expert through that block into
 //          scratch, adds their biases, then weights and sums them in the order of k. The product [.., k, N] never reaches memory.
 // Layout:  down [E, N, K * bits / 32] packed; block kernels of cpu/qmm.h.
-// Tasks:   (chunk of tokens, column block of 128), handed out dynamically.
+// Tasks:   (chunk of tokens, 32 to 128 columns).
 // Bound:   decode: top_k * N * K * (bits / 8 + 2 * sizeof(T) / group_size) bytes a token.
 // Limits:  none beyond MLX's own.
 
@@ -55,12 +55,14 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
   }
   auto kernel = down.kernel(precision);
   auto y = out.data<uint8_t>();
-  int64_t blocks = (N + c::kColumnBlock - 1) / c::kColumnBlock;
+  int64_t work = indices.size() * N * K;
+  int64_t columns = std::min(c::columns_per_task(N, chunks, work, params.transpose), c::kColumnBlock);
+  int64_t blocks = (N + columns - 1) / columns;
 
-  c::parallel_for(chunks * blocks, indices.size() * N * K, [&](int64_t task) {
+  c::parallel_for(chunks * blocks, work, [&](int64_t task) {
     int64_t chunk = task / blocks;
-    int64_t n0 = task % blocks * c::kColumnBlock;
-    int64_t n1 = std::min(n0 + c::kColumnBlock, N);
+    int64_t n0 = task % blocks * columns;
+    int64_t n1 = std::min(n0 + columns, N);
     int64_t width = n1 - n0;
     int64_t first = chunk * kTokens;
     int64_t last = std::min(first + kTokens, tokens);
@@ -96,7 +98,7 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
 } // namespace
 
 void GatherQMMCombine::eval_cpu(const std::vector<array>& inputs, array& out) {
-  cpu::dispatch_task(stream(), inputs, out, [params = params_, precision = precision_, has_bias = has_bias_](auto& in, auto& out) {
+  cpu::dispatch_task(stream(), name(), inputs, out, [params = params_, precision = precision_, has_bias = has_bias_](auto& in, auto& out) {
     run(in, out, params, precision, has_bias);
   });
 }

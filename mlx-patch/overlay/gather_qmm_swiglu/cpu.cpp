@@ -3,7 +3,7 @@
 // Idea:    gate and up of the same column block are computed by one task, which then adds their biases and joins them
 //          while both blocks are in L1: neither projection is ever written to memory (cpu/glu_products.cpp).
 // Layout:  gate, up [E, N, K * bits / 32] packed; the block kernels of cpu/qmm.h do the arithmetic.
-// Tasks:   (rows that share an expert, column block of 128), handed out dynamically; an expert's packed block is read
+// Tasks:   (rows that share an expert, 32 to 128 columns); an expert's packed block is read
 //          once for up to 32 rows.
 // Bound:   decode: 2 * N * K * (bits / 8 + 2 * sizeof(T) / group_size) bytes an expert; prefill: M * 4 * N * K FLOPs.
 // Limits:  none beyond MLX's own.
@@ -56,7 +56,7 @@ void run(const std::vector<array>& in, array& out, const GatherQMMSwiGLU::State&
 } // namespace
 
 void GatherQMMSwiGLU::eval_cpu(const std::vector<array>& inputs, array& out) {
-  cpu::dispatch_task(stream(), inputs, out, [state = state_](auto& in, auto& out) { run(in, out, state); });
+  cpu::dispatch_task(stream(), name(), inputs, out, [state = state_](auto& in, auto& out) { run(in, out, state); });
 }
 
 } // namespace zmlx

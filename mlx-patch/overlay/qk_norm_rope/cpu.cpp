@@ -103,7 +103,7 @@ void run(const std::vector<array>& in, array& out, const QKNormRope::State& stat
 } // namespace
 
 void QKNormRope::eval_cpu(const std::vector<array>& inputs, array& out) {
-  cpu::dispatch_task(stream(), inputs, out, [state = state_](auto& in, auto& out) {
+  cpu::dispatch_task(stream(), name(), inputs, out, [state = state_](auto& in, auto& out) {
     run(in, out, state);
   });
 }

@@ -3,7 +3,7 @@
 // Idea:    all rows of x that meet one matrix are taken together, at most 32 at a time, so that a packed block is
 //          unpacked once for all of them.
 // Layout:  w [.., N, K * bits / 32] packed (or [.., K, N * bits / 32] when not transposed); kernels in cpu/qmm.h.
-// Tasks:   (run of rows, 128 to 512 columns), handed out dynamically.
+// Tasks:   (run of rows, 32 to 512 columns).
 // Bound:   one row: N * K * (bits / 8 + 2 * sizeof(T) / group_size) bytes; many: M * 2 * N * K FLOPs.
 // Limits:  none beyond MLX's own.
 
@@ -62,7 +62,7 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
 } // namespace
 
 void QuantizedMatmulRows::eval_cpu(const std::vector<array>& inputs, array& out) {
-  cpu::dispatch_task(stream(), inputs, out, [params = params_, precision = precision_](auto& in, auto& out) {
+  cpu::dispatch_task(stream(), name(), inputs, out, [params = params_, precision = precision_](auto& in, auto& out) {
     run(in, out, params, precision);
   });
 }

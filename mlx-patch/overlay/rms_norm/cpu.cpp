@@ -58,6 +58,7 @@ void FusedRMSNorm::eval_cpu(const std::vector<array>& inputs, array& out) {
   encoder.set_output_array(out);
   cpu::dispatch(
       encoder,
+      name(),
       [x = array::unsafe_weak_copy(inputs[kX]),
        weight = array::unsafe_weak_copy(inputs[kWeight]),
        out = array::unsafe_weak_copy(out),

@@ -116,7 +116,7 @@ void ShortConv::eval_cpu(const std::vector<array>& inputs, std::vector<array>& o
   for (auto& out : outputs) {
     out.set_data(mlx::core::allocator::malloc(out.nbytes()));
   }
-  cpu::dispatch_task(stream(), inputs, outputs, [gated = gated_](auto& in, auto& out) {
+  cpu::dispatch_task(stream(), name(), inputs, outputs, [gated = gated_](auto& in, auto& out) {
     run(in, out[kY], out[kNewState], gated);
   });
 }

@@ -45,7 +45,7 @@ void run(const std::vector<array>& in, array& out, const SwiGLUMLP::State& state
 } // namespace
 
 void SwiGLUMLP::eval_cpu(const std::vector<array>& inputs, array& out) {
-  cpu::dispatch_task(stream(), inputs, out, [state = state_](auto& in, auto& out) { run(in, out, state); });
+  cpu::dispatch_task(stream(), name(), inputs, out, [state = state_](auto& in, auto& out) { run(in, out, state); });
 }
 
 } // namespace zmlx

@@ -1,5 +1,6 @@
 // The thread pool by itself: `thread_pool CASE` exits 0, or says what is wrong. mlx-patch/tests/cpu.rs builds and runs it.
 
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -216,6 +217,60 @@ void zero_restores_the_defaults() {
   CHECK(pool_size() == 7 && blas_threads == 5);
 }
 
+// Processor seconds that `launches` of 32 tasks take.
+double seconds_of(int launches) {
+  auto before = std::clock();
+  for (int i = 0; i < launches; i++) {
+    std::atomic<int64_t> done{0};
+    parallel_for(32, kMuch, [&](int64_t) {
+      for (int n = 0; n < 20000; n++) {
+        asm volatile("" ::: "memory");
+      }
+      done++;
+    });
+    CHECK(done == 32);
+  }
+  return static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+}
+
+// Sixteen threads on one processor do the work in about its own processor time.
+void crowded_threads_waste_little() {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(sched_getcpu(), &one);
+  CHECK(sched_setaffinity(0, sizeof(one), &one) == 0);
+  set_available_threads([] { return 1; });
+  pool_resize(1);
+  seconds_of(20);
+  double alone = seconds_of(200);
+  pool_resize(16);
+  double crowded = seconds_of(200);
+  std::printf("one thread %.3f s, sixteen %.3f s\n", alone, crowded);
+  CHECK(crowded < 1.5 * alone);
+}
+
+// Launches of every size in quick succession, from threads that come and go, while workers fall asleep and wake.
+void launches_of_all_sizes_and_pauses() {
+  pool_resize(9);
+  std::vector<std::thread> streams;
+  for (int stream = 0; stream < 5; stream++) {
+    streams.emplace_back([stream] {
+      for (int round = 0; round < 3000; round++) {
+        int64_t tasks = 2 + (round * 7 + stream) % 40;
+        std::atomic<int64_t> sum{0};
+        parallel_for(tasks, kMuch, [&](int64_t task) { sum += task + 1; });
+        CHECK(sum == tasks * (tasks + 1) / 2);
+        if (round % 500 == stream) {
+          std::this_thread::sleep_for(2ms);
+        }
+      }
+    });
+  }
+  for (auto& s : streams) {
+    s.join();
+  }
+}
+
 #if defined(__x86_64__)
 void workers_keep_denormals() {
   __builtin_ia32_ldmxcsr(0x1f80 | 0x8040);
@@ -252,6 +307,8 @@ constexpr Case kCases[] = {
     CASE(resize_while_streams_work),
     CASE(forked_child_works),
     CASE(zero_restores_the_defaults),
+    CASE(crowded_threads_waste_little),
+    CASE(launches_of_all_sizes_and_pauses),
     CASE(workers_keep_denormals),
 };
 

@@ -3,6 +3,7 @@
 #include "zmlx-sys/src/bridge.rs.h"
 
 #if ZMLX_CUSTOM_PRIMITIVE
+#include "cpu/profile.h"
 #include "zmlx/primitives.h"
 #define ZMLX_OP(name, ...) return __VA_ARGS__
 #else
@@ -329,6 +330,22 @@ int32_t num_threads() noexcept {
   return zmlx::num_threads();
 }
 
+void profile_start(int64_t capacity) {
+  zmlx::cpu::profile_start(capacity);
+}
+
+ProfileSpans profile_stop() noexcept {
+  auto [rows, dropped] = zmlx::cpu::profile_stop();
+  ProfileSpans out{{}, dropped};
+  out.spans.reserve(rows.size());
+  for (auto& r : rows) {
+    auto name = rust::String::lossy(r.name ? r.name : "other");
+    auto thread = static_cast<uint32_t>(r.thread);
+    out.spans.push_back({std::move(name), static_cast<uint8_t>(r.kind), thread, r.begin, r.end, r.tasks});
+  }
+  return out;
+}
+
 rust::String cpu_isa() noexcept {
   return rust::String::lossy(zmlx::cpu_isa());
 }
@@ -351,6 +368,12 @@ void set_num_threads(int32_t) {}
 
 int32_t num_threads() noexcept {
   return 1;
+}
+
+void profile_start(int64_t) {}
+
+ProfileSpans profile_stop() noexcept {
+  return {};
 }
 
 rust::String cpu_isa() noexcept {

@@ -20,6 +20,7 @@ struct StreamId;
 struct QuantParams;
 struct Support;
 struct Parameter;
+struct ProfileSpans;
 struct RouterParams;
 struct GluParams;
 struct Callback;
@@ -389,6 +390,8 @@ Support fused_supports(
 rust::Vec<rust::String> fused_primitives() noexcept;
 void set_num_threads(int32_t n);
 int32_t num_threads() noexcept;
+void profile_start(int64_t capacity);
+ProfileSpans profile_stop() noexcept;
 rust::String cpu_isa() noexcept;
 bool set_cpu_isa(rust::Str name) noexcept;
 
