@@ -114,7 +114,7 @@ fn patch_headers(root: &Path, tree: &Tree, problems: &mut Vec<String>) -> Result
 /// one of those that serve them all.
 fn overlay_folders(tree: &Tree, problems: &mut Vec<String>) {
     const DIR: &str = "mlx-patch/overlay/";
-    const SHARED: [&str; 5] = ["cmake", "cpu", "metal", "tests", "zmlx"];
+    const SHARED: [&str; 6] = ["cmake", "cpu", "cuda", "metal", "tests", "zmlx"];
     let folders: BTreeSet<&str> =
         tree.files.keys().filter_map(|f| Some(f.strip_prefix(DIR)?.split_once('/')?.0)).collect();
     for folder in folders.into_iter().filter(|f| !SHARED.contains(f)) {
