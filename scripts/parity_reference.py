@@ -388,6 +388,7 @@ def main():
     parser.add_argument("--wide", nargs="?", type=int, const=44, default=0, metavar="COUNT")
     parser.add_argument("--seed", type=int, default=1, help="seed of the wide sweep")
     parser.add_argument("--only", default="", help="run cases whose name contains this")
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="every Nth case, from the Kth on")
     parser.add_argument("--keep", type=Path, help="write the random checkpoints here and keep them")
     parser.add_argument("--reference-only", action="store_true", help="do not run zmlx")
     args = parser.parse_args()
@@ -401,6 +402,8 @@ def main():
     cases = CASES + wide_cases(args.wide, args.seed)
     cases = [(m, c) for m, c in cases if args.only in c.name]
     folders = [f for f in args.model if args.only in f.name]
+    part, parts = map(int, args.part.split("/"))
+    cases, folders = cases[part - 1 :: parts], folders[part - 1 :: parts]
     root = args.keep or Path(tempfile.mkdtemp(prefix="zmlx-parity-"))
     comparison = Comparison()
     try:
