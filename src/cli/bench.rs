@@ -15,6 +15,7 @@ use super::bench_run::{self, Extras};
 use super::options::{ComputeOptions, ModelOptions, OutputOptions, precision_name};
 use super::prompts::Prompter;
 use super::render::{Answer, Ui};
+use super::sampling::parse_count;
 use super::{CommandArgs, Examples, Exit, place, session};
 
 /// Arguments of `zmlx bench`.
@@ -196,12 +197,11 @@ impl CommandArgs for Bench {
     fn run(self, ui: &mut Ui) -> anyhow::Result<Exit> {
         self.compute.apply()?;
         let folder = self.model.folder(ui)?;
+        let mut loaded = session::load(&folder, ui)?;
         if self.worker {
-            let mut loaded = session::load(&folder, ui)?;
             serve(&mut Here::new(&mut loaded), io::stdin().lock(), io::stdout())?;
             return Ok(Exit::Done);
         }
-        let mut loaded = session::load(&folder, ui)?;
         let (mut capsule, specs, work, path) = match &self.resume {
             Some(path) => self.resumed(path, &loaded, &folder)?,
             None => self.fresh(&loaded, &folder)?,
@@ -468,13 +468,6 @@ fn parse_prompt(name: &str) -> Result<String, String> {
     match names.contains(&name) {
         true => Ok(name.to_owned()),
         false => Err(format!("there is no prompt `{name}`; there are {}", names.join(", "))),
-    }
-}
-
-fn parse_count(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(count @ 1..) => Ok(count),
-        _ => Err(format!("`{text}`: expected a whole number, at least 1")),
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) struct StoppingOptions {
         long,
         value_name = "N",
         default_value_t = MAX_TOKENS,
-        value_parser = parse_max_tokens
+        value_parser = parse_count
     )]
     pub(super) max_tokens: usize,
     /// Stop before this text, which is not shown; may be repeated
@@ -67,12 +67,11 @@ pub(super) struct StoppingOptions {
     pub(super) ignore_eos: bool,
 }
 
-/// A number of tokens to generate.
-pub(super) fn parse_max_tokens(text: &str) -> Result<usize, String> {
+/// A number of tokens or of anything else that there is at least one of.
+pub(super) fn parse_count(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(0) => Err("expected at least 1 token".to_owned()),
-        Ok(count) => Ok(count),
-        Err(_) => Err("expected a whole number".to_owned()),
+        Ok(count @ 1..) => Ok(count),
+        _ => Err("expected a whole number, at least 1".to_owned()),
     }
 }
 

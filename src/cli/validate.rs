@@ -15,7 +15,7 @@ use super::options::{ComputeOptions, ModelOptions, OutputOptions, precision_name
 use super::patching::{PatchTargets, parse_patterns};
 use super::prompts::{Prompt, Prompter, TokenList, parse_tokens, read_prompt_file};
 use super::render::{Answer, Rows, Ui, list, rate};
-use super::sampling::parse_max_tokens;
+use super::sampling::parse_count;
 use super::{CommandArgs, Examples, Exit, reference, session};
 
 /// Arguments of `zmlx validate`.
@@ -38,7 +38,7 @@ pub(super) struct Validate {
         long,
         value_name = "N",
         default_value_t = 128,
-        value_parser = parse_max_tokens,
+        value_parser = parse_count,
         help_heading = "Comparison"
     )]
     max_tokens: usize,

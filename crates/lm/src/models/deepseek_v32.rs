@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Model;
-use super::deepseek_v3::{EPSILONS, FP8_BLOCK};
+use super::deepseek_v3::{self, EPSILONS, FP8_BLOCK};
 use super::family::{Conversion, Family, Shape};
 use super::latent;
 use crate::config::{Fields, ModelConfig};
@@ -50,10 +50,9 @@ impl Fields for Config {
         ("index_topk", "2048"),
         ("indexer_rope_interleave", "false"),
     ];
-    const UNUSED: &'static [&'static str] =
-        &["aux_loss_alpha", "num_key_value_heads", "num_nextn_predict_layers", "seq_aux"];
+    const UNUSED: &'static [&'static str] = <deepseek_v3::Config as Fields>::UNUSED;
     const ASSUMED: &'static [(&'static str, &'static str)] =
-        &[("ep_size", "1"), ("hidden_act", "\"silu\""), ("scoring_func", "\"sigmoid\"")];
+        <deepseek_v3::Config as Fields>::ASSUMED;
 
     fn check(&self, config: &ModelConfig) -> Result<()> {
         let fields = &self.0;
