@@ -108,6 +108,14 @@ array in_rows(const array& a, Encoder& encoder) {
   return copy;
 }
 
+array written_in_place(const array& a, const char* name) {
+  if (a.size() != 0 && (!a.flags().row_contiguous || a.data_size() != a.size() || a.offset() != 0)) {
+    throw std::invalid_argument(std::string("a recorded step writes to its buffers, and ") + name +
+                                " is a view of another array");
+  }
+  return a;
+}
+
 void allow_shared(const void* kernel, size_t bytes) {
   static std::mutex mutex;
   static std::map<const void*, size_t> allowed;
@@ -125,12 +133,7 @@ void check(cudaError_t error) {
   }
 }
 
-std::string refuse(const Request& r) {
-  if (r.dtype != float32 && r.dtype != float16 && r.dtype != bfloat16) {
-    std::ostringstream reason;
-    reason << "the CUDA kernels compute in float32, float16 or bfloat16, not in " << r.dtype;
-    return reason.str();
-  }
+std::string refuse_device(const Request& r) {
   if (!linked::cuda_kernels_known) {
     return "the CUDA kernels have the order of additions of MLX 0.32.2, and another release is linked";
   }
@@ -142,6 +145,15 @@ std::string refuse(const Request& r) {
         std::to_string(major) + "." + std::to_string(minor);
   }
   return "";
+}
+
+std::string refuse(const Request& r) {
+  if (r.dtype != float32 && r.dtype != float16 && r.dtype != bfloat16) {
+    std::ostringstream reason;
+    reason << "the CUDA kernels compute in float32, float16 or bfloat16, not in " << r.dtype;
+    return reason.str();
+  }
+  return refuse_device(r);
 }
 
 std::string refuse_quantized(const Request& r) {

@@ -25,6 +25,10 @@ void allocate(array& out, const mlx::core::Strides& strides, Encoder& encoder);
 // `a`, or a copy of it, with one row behind the other and its first element where 16 bytes can be read at once.
 array in_rows(const array& a, Encoder& encoder);
 
+// `a`, to be written in place whoever holds it. Throws std::invalid_argument unless it is one row behind the other, all of
+// its memory and its own.
+array written_in_place(const array& a, const char* name);
+
 // Shared memory that a block may have on the machines that the kernels are for.
 inline constexpr size_t kMostShared = 227 * 1024;
 
@@ -43,7 +47,8 @@ void launch(
 // Lets a kernel have more than the 48 KB of shared memory that each may have.
 void allow_shared(const void* kernel, size_t bytes);
 
-// What none of the kernels does, and what those for quantized weights do not.
+// Where the kernels were not held to stock, what none of them does, and what those for quantized weights do not.
+std::string refuse_device(const Request& request);
 std::string refuse(const Request& request);
 std::string refuse_quantized(const Request& request);
 

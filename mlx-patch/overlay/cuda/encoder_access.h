@@ -1,0 +1,104 @@
+// What a recorded step needs of MLX's encoder, which keeps it to itself: the graph that it is collecting, the buffers that
+// the graph touches, and how large a graph may become. Explicit instantiation may name private members; their names and
+// types are those of the release in zmlx/mlx_version.h, whose headers the build has checked.
+
+#pragma once
+
+#include <limits>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "cuda/memory.h"
+#include "mlx/backend/cuda/device.h"
+
+namespace zmlx::on_cuda {
+
+namespace access {
+
+using Encoder = mlx::core::cu::CommandEncoder;
+using mlx::core::array;
+
+template <typename Tag, typename Tag::Type member>
+struct Expose {
+  friend typename Tag::Type expose(Tag) {
+    return member;
+  }
+};
+
+#define ZMLX_EXPOSE(name, ...)            \
+  struct name {                           \
+    using Type = __VA_ARGS__ Encoder::*;  \
+    friend Type expose(name);             \
+  };                                      \
+  template struct Expose<name, &Encoder::name>;
+
+ZMLX_EXPOSE(graph_, mlx::core::CudaGraph)
+ZMLX_EXPOSE(from_nodes_, std::vector<cudaGraphNode_t>)
+ZMLX_EXPOSE(to_nodes_, std::vector<cudaGraphNode_t>)
+ZMLX_EXPOSE(temporaries_, std::vector<std::shared_ptr<array::Data>>)
+ZMLX_EXPOSE(max_ops_per_graph_, int)
+ZMLX_EXPOSE(max_mb_per_graph_, int)
+
+#undef ZMLX_EXPOSE
+
+} // namespace access
+
+class EncoderAccess {
+ public:
+  explicit EncoderAccess(mlx::core::cu::CommandEncoder& encoder) : encoder_(encoder) {}
+
+  // Everything that the graph touches, in the order in which it was added.
+  const std::vector<std::shared_ptr<mlx::core::array::Data>>& buffers() const {
+    return encoder_.*expose(access::temporaries_());
+  }
+
+  // The graph as it is now, with its dependencies, which MLX adds to it only when it commits.
+  cudaGraph_t clone_graph() const {
+    cudaGraph_t graph = encoder_.*expose(access::graph_());
+    cudaGraph_t clone = nullptr;
+    check(cudaGraphClone(&clone, graph));
+    auto in_clone = [&](std::vector<cudaGraphNode_t> nodes) {
+      for (auto& node : nodes) {
+        check(cudaGraphNodeFindInClone(&node, node, clone));
+      }
+      return nodes;
+    };
+    auto from = in_clone(encoder_.*expose(access::from_nodes_()));
+    auto to = in_clone(encoder_.*expose(access::to_nodes_()));
+    check(add_dependencies(clone, from, to));
+    return clone;
+  }
+
+  // Lifts the limits on the size of a graph as long as what it returns lives.
+  auto without_limits() {
+    auto& ops = encoder_.*expose(access::max_ops_per_graph_());
+    auto& mb = encoder_.*expose(access::max_mb_per_graph_());
+    struct Limits {
+      int &ops, &mb, old_ops, old_mb;
+      ~Limits() {
+        ops = old_ops;
+        mb = old_mb;
+      }
+    };
+    int old_ops = ops, old_mb = mb;
+    ops = mb = std::numeric_limits<int>::max();
+    return Limits{ops, mb, old_ops, old_mb};
+  }
+
+ private:
+  static cudaError_t add_dependencies(
+      cudaGraph_t graph,
+      const std::vector<cudaGraphNode_t>& from,
+      const std::vector<cudaGraphNode_t>& to) {
+#if CUDART_VERSION >= 13000
+    return cudaGraphAddDependencies(graph, from.data(), to.data(), nullptr, from.size());
+#else
+    return cudaGraphAddDependencies(graph, from.data(), to.data(), from.size());
+#endif
+  }
+
+  mlx::core::cu::CommandEncoder& encoder_;
+};
+
+} // namespace zmlx::on_cuda
