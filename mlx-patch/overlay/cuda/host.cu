@@ -146,6 +146,15 @@ void note_kernel(const void* kernel) {
   }
 }
 
+int multiprocessors(Encoder& encoder) {
+  static const int number = [&] {
+    int number = 0;
+    check(cudaDeviceGetAttribute(&number, cudaDevAttrMultiProcessorCount, encoder.device().cuda_device()));
+    return number;
+  }();
+  return number;
+}
+
 void allow_shared(const void* kernel, size_t bytes) {
   static std::mutex mutex;
   static std::map<const void*, size_t> allowed;

@@ -29,8 +29,8 @@ array in_rows(const array& a, Encoder& encoder);
 // its memory and its own.
 array written_in_place(const array& a, const char* name);
 
-// Shared memory that a block may have on the machines that the kernels are for.
-inline constexpr size_t kMostShared = 227 * 1024;
+// Of the encoder's device.
+int multiprocessors(Encoder& encoder);
 
 // Adds a launch after everything that `inputs` depend on. `arguments` are those of the kernel.
 template <typename... Parameters, typename... Arguments>

@@ -17,6 +17,9 @@
 
 namespace zmlx::on_cuda {
 
+// Shared memory that a block may have on the machines that the kernels are for.
+inline constexpr size_t kMostShared = 227 * 1024;
+
 // Pairs of a 16-bit type. `kMagic` is a number whose last bits count ones.
 template <typename T>
 struct Pairs;
@@ -182,34 +185,8 @@ __device__ EightRows<T> rows_of(const EightRows<T>& matrices, int64_t expert, in
   return {matrices.w + at * (K / 8 * kBits), matrices.scales + at * (K / kGroup), matrices.biases + at * (K / kGroup)};
 }
 
-// The sums of a product on their way from warp to warp of a block, in turn. A warp that has nothing to do yet sleeps at a
-// barrier of its own.
-struct Relay {
-  float sums[16]; // of the rows
-
-  // What the warp before has handed on to warp `member`.
-  __device__ void take(int member, float (&d)[4], int lane) {
-    asm volatile("bar.sync %0, 64;" ::"r"(member + 1) : "memory");
-    d[0] = d[1] = sums[lane / 4];
-    d[2] = d[3] = sums[lane / 4 + 8];
-  }
-
-  // To warp `member`.
-  __device__ void hand_on(int member, const float (&d)[4], int lane) {
-    __syncwarp();
-    if (lane % 4 == 0) {
-      sums[lane / 4] = d[0];
-      sums[lane / 4 + 8] = d[2];
-    }
-    __syncwarp();
-    asm volatile("bar.arrive %0, 64;" ::"r"(member + 1) : "memory");
-  }
-};
-
-// All of it for K a multiple of 64 and of kGroup, by kTeam warps. The sums must be added in the order of K, but to unpack
-// weights takes longer: every warp unpacks a piece of K in turn with the others, takes the sums from the one before it, and
-// hands them on.
-template <typename T, int kBits, int kGroup, int kTeam>
+// All of it for K a multiple of 64 and of kGroup.
+template <typename T, int kBits, int kGroup>
 class SixteenRows {
  public:
   // Shared memory for the rows, 16-byte aligned.
@@ -217,11 +194,10 @@ class SixteenRows {
     return 16 * (row_bytes(K) + 16) + 4 * 8 * scale_stride(K);
   }
 
-  // `member`: which warp of the team this is.
-  __device__ SixteenRows(char* shared, int K, int member, int lane)
-      : K_(K), member_(member), lane_(lane), w_(shared), scales_(shared + 16 * (row_bytes(K) + 16)) {}
+  __device__ SixteenRows(char* shared, int K, int lane)
+      : K_(K), lane_(lane), w_(shared), scales_(shared + 16 * (row_bytes(K) + 16)) {}
 
-  // Asks for this warp's share: all of it when every warp has.
+  // Asks for everything.
   __device__ void fetch(const EightRows<T> (&halves)[2]) {
     for (int half = 0; half < 2; half++) {
       fetch_scales(scales_ + (2 * half) * 8 * scale_stride(K_), halves[half].scales);
@@ -231,7 +207,7 @@ class SixteenRows {
     constexpr int kAcross = kPiece * kBits / 8 / 16; // copies of 16 bytes in a row
     constexpr int kDown = 32 / kAcross; // rows at once
     int column = lane_ % kAcross * 16;
-    for (int from = member_ * kPiece; from < K_; from += kTeam * kPiece) {
+    for (int from = 0; from < K_; from += kPiece) {
       int at = from / 8 * kBits + column;
       if (at < row_bytes(K_)) {
 #pragma unroll
@@ -249,61 +225,38 @@ class SixteenRows {
     }
   }
 
-  // By the staged x: d[0] becomes the sum of row lane / 4, d[2] that of row lane / 4 + 8, in the warp for which it is true.
-  // `staged` makes the team wait until x and its copies are there. A relay is needed by teams of several warps, which are
-  // then all of a block.
+  // By the staged x: d[0] becomes the sum of row lane / 4, d[2] that of row lane / 4 + 8. `staged` makes the block wait until
+  // x is there.
   template <typename Staged>
-  __device__ bool multiply(const char* x, float (&d)[4], Relay* relay, Staged staged) {
+  __device__ void multiply(const char* x, float (&d)[4], Staged staged) {
     d[0] = d[1] = d[2] = d[3] = 0;
-    int pieces = (K_ + kPiece - 1) / kPiece;
-    int open = (pieces - member_ + kTeam - 1) / kTeam;
-    if (open == 0) {
-      wait_for_copies(0);
-      staged();
-    }
-    for (int piece = member_; piece < pieces; piece += kTeam) {
+    int open = (K_ + kPiece - 1) / kPiece;
+    for (int from = 0; from < K_; from += kPiece) {
       wait_for_copies(--open);
-      if (piece == member_) {
+      if (from == 0) {
         staged();
       } else {
         __syncwarp();
       }
-      uint32_t a[2][4][4];
-      uint4 b[2][2];
 #pragma unroll
-      for (int part = 0; part < 2; part++) {
-        int k = piece * kPiece + part * 64;
-        if (k < K_) {
-          load(x, k, a[part], b[part]);
-        }
-      }
-      if (kTeam > 1 && piece > 0) {
-        relay->take(member_, d, lane_);
-      }
-#pragma unroll
-      for (int part = 0; part < 2; part++) {
-        if (piece * kPiece + part * 64 < K_) {
-          auto* of_x = reinterpret_cast<const uint32_t*>(b[part]);
+      for (int part = 0; part < kPiece; part += 64) {
+        if (from + part < K_) {
+          uint32_t a[4][4];
+          uint4 b[2];
+          load(x, from + part, a, b);
+          auto* of_x = reinterpret_cast<const uint32_t*>(b);
 #pragma unroll
           for (int block = 0; block < 4; block++) {
-            mma(d, a[part][block], of_x[2 * block], of_x[2 * block + 1], static_cast<const T*>(nullptr));
+            mma(d, a[block], of_x[2 * block], of_x[2 * block + 1], static_cast<const T*>(nullptr));
           }
         }
       }
-      if (piece + 1 == pieces) {
-        return true;
-      }
-      if (kTeam > 1) {
-        relay->hand_on((member_ + 1) % kTeam, d, lane_);
-      }
     }
-    return false;
   }
 
-
  private:
-  // Values along K that a warp takes in turn.
-  static constexpr int kPiece = 128;
+  // Values along K that are waited for at once.
+  static constexpr int kPiece = 256;
   static constexpr int kGroups = kGroup < 64 ? 64 / kGroup : 1;
 
   static __host__ __device__ int row_bytes(int K) {
@@ -319,7 +272,7 @@ class SixteenRows {
   __device__ void fetch_scales(char* to, const T* from) {
     int groups = K_ / kGroup; // also pieces of 16 bytes in eight rows
     int gap = scale_stride(K_) - groups * 2;
-    for (int piece = member_ * 32 + lane_; piece < groups; piece += kTeam * 32) {
+    for (int piece = lane_; piece < groups; piece += 32) {
       int row = gap == 0 ? 0 : piece / (groups / 8);
       copy_16_bytes(to + piece * 16 + row * gap, reinterpret_cast<const char*>(from) + piece * 16);
     }
@@ -364,7 +317,6 @@ class SixteenRows {
   }
 
   int K_;
-  int member_;
   int lane_;
   char* w_;
   char* scales_;

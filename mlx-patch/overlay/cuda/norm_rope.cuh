@@ -7,6 +7,15 @@
 
 namespace zmlx::on_cuda {
 
+// Most values of a head.
+inline constexpr int kWidestHead = 256;
+
+// By how much the pairs of a lane turn at one position.
+struct Turn {
+  static constexpr int kPairs = kWidestHead / 2 / 32;
+  float cos[kPairs], sin[kPairs];
+};
+
 template <typename T>
 struct NormRope {
   const T* weight; // [D], or null: no norm
@@ -17,45 +26,73 @@ struct NormRope {
   float eps;
   float log2_base, scale;
 
-  // x [D] -> y [D]; `normed` is memory for D values that the lanes share. `at` is where the token stands.
-  __device__ void operator()(const T* x, T* normed, T* y, uint32_t at, int lane) const {
+  // For a token at `at`; needs nothing of the head.
+  __device__ Turn turn(uint32_t at, int lane) const {
+    Turn turn;
+    float position = scale * static_cast<float>(at);
+#pragma unroll
+    for (int n = 0; n < Turn::kPairs; n++) {
+      int i = lane + 32 * n;
+      if (i < dims / 2) {
+        float inv_freq;
+        if (freqs) {
+          inv_freq = 1.0 / freqs[int64_t{i} * freqs_stride];
+        } else {
+          float d = static_cast<float>(i) / static_cast<float>(dims / 2);
+          inv_freq = exp2(-d * log2_base);
+        }
+        float theta = position * inv_freq;
+        turn.cos[n] = ::cos(theta);
+        turn.sin[n] = ::sin(theta);
+      }
+    }
+    return turn;
+  }
+
+  // x [D] -> y [D]; `normed` is memory for D values that the lanes share.
+  __device__ void operator()(const T* x, T* normed, T* y, const Turn& turn, int lane) const {
     int first = lane * kReads<T>;
+    T values[kReads<T>];
+#pragma unroll
+    for (int i = 0; i < kReads<T>; i++) {
+      values[i] = first + i < D ? x[first + i] : to<T>(0.0f);
+    }
     if (weight) {
       float squares = 0;
-      for (int i = first; i < min(first + kReads<T>, D); i++) {
-        squares = __fmaf_rn(static_cast<float>(x[i]), static_cast<float>(x[i]), squares);
+#pragma unroll
+      for (int i = 0; i < kReads<T>; i++) {
+        squares = __fmaf_rn(static_cast<float>(values[i]), static_cast<float>(values[i]), squares);
       }
       float factor = normalizer(sum_over_warp(squares), D, eps);
-      for (int i = first; i < min(first + kReads<T>, D); i++) {
-        normed[i] = normalized(x[i], factor, weight[i]);
+#pragma unroll
+      for (int i = 0; i < kReads<T>; i++) {
+        if (first + i < D) {
+          normed[first + i] = normalized(values[i], factor, weight[first + i]);
+        }
       }
     } else {
-      for (int i = lane; i < D; i += 32) {
-        normed[i] = x[i];
+#pragma unroll
+      for (int i = 0; i < kReads<T>; i++) {
+        if (first + i < D) {
+          normed[first + i] = values[i];
+        }
       }
     }
     __syncwarp();
-    float position = scale * static_cast<float>(at);
-    for (int i = lane; i < dims / 2; i += 32) {
-      float inv_freq;
-      if (freqs) {
-        inv_freq = 1.0 / freqs[int64_t{i} * freqs_stride];
-      } else {
-        float d = static_cast<float>(i) / static_cast<float>(dims / 2);
-        inv_freq = exp2(-d * log2_base);
+#pragma unroll
+    for (int n = 0; n < Turn::kPairs; n++) {
+      int i = lane + 32 * n;
+      if (i < dims / 2) {
+        int one = traditional ? 2 * i : i;
+        int other = traditional ? one + 1 : one + dims / 2;
+        float x1 = static_cast<float>(normed[one]);
+        float x2 = static_cast<float>(normed[other]);
+        // contracted as the compiler contracts stock's
+        float rx1 = x1 * turn.cos[n] - x2 * turn.sin[n];
+        float rx2 = x1 * turn.sin[n] + x2 * turn.cos[n];
+        y[one] = to<T>(rx1);
+        y[other] = to<T>(rx2);
       }
-      float theta = position * inv_freq;
-      float costheta = cos(theta);
-      float sintheta = sin(theta);
-      int one = traditional ? 2 * i : i;
-      int other = traditional ? one + 1 : one + dims / 2;
-      float x1 = static_cast<float>(normed[one]);
-      float x2 = static_cast<float>(normed[other]);
-      // contracted as the compiler contracts stock's
-      float rx1 = x1 * costheta - x2 * sintheta;
-      float rx2 = x1 * sintheta + x2 * costheta;
-      y[one] = to<T>(rx1);
-      y[other] = to<T>(rx2);
     }
     for (int i = dims + lane; i < D; i += 32) {
       y[i] = normed[i];

@@ -57,7 +57,7 @@ inline constexpr int kMostCombineWarps = 16;
 // Shared memory of a warp.
 template <typename T, int kBits, int kGroup>
 constexpr size_t combine_shared_bytes(int K) {
-  return K * sizeof(T) + SixteenRows<T, kBits, kGroup, 1>::bytes(K);
+  return K * sizeof(T) + SixteenRows<T, kBits, kGroup>::bytes(K);
 }
 
 template <typename T, typename Score, int kBits, int kGroup>
@@ -65,7 +65,7 @@ __global__ __launch_bounds__(kMostCombineWarps * 32) void gather_qmm_combine_mma
     const __grid_constant__ Combine<T, Score> p) {
   extern __shared__ __align__(16) char shared[];
   __shared__ T products[kMostExperts][16];
-  using Rows = SixteenRows<T, kBits, kGroup, 1>;
+  using Rows = SixteenRows<T, kBits, kGroup>;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int blocks = p.N / 16;
   int64_t token = blockIdx.x / blocks;
@@ -74,7 +74,7 @@ __global__ __launch_bounds__(kMostCombineWarps * 32) void gather_qmm_combine_mma
   for (int k = warp; k < p.top_k; k += p.warps) {
     int64_t product = token * p.top_k + k;
     int64_t expert = p.experts[product];
-    Rows rows(mine + p.K * sizeof(T), p.K, 0, lane);
+    Rows rows(mine + p.K * sizeof(T), p.K, lane);
     rows.fetch(
         {rows_of<T, kBits, kGroup>(p.down, expert, row, p.N, p.K),
          rows_of<T, kBits, kGroup>(p.down, expert, row + 8, p.N, p.K)});
@@ -85,7 +85,7 @@ __global__ __launch_bounds__(kMostCombineWarps * 32) void gather_qmm_combine_mma
     }
     stage_vector<T, kBits>(mine, p.x + product * p.K, p.K, lane, 32);
     float sums[4];
-    rows.multiply(mine, sums, nullptr, [] { __syncwarp(); });
+    rows.multiply(mine, sums, [] { __syncwarp(); });
     if (lane % 4 == 0) {
       products[k][lane / 4] = Pairs<T>::round(sums[0]);
       products[k][lane / 4 + 8] = Pairs<T>::round(sums[2]);

@@ -1,9 +1,11 @@
 // The kernels of gather_qmm_swiglu; cuda.cu launches them.
 //
-// A block has eight rows of gate and the same eight of up as the 16 rows of one product on tensor cores, so that both sums of
+// A warp has eight rows of gate and the same eight of up as the 16 rows of one product on tensor cores, so that both sums of
 // an output end in one lane. Below eight rows stock adds in another order, in which a warp has one output.
 
 #pragma once
+
+#include <algorithm>
 
 #include "cuda/depend.cuh"
 #include "cuda/glu.cuh"
@@ -27,34 +29,48 @@ struct Swiglu {
   }
 };
 
-// Warps of a block, which have one product of 16 rows together.
-inline constexpr int kSwigluTeam = 4;
+// Most warps of a block.
+inline constexpr int kMostSwigluWarps = 8;
 
+// Shared memory of a block.
 template <typename T, int kBits, int kGroup>
-constexpr size_t swiglu_shared_bytes(int K) {
-  return K * sizeof(T) + SixteenRows<T, kBits, kGroup, kSwigluTeam>::bytes(K);
+constexpr size_t swiglu_shared_bytes(int K, int warps) {
+  return K * sizeof(T) + warps * SixteenRows<T, kBits, kGroup>::bytes(K);
+}
+
+// Of `rows` products of 16 rows each, `in_line` of which have one x: as many in a block as make every multiprocessor have
+// about one block, for all of them to be done at the same time.
+inline int swiglu_warps(int64_t rows, int in_line, size_t bytes_of_warp, size_t bytes_of_x, int multiprocessors) {
+  int64_t wanted = std::min<int64_t>((rows + multiprocessors - 1) / multiprocessors, kMostSwigluWarps);
+  int warps = 1;
+  for (int n = 2; n <= wanted; n++) {
+    if (in_line % n == 0 && n * bytes_of_warp + bytes_of_x <= kMostShared) {
+      warps = n;
+    }
+  }
+  return warps;
 }
 
 template <typename T, int kBits, int kGroup>
-__global__ __launch_bounds__(kSwigluTeam * 32, 6) void gather_qmm_swiglu_mma(const __grid_constant__ Swiglu<T> p) {
+__global__ __launch_bounds__(kMostSwigluWarps * 32) void gather_qmm_swiglu_mma(const __grid_constant__ Swiglu<T> p) {
   extern __shared__ __align__(16) char shared[];
-  __shared__ Relay relay;
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int blocks = p.N / 8;
+  using Rows = SixteenRows<T, kBits, kGroup>;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  int blocks = p.N / (8 * warps);
   int64_t line = blockIdx.x / blocks; // of y
-  int row = blockIdx.x % blocks * 8;
+  int row = (blockIdx.x % blocks * warps + warp) * 8;
   // what chose the experts has read x
-  stage_vector<T, kBits>(shared, p.vector(line), p.K, threadIdx.x, kSwigluTeam * 32);
+  stage_vector<T, kBits>(shared, p.vector(line), p.K, threadIdx.x, blockDim.x);
   wait_for_inputs();
   let_next_begin();
   int64_t expert = p.rhs[line / p.M];
-  SixteenRows<T, kBits, kGroup, kSwigluTeam> rows(shared + p.K * sizeof(T), p.K, warp, lane);
+  Rows rows(shared + p.K * sizeof(T) + warp * Rows::bytes(p.K), p.K, lane);
   rows.fetch(
       {rows_of<T, kBits, kGroup>(p.gate, expert, row, p.N, p.K),
        rows_of<T, kBits, kGroup>(p.up, expert, row, p.N, p.K)});
   float sums[4];
-  bool is_last = rows.multiply(shared, sums, &relay, [] { __syncthreads(); });
-  if (is_last && lane % 4 == 0) {
+  rows.multiply(shared, sums, [] { __syncthreads(); });
+  if (lane % 4 == 0) {
     p.y[line * p.N + row + lane / 4] = silu_gated(Pairs<T>::round(sums[0]), Pairs<T>::round(sums[2]));
   }
 }

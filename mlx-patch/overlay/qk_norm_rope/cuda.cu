@@ -1,6 +1,8 @@
 // CUDA backend of QKNormRope: a warp for each head of each token norms and turns it, one launch in place of two. In memory
 // the result is [B, L, H, D], as stock's is.
 
+#include <algorithm>
+
 #include "cuda/depend.cuh"
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
@@ -41,7 +43,8 @@ __global__ __launch_bounds__(kWarps * 32) void qk_norm_rope(const __grid_constan
   int D = p.norm_rope.D;
   int64_t token = head / p.H;
   uint32_t at = static_cast<uint32_t>(token % p.L) + p.offsets[token / p.L * p.offset_stride];
-  p.norm_rope(p.x + head * D, reinterpret_cast<T*>(shared) + warp * D, p.y + head * D, at, lane);
+  auto turn = p.norm_rope.turn(at, lane);
+  p.norm_rope(p.x + head * D, reinterpret_cast<T*>(shared) + warp * D, p.y + head * D, turn, lane);
 }
 
 } // namespace
@@ -92,7 +95,7 @@ void eval(const QKNormRope& primitive, const std::vector<array>& inputs, std::sp
 }
 
 std::string refuse_on_cuda(const Request& r) {
-  int64_t most = 32 * 16 / static_cast<int64_t>(r.dtype.size());
+  int64_t most = std::min<int64_t>(32 * 16 / static_cast<int64_t>(r.dtype.size()), on_cuda::kWidestHead);
   if (r.integer("head_dim") > most) {
     return "stock norms heads of more than " + std::to_string(most) + " values in another order";
   }

@@ -37,8 +37,7 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
         K,
         N};
     // rows in turn where there are more than the chip runs at once
-    constexpr int kMostBlocks = 132 * 6;
-    unsigned blocks = std::min(N / kProductWarps, kMostBlocks);
+    unsigned blocks = std::min(N / kProductWarps, 6 * multiprocessors(encoder));
     launch(encoder, quantized_matmul_qmv<T, kBits, kGroup>, dim3(blocks, lines), kProductWarps * 32,
            bytes_of_x<kBits>(K), {in[P::kX], in[P::kW], in[P::kScales], in[P::kBiases]}, {out}, parameters);
   });

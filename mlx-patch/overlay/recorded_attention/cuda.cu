@@ -99,13 +99,21 @@ __device__ Softmax<kDim / 32> over_keys(
     ask(a, first + a * kStride);
   }
 
+  // where the token stands was known when the step began, and so were the keys and values before it
+  Turn turn;
+  if (p.position && warp < 2) {
+    turn = (warp == 0 ? p.norm_rope_q : p.norm_rope_k).turn(*p.position, lane);
+  }
+  wait_for_inputs();
+  let_next_begin();
+
   // the token's own query and key
   Vector own_v = reinterpret_cast<const Vector*>(p.v + kv_head * kDim)[lane];
   Vector own_k, own_q;
   if (p.position) {
     if (warp < 2) {
       auto& norm_rope = warp == 0 ? p.norm_rope_q : p.norm_rope_k;
-      norm_rope(warp == 0 ? p.q + q_head * kDim : p.k + kv_head * kDim, own[2 + warp], own[warp], *p.position, lane);
+      norm_rope(warp == 0 ? p.q + q_head * kDim : p.k + kv_head * kDim, own[2 + warp], own[warp], turn, lane);
     }
     __syncthreads();
     own_q = reinterpret_cast<const Vector*>(own[0])[lane];
@@ -190,8 +198,6 @@ __global__ void __launch_bounds__(1024) few_keys(const __grid_constant__ Step<T>
   __shared__ float outputs[32][33];
   __shared__ float2 of_warps[32];
   __shared__ __align__(16) T own[4][kDim];
-  wait_for_inputs();
-  let_next_begin();
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = blockIdx.y;
   const float scale_log2 = p.scale * M_LOG2E;
   auto s = over_keys<T, kDim, 32>(p, scale_log2, true, warp, row, blockIdx.x % p.group == 0, own);
@@ -212,8 +218,6 @@ __global__ void __launch_bounds__(256) many_keys(const __grid_constant__ Step<T>
   __shared__ __align__(16) T own[4][kDim];
   auto block = cg::this_thread_block();
   auto warp_group = cg::tiled_partition<32>(block);
-  wait_for_inputs();
-  let_next_begin();
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = blockIdx.z, share = blockIdx.y;
   const float scale_log2 = p.scale * 1.44269504089f;
   bool writes = blockIdx.x % p.group == 0 && share == 0;

@@ -117,9 +117,10 @@ int main(int argc, char** argv) {
   auto gate = random_matrices(E, N, K), up = random_matrices(E, N, K), down = random_matrices(E, K, N);
 
   double bytes = 1.0 * top_k * N * K * (0.5 + 4.0 / 64); // of one projection
+  int swiglu = swiglu_warps(top_k * (N / 8), N / 8, SixteenRows<T, 4, 64>::bytes(K), K * sizeof(T), 132);
   for (bool dependent : {false, true}) {
     double t = microseconds(
-        gather_qmm_swiglu_mma<T, 4, 64>, top_k * (N / 8), kSwigluTeam * 32, swiglu_shared_bytes<T, 4, 64>(K), dependent,
+        gather_qmm_swiglu_mma<T, 4, 64>, top_k * (N / (8 * swiglu)), swiglu * 32, swiglu_shared_bytes<T, 4, 64>(K, swiglu), dependent,
         [&](int i) { return Swiglu<T>{x, lhs, experts + i * top_k, gate, up, y, K, N, 1, true}; });
     std::printf("gather_qmm_swiglu K %d N %d, %d of %d%s: %.2f us, %.0f GB/s\n", K, N, top_k, E,
                 dependent ? ", dependent" : "", t, 2 * bytes / t / 1e3);
