@@ -31,6 +31,7 @@ fn head_dims_of(site: &Site<'_>) -> Vec<i32> {
     let asked = site.questions.iter().flatten().flat_map(|question| {
         question.parameters().iter().filter(|(name, _)| *name == "head_dim").collect::<Vec<_>>()
     });
-    let width = |(_, value)| if let Value::Integer(width) = value { Some(width as i32) } else { None };
+    let width =
+        |(_, value)| if let Value::Integer(width) = value { Some(width as i32) } else { None };
     asked.filter_map(width).collect()
 }
