@@ -47,6 +47,9 @@ fn quantizations(golden: &Golden) -> String {
     names.join(", ")
 }
 
+/// What a CPU has no use for.
+const ELSEWHERE: [&str; 1] = ["recorded_step"];
+
 /// Patterns that take all or some of a family's sites, and why others are left.
 fn fusion(golden: &Golden) -> (String, String) {
     let mut loaded = golden
@@ -55,7 +58,7 @@ fn fusion(golden: &Golden) -> (String, String) {
     let options = PatchOptions { patterns: Patterns::Names(names), ..PatchOptions::default() };
     let report = plan(&mut loaded, &options).unwrap();
     let (mut fused, mut left) = (Vec::new(), Vec::new());
-    for pattern in patterns::names() {
+    for pattern in patterns::names().into_iter().filter(|name| !ELSEWHERE.contains(name)) {
         let rows: Vec<_> = report.modules.iter().filter(|row| row.pattern == pattern).collect();
         let mut reasons: Vec<_> = rows.iter().filter_map(|row| row.fallback.as_deref()).collect();
         let some = if reasons.len() < rows.len() { "some " } else { "" };
