@@ -15,8 +15,9 @@ use crate::cache::{Cache, CacheOptions, KvQuantization};
 use crate::decoder::{Decoder, PromptCache};
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, GenerateOptions, Generation, generate};
+use crate::layers::ModuleKind;
 use crate::models::{LoadedModel, Model};
-use crate::patch::{PatchOptions, patch};
+use crate::patch::{PatchOptions, Patterns, patch, plan};
 use crate::processors::{Penalty, Processing};
 use crate::recorded::{Plan, RecordedSteps, Recorder};
 use crate::sampler::Sampling;
@@ -271,6 +272,26 @@ fn what_cannot_be_recorded_is_told_once_and_goes_on() {
     assert_eq!(said.token_ids, ordinary(&loaded, PROMPT, &options(300)));
     assert!(said.not_recorded.unwrap().contains("nobody knows how"));
     assert_eq!(spans(&fake), [(6, 255)]);
+}
+
+#[test]
+fn report_says_why_steps_are_not_recorded() {
+    let refused = |loaded: &mut LoadedModel, part: &str| {
+        let patterns = Patterns::Names(vec!["recorded_step".into()]);
+        let report = plan(loaded, &PatchOptions { patterns, ..PatchOptions::default() }).unwrap();
+        let [row] = &report.modules[..] else { panic!("{report:?}") };
+        assert_eq!((row.module.as_str(), row.kind), ("step", ModuleKind::Step));
+        let reason = row.fallback.as_deref().unwrap();
+        assert!(reason.contains(part), "{reason}");
+    };
+    refused(&mut Golden::of("gpt_oss").load(Dtype::F32, None), "layer 0 is a window");
+    refused(&mut Golden::of("deepseek_v3").load(Dtype::F32, None), "layer 0 is latents");
+    refused(&mut Golden::of("deepseek_v32").load(Dtype::F32, None), "layer 0 is a list");
+    if default_device() == Device::Cpu && !mlx::build_info().primitives.is_empty() {
+        for model_type in ["qwen3_moe", "lfm2_moe", "qwen3_next"] {
+            refused(&mut Golden::of(model_type).load(Dtype::F32, None), "CUDA devices alone");
+        }
+    }
 }
 
 /// Where the device has the kernels: several recordings, and ordinary steps in between, against stock.

@@ -8,6 +8,7 @@ use mlx::quantization::{Mode, Quantization};
 use mlx::{Array, Device, Dtype, default_device};
 
 use super::families::Golden;
+use super::fixture::ELSEWHERE;
 use crate::models::{ALIASES, LoadedModel, MODELS, Preset};
 use crate::patch::{PatchOptions, Patterns, plan};
 use crate::patterns;
@@ -46,9 +47,6 @@ fn quantizations(golden: &Golden) -> String {
     );
     names.join(", ")
 }
-
-/// What a CPU has no use for.
-const ELSEWHERE: [&str; 1] = ["recorded_step"];
 
 /// Patterns that take all or some of a family's sites, and why others are left.
 fn fusion(golden: &Golden) -> (String, String) {
