@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/host.h"
 #include "cuda/memory.h"
 #include "mlx/backend/cuda/device.h"
 
@@ -66,7 +67,7 @@ class EncoderAccess {
     };
     auto from = in_clone(encoder_.*expose(access::from_nodes_()));
     auto to = in_clone(encoder_.*expose(access::to_nodes_()));
-    check(add_dependencies(clone, from, to));
+    add_dependencies(clone, from, to);
     return clone;
   }
 
@@ -87,15 +88,38 @@ class EncoderAccess {
   }
 
  private:
-  static cudaError_t add_dependencies(
+  // Between kernels of which the second waits by itself, it may begin early (programmatic dependent launch).
+  static void add_dependencies(
       cudaGraph_t graph,
       const std::vector<cudaGraphNode_t>& from,
       const std::vector<cudaGraphNode_t>& to) {
+    std::vector<cudaGraphEdgeData> edges(from.size());
+    for (size_t i = 0; i < from.size(); i++) {
+      if (kernel_of(from[i]) && waits_for_inputs(kernel_of(to[i]))) {
+        edges[i].type = cudaGraphDependencyTypeProgrammatic;
+        edges[i].from_port = cudaGraphKernelNodePortProgrammatic;
+      }
+    }
 #if CUDART_VERSION >= 13000
-    return cudaGraphAddDependencies(graph, from.data(), to.data(), nullptr, from.size());
+    check(cudaGraphAddDependencies(graph, from.data(), to.data(), edges.data(), from.size()));
 #else
-    return cudaGraphAddDependencies(graph, from.data(), to.data(), from.size());
+    check(cudaGraphAddDependencies_v2(graph, from.data(), to.data(), edges.data(), from.size()));
 #endif
+  }
+
+  // Null where the node is none, or one that was compiled at run time.
+  static const void* kernel_of(cudaGraphNode_t node) {
+    cudaGraphNodeType type = {};
+    check(cudaGraphNodeGetType(node, &type));
+    cudaKernelNodeParams kernel = {};
+    if (type != cudaGraphNodeTypeKernel) {
+      return nullptr;
+    }
+    if (cudaGraphKernelNodeGetParams(node, &kernel) != cudaSuccess) {
+      cudaGetLastError();
+      return nullptr;
+    }
+    return kernel.func;
   }
 
   mlx::core::cu::CommandEncoder& encoder_;

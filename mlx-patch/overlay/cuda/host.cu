@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 
+#include "cuda/depend.cuh"
 #include "cuda/memory.h"
 #include "zmlx/mlx_version.h"
 
@@ -25,6 +27,8 @@ struct Layout {
 
 template <typename Word>
 __global__ void copy_kernel(const Word* in, Word* out, size_t size, const __grid_constant__ Layout layout) {
+  wait_for_inputs();
+  let_next_begin();
   auto i = size_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= size) {
     return;
@@ -114,6 +118,32 @@ array written_in_place(const array& a, const char* name) {
                                 " is a view of another array");
   }
   return a;
+}
+
+namespace {
+
+// Launches come from several threads, one for each stream; recording reads.
+std::mutex kernels_mutex;
+
+std::set<const void*>& kernels() {
+  static auto* kernels = new std::set<const void*>;
+  return *kernels;
+}
+
+} // namespace
+
+bool waits_for_inputs(const void* kernel) {
+  std::lock_guard lock(kernels_mutex);
+  return kernels().count(kernel) != 0;
+}
+
+void note_kernel(const void* kernel) {
+  static thread_local const void* last = nullptr;
+  if (kernel != last) {
+    std::lock_guard lock(kernels_mutex);
+    kernels().insert(kernel);
+    last = kernel;
+  }
 }
 
 void allow_shared(const void* kernel, size_t bytes) {

@@ -44,6 +44,10 @@ void launch(
     std::initializer_list<std::reference_wrapper<array>> outputs,
     Arguments... arguments);
 
+// Whether a kernel is launched by `launch`: all of those wait for their inputs (cuda/depend.cuh).
+bool waits_for_inputs(const void* kernel);
+void note_kernel(const void* kernel);
+
 // Lets a kernel have more than the 48 KB of shared memory that each may have.
 void allow_shared(const void* kernel, size_t bytes);
 
@@ -70,6 +74,7 @@ void launch(
   if (shared > 48 * 1024) {
     allow_shared(reinterpret_cast<const void*>(kernel), shared);
   }
+  note_kernel(reinterpret_cast<const void*>(kernel));
   for (const array& in : inputs) {
     encoder.set_input_array(in);
   }

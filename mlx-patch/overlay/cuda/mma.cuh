@@ -2,8 +2,8 @@
 // (mlx/backend/cuda/device/qmm_sm80.cuh; docs/adr/0014-stock-on-cuda.md says which of its choices show in the result):
 // q * scale + bias in one rounding, blocks of 16 along K in ascending order through mma.m16n8k16 into float32.
 //
-// Bound by the bytes of the weights. A warp asks for all of its rows at once by cp.async and multiplies a piece of K as
-// soon as that has come, so that what is on its way fills the chip. Rows lie 16 bytes further apart in shared memory than
+// Bound by the bytes of the weights. Warps ask for all of their rows at once by cp.async and multiply a piece of K as soon
+// as that has come, so that what is on its way fills the chip. Rows lie 16 bytes further apart in shared memory than
 // they are long, so that eight lanes that read eight rows meet no bank twice. Every lane reads what four lanes of a row
 // share and takes its own values out of it: which of the 16 values of a block a lane has is free as long as the vector has
 // the same order (stage_vector).
@@ -167,27 +167,6 @@ __device__ void stage_vector(char* shared, const T* x, int K, int thread, int th
   }
 }
 
-// What a lane needs of 16 rows and the vector, for 64 values along K.
-template <typename T, int kBits, int kGroup>
-struct Operands {
-  static constexpr int kGroups = kGroup < 64 ? 64 / kGroup : 1;
-  uint32_t codes[2][4];
-  typename Pairs<T>::Pair scale[2][kGroups], bias[2][kGroups];
-  uint4 vector[2];
-
-  __device__ void multiply(float (&d)[4]) const {
-    auto* b = reinterpret_cast<const uint32_t*>(vector);
-#pragma unroll
-    for (int block = 0; block < 4; block++) {
-      int group = block * kGroups / 4;
-      Block<T, kBits> low(codes[0][block], scale[0][group], bias[0][group]);
-      Block<T, kBits> high(codes[1][block], scale[1][group], bias[1][group]);
-      uint32_t a[4] = {low.first, high.first, low.second, high.second};
-      mma(d, a, b[2 * block], b[2 * block + 1], static_cast<const T*>(nullptr));
-    }
-  }
-};
-
 // Eight rows of a matrix.
 template <typename T>
 struct EightRows {
@@ -203,8 +182,34 @@ __device__ EightRows<T> rows_of(const EightRows<T>& matrices, int64_t expert, in
   return {matrices.w + at * (K / 8 * kBits), matrices.scales + at * (K / kGroup), matrices.biases + at * (K / kGroup)};
 }
 
-// All of it for K a multiple of 64 and of kGroup.
-template <typename T, int kBits, int kGroup>
+// The sums of a product on their way from warp to warp of a block, in turn. A warp that has nothing to do yet sleeps at a
+// barrier of its own.
+struct Relay {
+  float sums[16]; // of the rows
+
+  // What the warp before has handed on to warp `member`.
+  __device__ void take(int member, float (&d)[4], int lane) {
+    asm volatile("bar.sync %0, 64;" ::"r"(member + 1) : "memory");
+    d[0] = d[1] = sums[lane / 4];
+    d[2] = d[3] = sums[lane / 4 + 8];
+  }
+
+  // To warp `member`.
+  __device__ void hand_on(int member, const float (&d)[4], int lane) {
+    __syncwarp();
+    if (lane % 4 == 0) {
+      sums[lane / 4] = d[0];
+      sums[lane / 4 + 8] = d[2];
+    }
+    __syncwarp();
+    asm volatile("bar.arrive %0, 64;" ::"r"(member + 1) : "memory");
+  }
+};
+
+// All of it for K a multiple of 64 and of kGroup, by kTeam warps. The sums must be added in the order of K, but to unpack
+// weights takes longer: every warp unpacks a piece of K in turn with the others, takes the sums from the one before it, and
+// hands them on.
+template <typename T, int kBits, int kGroup, int kTeam>
 class SixteenRows {
  public:
   // Shared memory for the rows, 16-byte aligned.
@@ -212,25 +217,31 @@ class SixteenRows {
     return 16 * (row_bytes(K) + 16) + 4 * 8 * scale_stride(K);
   }
 
-  __device__ SixteenRows(char* shared, int K, int lane)
-      : K_(K), lane_(lane), w_(shared), scales_(shared + 16 * (row_bytes(K) + 16)) {}
+  // `member`: which warp of the team this is.
+  __device__ SixteenRows(char* shared, int K, int member, int lane)
+      : K_(K), member_(member), lane_(lane), w_(shared), scales_(shared + 16 * (row_bytes(K) + 16)) {}
 
-  // Asks for everything.
+  // Asks for this warp's share: all of it when every warp has.
   __device__ void fetch(const EightRows<T> (&halves)[2]) {
     for (int half = 0; half < 2; half++) {
       fetch_scales(scales_ + (2 * half) * 8 * scale_stride(K_), halves[half].scales);
       fetch_scales(scales_ + (2 * half + 1) * 8 * scale_stride(K_), halves[half].biases);
     }
-    int piece = lane_ % 16;
-    for (int at = 0; at < row_bytes(K_); at += kPiece) {
-      if (at + piece * 16 < row_bytes(K_)) {
+    close_group_of_copies();
+    constexpr int kAcross = kPiece * kBits / 8 / 16; // copies of 16 bytes in a row
+    constexpr int kDown = 32 / kAcross; // rows at once
+    int column = lane_ % kAcross * 16;
+    for (int from = member_ * kPiece; from < K_; from += kTeam * kPiece) {
+      int at = from / 8 * kBits + column;
+      if (at < row_bytes(K_)) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          auto* from = halves[half].w + int64_t{lane_ / 16} * row_bytes(K_) + at + piece * 16;
-          auto* to = w_ + (8 * half + lane_ / 16) * (row_bytes(K_) + 16) + at + piece * 16;
+          auto* from_half = halves[half].w + at;
+          auto* to = w_ + 8 * half * (row_bytes(K_) + 16) + at;
 #pragma unroll
-          for (int row = 0; row < 8; row += 2) {
-            copy_16_bytes(to + row * (row_bytes(K_) + 16), from + int64_t{row} * row_bytes(K_));
+          for (int i = 0; i < 8; i += kDown) {
+            int row = i + lane_ / kAcross;
+            copy_16_bytes(to + row * (row_bytes(K_) + 16), from_half + int64_t{row} * row_bytes(K_));
           }
         }
       }
@@ -238,34 +249,62 @@ class SixteenRows {
     }
   }
 
-  // By the staged x: d[0] is the sum of row lane / 4, d[2] that of row lane / 4 + 8. `staged` makes the block wait until
-  // x is there.
+  // By the staged x: d[0] becomes the sum of row lane / 4, d[2] that of row lane / 4 + 8, in the warp for which it is true.
+  // `staged` makes the team wait until x and its copies are there. A relay is needed by teams of several warps, which are
+  // then all of a block.
   template <typename Staged>
-  __device__ void multiply(const char* x, float (&d)[4], Staged staged) {
+  __device__ bool multiply(const char* x, float (&d)[4], Relay* relay, Staged staged) {
     d[0] = d[1] = d[2] = d[3] = 0;
-    int open = (row_bytes(K_) + kPiece - 1) / kPiece;
-    for (int from = 0; from < K_; from += kPiece * 8 / kBits) {
+    int pieces = (K_ + kPiece - 1) / kPiece;
+    int open = (pieces - member_ + kTeam - 1) / kTeam;
+    if (open == 0) {
+      wait_for_copies(0);
+      staged();
+    }
+    for (int piece = member_; piece < pieces; piece += kTeam) {
       wait_for_copies(--open);
-      if (from == 0) {
+      if (piece == member_) {
         staged();
       } else {
         __syncwarp();
       }
-      int to = min(K_, from + kPiece * 8 / kBits);
-      Operands<T, kBits, kGroup> now = load(x, from);
-#pragma unroll 4
-      for (int k = from; k < to; k += 64) {
-        // asked for before the present ones are used
-        auto next = load(x, k + 64 < to ? k + 64 : k);
-        now.multiply(d);
-        now = next;
+      uint32_t a[2][4][4];
+      uint4 b[2][2];
+#pragma unroll
+      for (int part = 0; part < 2; part++) {
+        int k = piece * kPiece + part * 64;
+        if (k < K_) {
+          load(x, k, a[part], b[part]);
+        }
+      }
+      if (kTeam > 1 && piece > 0) {
+        relay->take(member_, d, lane_);
+      }
+#pragma unroll
+      for (int part = 0; part < 2; part++) {
+        if (piece * kPiece + part * 64 < K_) {
+          auto* of_x = reinterpret_cast<const uint32_t*>(b[part]);
+#pragma unroll
+          for (int block = 0; block < 4; block++) {
+            mma(d, a[part][block], of_x[2 * block], of_x[2 * block + 1], static_cast<const T*>(nullptr));
+          }
+        }
+      }
+      if (piece + 1 == pieces) {
+        return true;
+      }
+      if (kTeam > 1) {
+        relay->hand_on((member_ + 1) % kTeam, d, lane_);
       }
     }
+    return false;
   }
 
+
  private:
-  // Bytes of a row that are waited for at once.
-  static constexpr int kPiece = 256;
+  // Values along K that a warp takes in turn.
+  static constexpr int kPiece = 128;
+  static constexpr int kGroups = kGroup < 64 ? 64 / kGroup : 1;
 
   static __host__ __device__ int row_bytes(int K) {
     return K / 8 * kBits;
@@ -280,43 +319,52 @@ class SixteenRows {
   __device__ void fetch_scales(char* to, const T* from) {
     int groups = K_ / kGroup; // also pieces of 16 bytes in eight rows
     int gap = scale_stride(K_) - groups * 2;
-    for (int piece = lane_; piece < groups; piece += 32) {
+    for (int piece = member_ * 32 + lane_; piece < groups; piece += kTeam * 32) {
       int row = gap == 0 ? 0 : piece / (groups / 8);
       copy_16_bytes(to + piece * 16 + row * gap, reinterpret_cast<const char*>(from) + piece * 16);
     }
   }
 
-  __device__ Operands<T, kBits, kGroup> load(const char* x, int k) const {
+  // The operands of this lane for four blocks from k on.
+  __device__ void load(const char* x, int k, uint32_t (&a)[4][4], uint4 (&b)[2]) const {
     int g = lane_ / 4, t = lane_ % 4;
-    Operands<T, kBits, kGroup> all;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       auto* row = w_ + (8 * half + g) * (row_bytes(K_) + 16) + k / 8 * kBits;
+      uint32_t codes[4];
       if constexpr (kBits == 4) {
         uint4 words[2] = {reinterpret_cast<const uint4*>(row)[0], reinterpret_cast<const uint4*>(row)[1]};
 #pragma unroll
         for (int block = 0; block < 4; block++) {
           auto* of_block = reinterpret_cast<const uint32_t*>(words) + 2 * block;
-          all.codes[half][block] = __byte_perm(of_block[0], of_block[1], 0x4400 | t * 0x1111);
+          codes[block] = __byte_perm(of_block[0], of_block[1], 0x4400 | t * 0x1111);
         }
       } else {
 #pragma unroll
         for (int block = 0; block < 4; block++) {
-          all.codes[half][block] = reinterpret_cast<const uint32_t*>(row)[4 * block + t];
+          codes[block] = reinterpret_cast<const uint32_t*>(row)[4 * block + t];
         }
       }
-      all.vector[half] = *reinterpret_cast<const uint4*>(x + k * 2 + half * 64 + t * 16);
+      b[half] = *reinterpret_cast<const uint4*>(x + k * 2 + half * 64 + t * 16);
+      typename Pairs<T>::Pair scale[kGroups], bias[kGroups];
 #pragma unroll
-      for (int group = 0; group < all.kGroups; group++) {
+      for (int group = 0; group < kGroups; group++) {
         auto* of_row = scales_ + (16 * half + g) * scale_stride(K_) + (k / kGroup + group) * 2;
-        all.scale[half][group] = twice<T>(of_row);
-        all.bias[half][group] = twice<T>(of_row + 8 * scale_stride(K_));
+        scale[group] = twice<T>(of_row);
+        bias[group] = twice<T>(of_row + 8 * scale_stride(K_));
+      }
+#pragma unroll
+      for (int block = 0; block < 4; block++) {
+        int group = block * kGroups / 4;
+        Block<T, kBits> weights(codes[block], scale[group], bias[group]);
+        a[block][half] = weights.first;
+        a[block][2 + half] = weights.second;
       }
     }
-    return all;
   }
 
   int K_;
+  int member_;
   int lane_;
   char* w_;
   char* scales_;

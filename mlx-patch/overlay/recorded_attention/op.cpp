@@ -8,6 +8,47 @@ namespace zmlx {
 
 using namespace mlx::core;
 
+namespace {
+
+const QKNormRope* norm_rope_of(const array& a) {
+  bool is_one = a.status() == array::Status::unscheduled && a.has_primitive();
+  return is_one ? dynamic_cast<const QKNormRope*>(&a.primitive()) : nullptr;
+}
+
+// Where q and k are norms and rotations that were not computed yet, and alike, the kernel computes them from what they are
+// computed from: one launch less that everything waits for. Who else holds them computes them again.
+void take_in_norm_rope(std::vector<array>& inputs, RecordedAttention::State& state) {
+  using P = RecordedAttention;
+  auto *of_q = norm_rope_of(inputs[P::kQ]), *of_k = norm_rope_of(inputs[P::kK]);
+  if (!of_q || !of_k) {
+    return;
+  }
+  auto alike = of_k->params();
+  alike.num_heads = of_q->params().num_heads;
+  auto in_q = inputs[P::kQ].inputs(), in_k = inputs[P::kK].inputs();
+  constexpr auto offset = QKNormRope::kOffset;
+  bool same_offset = in_q[offset].id() == in_k[offset].id();
+  bool same_freqs = !alike.has_freqs || in_q.back().id() == in_k.back().id();
+  // a scale of the input that is not one is no part of the rotation
+  if (!(alike == of_q->params()) || !same_offset || !same_freqs || alike.input_scale != 1 ||
+      in_q[offset].size() != 1) {
+    return;
+  }
+  state.norm_rope = alike;
+  inputs[P::kQ] = in_q[QKNormRope::kX];
+  inputs[P::kK] = in_k[QKNormRope::kX];
+  inputs.push_back(in_q[offset]);
+  if (alike.has_weight) {
+    inputs.push_back(in_q[QKNormRope::kOptional]);
+    inputs.push_back(in_k[QKNormRope::kOptional]);
+  }
+  if (alike.has_freqs) {
+    inputs.push_back(in_q.back());
+  }
+}
+
+} // namespace
+
 array recorded_attention(
     const array& q,
     const array& k,
@@ -17,6 +58,7 @@ array recorded_attention(
     const array& lengths,
     const std::optional<array>& sinks,
     float scale,
+    bool many_keys,
     StreamOrDevice s_) {
   auto s = to_stream(s_);
   auto fail = [](auto&&... args) {
@@ -48,11 +90,13 @@ array recorded_attention(
   }
   const Parameter asked[] = {{"head_dim", q.shape(3)}};
   require_support("recorded_attention", {s.device, q.dtype(), Precision::Exact, asked});
+  RecordedAttention::State state = {scale, many_keys, sinks.has_value(), {}};
   std::vector<array> inputs = {q, astype(k, q.dtype(), s), astype(v, q.dtype(), s), keys, values, lengths};
   if (sinks) {
     inputs.push_back(astype(*sinks, q.dtype(), s));
   }
-  return array(q.shape(), q.dtype(), std::make_shared<RecordedAttention>(s, scale), std::move(inputs));
+  take_in_norm_rope(inputs, state);
+  return array(q.shape(), q.dtype(), std::make_shared<RecordedAttention>(s, state), std::move(inputs));
 }
 
 void RecordedAttention::eval_cpu(const std::vector<array>&, array&) {
@@ -65,7 +109,7 @@ Definition define_recorded_attention() {
       {"head_dim"},
       [](const Request&) { return std::string(); },
       refuse_recorded_on_cpu,
-      export_row<RecordedAttention>("RecordedAttention")};
+      unsaved_row("RecordedAttention")};
 }
 
 } // namespace zmlx

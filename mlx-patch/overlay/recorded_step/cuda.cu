@@ -1,8 +1,7 @@
 // CUDA backend of RecordedStep.
 //
 // MLX adds every launch of a step to a CUDA graph by itself, which takes longer than the GPU needs to run it. Here the graph
-// of one step is kept: what it reads that changes from token to token - the last token, the position, states, how many keys
-// count - lies in memory that the step's last launch writes over, so that the same graph is the next step. The CPU starts it
+// of one step is kept: what it reads that changes from token to token - the last token, the position, states - lies in memory that the step's last launch writes over, so that the same graph is the next step. The CPU starts it
 // and waits for a number.
 //
 // The step runs once as MLX runs it, while its graph is cloned. The clone is valid as long as its buffers are, so it holds
@@ -14,6 +13,7 @@
 #include <array>
 #include <vector>
 
+#include "cuda/depend.cuh"
 #include "cuda/encoder_access.h"
 #include "cuda/host.h"
 #include "cuda/memory.h"
@@ -37,21 +37,16 @@ struct Advance {
   int* position;
   uint32_t* slots; // of tokens, on the host
   unsigned* count;
-  int* const* lengths; // of stock's attention
-  int num_lengths;
 };
 
 __global__ void advance(Advance a) {
-  if (threadIdx.x == 0) {
-    uint32_t token = *a.chosen;
-    *a.token = token;
-    *a.position += 1;
-    a.slots[*a.count % kSlots] = token;
-    *a.count += 1;
-  }
-  for (int i = threadIdx.x; i < a.num_lengths; i += blockDim.x) {
-    *a.lengths[i] += 1;
-  }
+  wait_for_inputs();
+  let_next_begin();
+  uint32_t token = *a.chosen;
+  *a.token = token;
+  *a.position += 1;
+  a.slots[*a.count % kSlots] = token;
+  *a.count += 1;
 }
 
 // A state of the next step.
@@ -62,6 +57,8 @@ struct Carry {
 };
 
 __global__ void carry(const Carry* carries) {
+  wait_for_inputs();
+  let_next_begin();
   auto [from, to, bytes] = carries[blockIdx.x];
   bool wide = (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to) | bytes) % 16 == 0;
   if (wide) {
@@ -106,8 +103,8 @@ using Buffers = std::vector<std::shared_ptr<array::Data>>;
 
 class CudaRecording : public Recording {
  public:
-  CudaRecording(Encoder& encoder, const std::vector<int*>& lengths, const std::vector<Carry>& carries)
-      : stream_(encoder.stream()), lengths_(lengths), carries_(carries) {
+  CudaRecording(Encoder& encoder, const std::vector<Carry>& carries)
+      : stream_(encoder.stream()), carries_(carries) {
     for (auto& event : events_) {
       check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync));
     }
@@ -126,15 +123,13 @@ class CudaRecording : public Recording {
     }
   }
 
-  Advance advance_of(const array& chosen, array& token, array& position, int num_lengths) const {
+  Advance advance_of(const array& chosen, array& token, array& position) const {
     return {
         gpu_ptr<uint32_t>(chosen),
         gpu_ptr<uint32_t>(token),
         gpu_ptr<int>(position),
         slots_.data(),
-        count_.data(),
-        lengths_.data(),
-        num_lengths};
+        count_.data()};
   }
 
   const Carry* carries() const {
@@ -200,32 +195,10 @@ class CudaRecording : public Recording {
   std::array<cudaEvent_t, kSlots> events_ = {};
   Block<uint32_t> slots_{Block<uint32_t>::kHost, kSlots};
   Block<unsigned> count_{Block<unsigned>::kDevice, 1};
-  Block<int*> lengths_;
   Block<Carry> carries_;
   Buffers buffers_;
   uint64_t num_started_ = 0;
 };
-
-// Where stock's attention over a cache, cuDNN's, reads how many keys count: the second of the two small arrays that it makes
-// before it takes the keys and the values as they were before they were cut to that length (`sdpa_cudnn` in
-// mlx/backend/cuda/scaled_dot_product_attention.cpp).
-std::vector<int*> lengths_of(
-    const Buffers& buffers,
-    const std::vector<array>& keys,
-    const std::vector<array>& values) {
-  std::vector<int*> lengths;
-  for (size_t cache = 0; cache < keys.size(); cache++) {
-    for (size_t i = 2; i + 1 < buffers.size(); i++) {
-      auto* small = static_cast<cu::CudaBuffer*>(buffers[i - 1]->buffer.ptr());
-      if (buffers[i] == keys[cache].data_shared_ptr() && buffers[i + 1] == values[cache].data_shared_ptr() &&
-          small && small->size == 8 && buffers[i - 2] != buffers[i - 1]) {
-        lengths.push_back(static_cast<int*>(small->data));
-        break;
-      }
-    }
-  }
-  return lengths;
-}
 
 } // namespace
 
@@ -260,27 +233,19 @@ void eval(const RecordedStep& primitive, const std::vector<array>& inputs, std::
     return arrays;
   };
   auto before = some(result.num_states), after = some(result.num_states);
-  auto keys = some(result.num_caches), values = some(result.num_caches);
-
-  auto lengths = lengths_of(EncoderAccess(encoder).buffers(), keys, values);
-  if (lengths.size() != keys.size()) {
-    throw std::runtime_error(
-        "[record_step] stock's attention over " + std::to_string(keys.size()) + " caches was found " +
-        std::to_string(lengths.size()) + " times in the step");
-  }
   std::vector<Carry> carries;
   for (size_t i = 0; i < before.size(); i++) {
     auto to = written_in_place(before[i], "a state");
     carries.push_back({gpu_ptr<uint8_t>(after[i]), gpu_ptr<uint8_t>(to), to.nbytes()});
   }
 
-  auto recording = std::make_shared<CudaRecording>(encoder, lengths, carries);
+  auto recording = std::make_shared<CudaRecording>(encoder, carries);
   auto& chosen = inputs[P::kChosen];
   for (auto& state : after) {
     encoder.set_input_array(state);
   }
-  launch(encoder, advance, 1, 64, 0, {chosen}, {token, position, outputs[0]},
-         recording->advance_of(chosen, token, position, lengths.size()));
+  launch(encoder, advance, 1, 1, 0, {chosen}, {token, position, outputs[0]},
+         recording->advance_of(chosen, token, position));
   if (!carries.empty()) {
     for (auto& state : after) {
       encoder.set_input_array(state);

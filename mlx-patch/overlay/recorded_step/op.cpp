@@ -37,9 +37,8 @@ std::shared_ptr<Recording> record_step(const StepState& state, StreamOrDevice s_
   if (state.chosen.shape() != Shape{1} || state.chosen.dtype() != uint32) {
     fail("the token that was chosen should be uint32 [1] but is ", state.chosen.dtype(), " ", state.chosen.shape(), ".");
   }
-  if (state.before.size() != state.after.size() || state.keys.size() != state.values.size()) {
-    fail("received ", state.before.size(), " states before the step and ", state.after.size(), " after it, ",
-         state.keys.size(), " buffers of keys and ", state.values.size(), " of values.");
+  if (state.before.size() != state.after.size()) {
+    fail("received ", state.before.size(), " states before the step and ", state.after.size(), " after it.");
   }
   std::vector<array> inputs = {state.token, state.position, state.chosen};
   for (size_t i = 0; i < state.before.size(); i++) {
@@ -57,10 +56,8 @@ std::shared_ptr<Recording> record_step(const StepState& state, StreamOrDevice s_
   for (auto& after : state.after) {
     inputs.push_back(contiguous(after, false, s));
   }
-  inputs.insert(inputs.end(), state.keys.begin(), state.keys.end());
-  inputs.insert(inputs.end(), state.values.begin(), state.values.end());
   auto result = std::make_shared<RecordedStep::Result>(
-      RecordedStep::Result{state.before.size(), state.keys.size(), state.num_keys, nullptr});
+      RecordedStep::Result{state.before.size(), nullptr});
   array done({1}, uint32, std::make_shared<RecordedStep>(s, result), std::move(inputs));
   evaluate_recorded(done, *result, s);
   if (!result->recording) {
@@ -85,12 +82,7 @@ Definition define_recorded_step() {
       {},
       [](const Request&) { return std::string(); },
       refuse_recorded_on_cpu,
-      {"RecordedStep",
-       [](const Primitive&) -> std::string { throw std::runtime_error("a recorded step cannot be saved"); },
-       [](const std::string&, Stream) -> std::shared_ptr<Primitive> {
-         throw std::runtime_error("a recorded step cannot be loaded");
-       },
-       [](const Primitive&) { return std::vector<StateT>(); }}};
+      unsaved_row("RecordedStep")};
 }
 
 } // namespace zmlx

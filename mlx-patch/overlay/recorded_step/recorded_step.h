@@ -12,14 +12,12 @@ namespace zmlx {
 
 class RecordedStep : public FusedUnary {
  public:
-  // token, position, chosen, then every `before`, every `after`, the keys and the values
+  // token, position, chosen, then every `before` and every `after`
   enum Input { kToken, kPosition, kChosen, kOthers };
 
-  // What becomes of it, and how the other inputs are shared out.
+  // What becomes of it, and how many states there are.
   struct Result {
     size_t num_states;
-    size_t num_caches;
-    int num_keys;
     std::shared_ptr<Recording> recording;
   };
 

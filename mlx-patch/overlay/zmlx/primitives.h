@@ -211,6 +211,7 @@ array cache_append(const array& buffer, const array& tokens, int row, const arra
 // attention of one token over a buffer of keys and values that it is appended to in place, whoever holds the buffer.
 //   q [B, H, 1, D]; k, v [B, Hkv, 1, D]; keys, values [B, Hkv, T, D]; sinks [H]
 //   lengths [B] i32: the tokens that count, this one included (one outside 1 to T is taken for the nearest)
+//   many_keys: stock's order of additions for more than 1,024 keys
 //   -> [B, H, 1, D]
 array recorded_attention(
     const array& q,
@@ -221,15 +222,7 @@ array recorded_attention(
     const array& lengths,
     const std::optional<array>& sinks,
     float scale,
-    StreamOrDevice s = {});
-
-// One token into buffers of keys and values as their token lengths - 1, in place, whoever holds them -> the buffers
-std::pair<array, array> recorded_append(
-    const array& k,
-    const array& v,
-    const array& keys,
-    const array& values,
-    const array& lengths,
+    bool many_keys,
     StreamOrDevice s = {});
 
 // What a step of decode is made of besides the model.
@@ -238,8 +231,6 @@ struct StepState {
   array position; // [N] i32, likewise: one more after each step
   array chosen; // [1] u32, the token that the step chose, not yet computed
   std::vector<array> before, after; // of equal shapes and types: after[i], not yet computed, replaces before[i]
-  std::vector<array> keys, values; // buffers that stock's attention has seen `num_keys` tokens of
-  int num_keys;
 };
 
 // A step that can be taken again.
