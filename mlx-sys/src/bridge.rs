@@ -546,13 +546,6 @@ pub mod ffi {
             lengths: &Array,
         ) -> Result<UniquePtr<Array>>;
         fn fused_greedy_token(logits: &Array) -> Result<UniquePtr<Array>>;
-        fn fused_recorded_append(
-            k: &Array,
-            v: &Array,
-            keys: &Array,
-            values: &Array,
-            lengths: &Array,
-        ) -> Result<UniquePtr<ArrayVec>>;
         fn fused_recorded_attention(
             q: &Array,
             k: &Array,
@@ -562,6 +555,7 @@ pub mod ffi {
             lengths: &Array,
             sinks: &UniquePtr<Array>,
             scale: f32,
+            many_keys: bool,
         ) -> Result<UniquePtr<Array>>;
         fn fused_recorded_step(
             token: &Array,
@@ -569,9 +563,6 @@ pub mod ffi {
             chosen: &Array,
             before: &ArrayVec,
             after: &ArrayVec,
-            keys: &ArrayVec,
-            values: &ArrayVec,
-            num_keys: i32,
         ) -> Result<UniquePtr<Recording>>;
         fn recording_launch(r: Pin<&mut Recording>) -> Result<()>;
         fn recording_num_started(r: &Recording) -> u64;

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use mlx::Array;
-use mlx::recording::{CUDNN_FROM, Recording, StepInput};
+use mlx::recording::{FEW_KEYS, Recording, StepInput};
 
 use crate::cache::{Cache, KvCache, LayerCache, RecordedKvCache, StateCache};
 use crate::error::{Error, Result};
@@ -78,8 +78,8 @@ impl Plan {
             }
         }
         let (len, capacity) = buffers.filter(|(len, _)| *len > 0)?;
-        // stock's attention is another kernel from there on
-        let until = if len + 1 < CUDNN_FROM { capacity.min(CUDNN_FROM - 1) } else { capacity };
+        // with more keys attention adds in another order
+        let until = if len < FEW_KEYS { capacity.min(FEW_KEYS) } else { capacity };
         let steps = (until - len).min(i32::try_from(most).unwrap_or(i32::MAX));
         (steps >= FEWEST_STEPS).then_some(Self { len, until, capacity })
     }
@@ -261,13 +261,23 @@ mod tests {
 
     #[test]
     fn buffers_have_the_room_that_growing_ones_have() {
+        assert_eq!(plan(vec![kv(256)], 1000).unwrap().capacity, 256 + GROW_STEP);
         for len in [1, 200, 238, 256, 300, 512, 700, 768] {
             let plan = plan(vec![kv(len), state(), kv(len)], 1000).unwrap();
             assert_eq!(plan.capacity, grown(len), "{len}");
-            let until = if len < 255 { 255 } else { plan.capacity };
-            assert_eq!(plan, Plan { len, until, capacity: plan.capacity });
+            assert_eq!(plan, Plan { len, until: plan.capacity, capacity: plan.capacity });
         }
-        assert_eq!(plan(vec![kv(256)], 1000).unwrap().capacity, 256 + GROW_STEP);
+        // as many as a prompt left room for
+        let mut long = KvCache::default();
+        let tokens = ops::zeros(&[1, 2, 1000, 4], Dtype::F32).unwrap();
+        long.update(&tokens, &tokens).unwrap();
+        long.update(&tokens, &tokens).unwrap();
+        long.trim(1000);
+        let plan = |long: &KvCache| plan(vec![LayerCache::Kv(long.clone())], 9999).unwrap();
+        assert_eq!(plan(&long), Plan { len: 1000, until: 1024, capacity: 2024 });
+        let token = ops::zeros(&[1, 2, 24, 4], Dtype::F32).unwrap();
+        long.update(&token, &token).unwrap();
+        assert_eq!(plan(&long), Plan { len: 1024, until: 2024, capacity: 2024 });
     }
 
     #[test]
@@ -275,14 +285,15 @@ mod tests {
         for (len, most, pays) in [
             (10, 15, false),
             (10, 16, true),
-            (239, 1000, true),
-            // the kernel of stock's attention changes with token 256
-            (240, 1000, false),
+            (240, 1000, true),
+            (241, 1000, false),
             (255, 1000, false),
             (256, 1000, true),
             (496, 1000, true),
             (497, 1000, false),
-            (512, 1000, true),
+            (1008, 1000, true),
+            (1009, 1000, false),
+            (1024, 1000, true),
         ] {
             assert_eq!(plan(vec![kv(len)], most).is_some(), pays, "{len} {most}");
         }

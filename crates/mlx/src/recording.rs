@@ -29,22 +29,18 @@
 //! handed out when the recording is over; what a model needs to build the step shares that memory and is not to be read on
 //! the host in between. Reading moves an array's memory on CUDA, after which the recording is of no use.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 
 use zmlx_sys::{UniquePtr, ffi};
 
 use crate::bounds::Bounds;
-use crate::fast::{Mask, scaled_dot_product_attention};
-use crate::primitives::{
-    Carried, RecordedKeysValues, recorded_append, recorded_attention, recorded_step,
-};
+use crate::primitives::{Carried, RecordedKeysValues, recorded_attention, recorded_step};
 use crate::{Array, Dtype, Error, Result, eval, ops};
 
-/// Keys from which on stock's attention takes cuDNN for one query, over as many keys as a cache has room for. With fewer it
-/// takes a kernel of its own, whose order of additions depends on how many there are.
-pub const CUDNN_FROM: i32 = 256;
+/// Most keys that stock's attention of one query adds in one order; with more it has another. A recording is of one of both.
+pub const FEW_KEYS: i32 = 1024;
 
 /// Elements of arrays of which one counts: MLX keeps arrays of up to 8 bytes in memory that the host shares.
 const ELEMENTS: i32 = 4;
@@ -58,7 +54,9 @@ fn invalid(message: String) -> Error {
 struct Inputs {
     token: Array,
     position: Array,
-    /// Position + 1, one node for all layers. Never computed but by the step that is recorded.
+    /// What layers read of them, one node for all of them, and position + 1. Never computed but by the step that is recorded.
+    token_now: Array,
+    position_now: Array,
     length: Array,
     vocab_size: i32,
     len: i32,
@@ -74,7 +72,8 @@ impl StepInput {
     /// The input of a step that follows `len` tokens.
     ///
     /// - `token`: the last token, `uint32`, one element; it and all that follow are below `vocab_size`
-    /// - `until`: how many tokens the caches may come to hold; the recording ends there
+    /// - `until`: how many tokens the caches may come to hold; the recording ends there. Not beyond [`FEW_KEYS`] where `len`
+    ///   is below
     ///
     /// # Errors
     /// `InvalidArgument`; whatever computing `token` reports.
@@ -86,6 +85,9 @@ impl StepInput {
         if len < 1 || until <= len || until == i32::MAX {
             return Err(invalid(format!("{len} tokens are held, and {until} is the most")));
         }
+        if len < FEW_KEYS && FEW_KEYS < until {
+            return Err(invalid(format!("from {len} to {until} tokens attention is two kernels")));
+        }
         let below = i64::from(vocab_size) - 1;
         token.require("recorded_step", "the token", 0..=below)?;
         let token = ops::full(&[ELEMENTS], &token.reshape(&[])?, Dtype::U32)?
@@ -93,9 +95,18 @@ impl StepInput {
         let position = ops::full(&[ELEMENTS], &Array::scalar(len)?, Dtype::I32)?
             .within(Some(Bounds { lo: len.into(), hi: until.into() }));
         eval([&token, &position])?;
-        let length = ops::slice_axis(&ops::add(&position, &Array::scalar(1)?)?, 0, 0, 1)?;
-        let recorded = Cell::new(false);
-        Ok(Self(Rc::new(Inputs { token, position, length, vocab_size, len, until, recorded })))
+        let first = |a: &Array| ops::slice_axis(a, 0, 0, 1);
+        Ok(Self(Rc::new(Inputs {
+            token_now: first(&token)?,
+            position_now: first(&position)?.reshape(&[])?,
+            length: first(&ops::add(&position, &Array::scalar(1)?)?)?,
+            token,
+            position,
+            vocab_size,
+            len,
+            until,
+            recorded: Cell::new(false),
+        })))
     }
 
     /// The last token, `[1]`.
@@ -104,7 +115,7 @@ impl StepInput {
     /// `InvalidArgument` once the step is recorded.
     pub fn token(&self) -> Result<Array> {
         self.check_open()?;
-        ops::slice_axis(&self.0.token, 0, 0, 1)
+        Ok(self.0.token_now.clone())
     }
 
     /// Where it stands, a scalar `int32`.
@@ -113,7 +124,7 @@ impl StepInput {
     /// `InvalidArgument` once the step is recorded.
     pub fn position(&self) -> Result<Array> {
         self.check_open()?;
-        ops::slice_axis(&self.0.position, 0, 0, 1)?.reshape(&[])
+        Ok(self.0.position_now.clone())
     }
 
     /// Tokens before the last one.
@@ -146,8 +157,7 @@ impl StepInput {
         };
         let (keys, values) = (copy(keys)?, copy(values)?);
         eval([&keys, &values])?;
-        let appended = RefCell::new(None);
-        Ok(RecordedKv(Rc::new(Kv { input: self.clone(), keys, values, appended })))
+        Ok(RecordedKv(Rc::new(Kv { input: self.clone(), keys, values })))
     }
 
     /// A copy of a recurrent layer's state.
@@ -186,8 +196,6 @@ struct Kv {
     input: StepInput,
     keys: Array,
     values: Array,
-    /// The same memory with the step's token, for stock's attention.
-    appended: RefCell<Option<(Array, Array)>>,
 }
 
 /// A layer's keys and values of a step that is going to be recorded. A clone is the same memory.
@@ -195,10 +203,7 @@ struct Kv {
 pub struct RecordedKv(Rc<Kv>);
 
 impl RecordedKv {
-    /// Attention of the step's token, which is appended.
-    ///
-    /// Up to [`CUDNN_FROM`] - 1 keys one launch of ours, with the bits of stock's kernel for so many; then stock's, over the
-    /// buffers.
+    /// Attention of the step's token, which is appended, with the bits of stock's kernels for one query.
     ///
     /// - `q`: `[1, H, 1, D]`; `k`, `v`: `[1, Hkv, 1, D]`; `sinks`: `[H]`; returns `[1, H, 1, D]`
     ///
@@ -210,19 +215,15 @@ impl RecordedKv {
         scale: f32,
         sinks: Option<&Array>,
     ) -> Result<Array> {
-        let Kv { input, keys, values, appended } = &*self.0;
+        let Kv { input, keys, values } = &*self.0;
         input.check_open()?;
-        let length = &input.0.length;
-        let num_keys = input.held() + 1;
-        if num_keys < CUDNN_FROM {
-            let kv = RecordedKeysValues { token: [k, v], held: [keys, values], lengths: length };
-            return recorded_attention(q, &kv, sinks, scale);
-        }
-        let (keys, values) = recorded_append(k, v, keys, values, length)?;
-        let seen = |buffer: &Array| ops::slice_axis(buffer, 2, 0, num_keys);
-        let (k, v) = (seen(&keys)?, seen(&values)?);
-        *appended.borrow_mut() = Some((keys, values));
-        scaled_dot_product_attention(q, &k, &v, scale, Mask::None, sinks)
+        let kv = RecordedKeysValues {
+            token: [k, v],
+            held: [keys, values],
+            lengths: &input.0.length,
+            many: input.held() >= FEW_KEYS,
+        };
+        recorded_attention(q, &kv, sinks, scale)
     }
 
     /// Tokens that there is room for.
@@ -285,14 +286,13 @@ impl Recording {
         input.check_open()?;
         kv.iter().try_for_each(|kv| input.check_own(&kv.0.input))?;
         states.iter().try_for_each(|(state, _)| input.check_own(&state.input))?;
-        let Inputs { token, position, vocab_size, len, .. } = &*input.0;
+        let Inputs { token, position, vocab_size, .. } = &*input.0;
         let below = i64::from(*vocab_size) - 1;
         let known = chosen.bounds.get();
         if !known.is_some_and(|known| known.lo >= 0 && known.hi <= below) {
             return Err(invalid(format!("what is chosen is not known to lie from 0 to {below}")));
         }
         input.0.recorded.set(true);
-        let appended: Vec<_> = kv.iter().filter_map(|kv| kv.0.appended.take()).collect();
         let raw = recorded_step(Carried {
             inputs: [token, position],
             chosen,
@@ -300,11 +300,6 @@ impl Recording {
                 states.iter().map(|(state, _)| &state.before).collect(),
                 states.iter().map(|(_, after)| after).collect(),
             ],
-            buffers: [
-                appended.iter().map(|(keys, _)| keys).collect(),
-                appended.iter().map(|(_, values)| values).collect(),
-            ],
-            num_keys: len + 1,
         })?;
         let states = states.into_iter().map(|(state, _)| state.before).collect();
         Ok(Self { raw, input, kv, states })
@@ -416,6 +411,7 @@ mod tests {
         refused(new(&token(10), 10, 5, 8).map(drop), "from 0 to 9");
         refused(new(&token(1), 10, 0, 8).map(drop), "0 tokens are held");
         refused(new(&token(1), 10, 8, 8).map(drop), "8 is the most");
+        refused(new(&token(1), 10, 1023, 1025).map(drop), "two kernels");
         refused(new(&Array::scalar(1).unwrap(), 10, 5, 8).map(drop), "one uint32");
         refused(new(&ops::zeros(&[2], Dtype::U32).unwrap(), 10, 5, 8).map(drop), "one uint32");
         let input = new(&token(1), 10, 5, 8).unwrap();

@@ -41,19 +41,15 @@ int main() {
   for (auto& [definition, gpu] : zmlx::table()) {
     std::string name = definition.name;
     std::string bytes;
-    if (name == "recorded_step") {
+    if (name.starts_with("recorded_")) {
       auto refused = error_of([&] { definition.row.load(bytes, mx::default_stream(mx::Device::cpu)); });
-      expect(refused == "a recorded step cannot be loaded", name + ": " + refused);
+      expect(refused == std::string(definition.row.name) + " is part of a recorded step, which cannot be saved", refused);
       continue;
     }
     auto primitive = load_zeros(definition.row, bytes);
     expect(primitive && std::string(primitive->name()) == definition.row.name, name + ": its export row has its name");
     expect(primitive && definition.row.save(*primitive) == bytes, name + ": is saved as it was loaded");
-    // what writes in place is never taken for something that was computed already
-    bool writes = name.starts_with("recorded_");
-    expect(
-        primitive && primitive->is_equivalent(*definition.row.load(bytes, primitive->stream())) != writes,
-        name + (writes ? ": equals nothing" : ": equals itself"));
+    expect(primitive && primitive->is_equivalent(*definition.row.load(bytes, primitive->stream())), name + ": equals itself");
     auto asked = zmlx::supports(name, {mx::Device::gpu, mx::bfloat16, zmlx::Precision::Exact, {}});
     expect(
         !asked.fused && (definition.parameters.empty() || asked.reason.find(definition.parameters[0]) != std::string::npos),

@@ -294,17 +294,6 @@ ArrayPtr fused_greedy_token(const Array& logits) {
   ZMLX_OP("greedy_token", box(zmlx::greedy_token(logits.a, current())));
 }
 
-ArrayVecPtr fused_recorded_append(
-    const Array& k,
-    const Array& v,
-    const Array& keys,
-    const Array& values,
-    const Array& lengths) {
-  ZMLX_OP(
-      "recorded_append",
-      box(both(zmlx::recorded_append(k.a, v.a, keys.a, values.a, lengths.a, current()))));
-}
-
 ArrayPtr fused_recorded_attention(
     const Array& q,
     const Array& k,
@@ -313,11 +302,12 @@ ArrayPtr fused_recorded_attention(
     const Array& values,
     const Array& lengths,
     const ArrayPtr& sinks,
-    float scale) {
+    float scale,
+    bool many_keys) {
   ZMLX_OP(
       "recorded_attention",
       box(zmlx::recorded_attention(
-          q.a, k.a, v.a, keys.a, values.a, lengths.a, opt(sinks), scale, current())));
+          q.a, k.a, v.a, keys.a, values.a, lengths.a, opt(sinks), scale, many_keys, current())));
 }
 
 std::unique_ptr<Recording> fused_recorded_step(
@@ -325,18 +315,14 @@ std::unique_ptr<Recording> fused_recorded_step(
     const Array& position,
     const Array& chosen,
     const ArrayVec& before,
-    const ArrayVec& after,
-    const ArrayVec& keys,
-    const ArrayVec& values,
-    int32_t num_keys) {
+    const ArrayVec& after) {
   auto outputs = after.v;
   outputs.push_back(chosen.a);
   check_graph(outputs);
   ZMLX_OP(
       "recorded_step",
       std::make_unique<Recording>(Recording{zmlx::record_step(
-          {token.a, position.a, chosen.a, before.v, after.v, keys.v, values.v, num_keys},
-          current())}));
+          {token.a, position.a, chosen.a, before.v, after.v}, current())}));
 }
 
 #if ZMLX_CUSTOM_PRIMITIVE

@@ -389,12 +389,6 @@ ArrayPtr fused_swiglu_mlp(
 ArrayPtr
 fused_cache_append(const Array& buffer, const Array& tokens, int32_t row, const Array& lengths);
 ArrayPtr fused_greedy_token(const Array& logits);
-ArrayVecPtr fused_recorded_append(
-    const Array& k,
-    const Array& v,
-    const Array& keys,
-    const Array& values,
-    const Array& lengths);
 ArrayPtr fused_recorded_attention(
     const Array& q,
     const Array& k,
@@ -403,16 +397,14 @@ ArrayPtr fused_recorded_attention(
     const Array& values,
     const Array& lengths,
     const ArrayPtr& sinks,
-    float scale);
+    float scale,
+    bool many_keys);
 std::unique_ptr<Recording> fused_recorded_step(
     const Array& token,
     const Array& position,
     const Array& chosen,
     const ArrayVec& before,
-    const ArrayVec& after,
-    const ArrayVec& keys,
-    const ArrayVec& values,
-    int32_t num_keys);
+    const ArrayVec& after);
 void recording_launch(Recording& r);
 uint64_t recording_num_started(const Recording& r) noexcept;
 uint32_t recording_token(Recording& r, uint64_t index);

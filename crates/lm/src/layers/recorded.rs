@@ -1,6 +1,6 @@
 //! Whether a step of decode can be recorded: what it would take of each layer.
 
-use mlx::primitives::{Ask, RecordedAppend, RecordedAttention, RecordedStep, Value};
+use mlx::primitives::{Ask, RecordedAttention, RecordedStep, Value};
 
 use super::{Questions, Site};
 use crate::cache::{Cache, LayerCache};
@@ -20,7 +20,7 @@ pub(super) fn recorded_step(cache: &Cache, sites: &[Site<'_>]) -> Questions {
     let mut head_dims: Vec<i32> = attentions.flat_map(head_dims_of).collect();
     head_dims.sort_unstable();
     head_dims.dedup();
-    let mut questions: Vec<Box<dyn Ask>> = vec![Box::new(RecordedStep), Box::new(RecordedAppend)];
+    let mut questions: Vec<Box<dyn Ask>> = vec![Box::new(RecordedStep)];
     for head_dim in head_dims {
         questions.push(Box::new(RecordedAttention { head_dim }));
     }

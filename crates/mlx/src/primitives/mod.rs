@@ -21,7 +21,6 @@ mod greedy_token;
 mod moe_router;
 mod qk_norm_rope;
 mod quantized_matmul;
-mod recorded_append;
 mod recorded_attention;
 mod recorded_step;
 mod rms_norm;
@@ -46,8 +45,6 @@ pub use greedy_token::{GreedyToken, greedy_token};
 pub use moe_router::{MoeRouter, Scoring, moe_router};
 pub use qk_norm_rope::{QkNormRope, ScaledRope, qk_norm_rope, qk_norm_rope_dynamic};
 pub use quantized_matmul::{QuantizedMatmul, quantized_matmul};
-pub use recorded_append::RecordedAppend;
-pub(crate) use recorded_append::recorded_append;
 pub use recorded_attention::RecordedAttention;
 pub(crate) use recorded_attention::{RecordedKeysValues, recorded_attention};
 pub use recorded_step::RecordedStep;
@@ -72,7 +69,6 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &GreedyToken::TYPICAL,
     &SwigluMlp::TYPICAL,
     &RecordedAttention::TYPICAL,
-    &RecordedAppend,
     &RecordedStep,
 ];
 

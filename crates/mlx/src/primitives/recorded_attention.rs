@@ -28,7 +28,7 @@ impl Ask for RecordedAttention {
     }
 }
 
-/// What [`recorded_attention`] reads besides its queries.
+/// What `recorded_attention` reads besides its queries.
 pub(crate) struct RecordedKeysValues<'a> {
     /// The token's own, `[B, Hkv, 1, D]`.
     pub(crate) token: [&'a Array; 2],
@@ -36,14 +36,17 @@ pub(crate) struct RecordedKeysValues<'a> {
     pub(crate) held: [&'a Array; 2],
     /// `[B]` `int32`: how many tokens count, this one included, from 1 to `T` (a number outside is taken for the nearest).
     pub(crate) lengths: &'a Array,
+    /// Whether stock's order of additions for more than 1,024 keys is meant.
+    pub(crate) many: bool,
 }
 
-/// Attention of one token over buffers that it is appended to, in one launch and in place, whoever holds them; that is why
-/// [`RecordedKv`](crate::recording::RecordedKv) alone calls it.
+/// Attention of one token over buffers that it is appended to, in place, whoever holds them; that is why
+/// [`RecordedKv`](crate::recording::RecordedKv) alone calls it. One launch, two where there are many keys; norm and rotation
+/// of `q` and `k` by [`qk_norm_rope`](super::qk_norm_rope()) that were not computed yet are taken in.
 ///
 /// Stock: [`slice_update`](crate::ops::slice_update) twice,
 /// [`scaled_dot_product_attention`](crate::fast::scaled_dot_product_attention) over the first `lengths` tokens, by the
-/// kernel that it takes for one query and few keys.
+/// kernels that it has for one query.
 ///
 /// - `q`: `[B, H, 1, D]`, H a multiple of Hkv; `sinks`: `[H]`; returns `[B, H, 1, D]`
 ///
@@ -60,8 +63,7 @@ pub(crate) fn recorded_attention(
 ) -> Result<Array> {
     let [k, v] = kv.token.map(Array::raw);
     let [keys, values] = kv.held.map(Array::raw);
-    let lengths = kv.lengths.raw();
-    let y =
-        ffi::fused_recorded_attention(q.raw(), k, v, keys, values, lengths, &opt(sinks), scale)?;
+    let (q, lengths, sinks) = (q.raw(), kv.lengths.raw(), opt(sinks));
+    let y = ffi::fused_recorded_attention(q, k, v, keys, values, lengths, &sinks, scale, kv.many)?;
     Ok(Array::wrap(y))
 }

@@ -33,18 +33,12 @@ pub(crate) struct Carried<'a> {
     pub(crate) chosen: &'a Array,
     /// States as the step finds them, and as it leaves them.
     pub(crate) states: [Vec<&'a Array>; 2],
-    /// Buffers of keys and values of which stock's attention has seen `num_keys` tokens.
-    pub(crate) buffers: [Vec<&'a Array>; 2],
-    pub(crate) num_keys: i32,
 }
 
 /// Takes the step and records it.
 pub(crate) fn recorded_step(carried: Carried<'_>) -> Result<UniquePtr<ffi::Recording>> {
-    let Carried { inputs: [token, position], chosen, states, buffers, num_keys } = carried;
+    let Carried { inputs: [token, position], chosen, states } = carried;
     let [before, after] = states.map(array_vec);
-    let [keys, values] = buffers.map(array_vec);
     let (token, position, chosen) = (token.raw(), position.raw(), chosen.raw());
-    Ok(ffi::fused_recorded_step(
-        token, position, chosen, &before, &after, &keys, &values, num_keys,
-    )?)
+    Ok(ffi::fused_recorded_step(token, position, chosen, &before, &after)?)
 }
