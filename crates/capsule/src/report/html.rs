@@ -3,6 +3,9 @@
 use super::svg::{colour, escaped};
 use super::{Block, Document, Plot, Table};
 
+/// Letters of a cell that is broken into lines.
+const LONG: usize = 36;
+
 const STYLE: &str = include_str!("page.css");
 
 /// A page.
@@ -64,7 +67,12 @@ fn figure(plot: &Plot) -> String {
 
 fn table_html(table: &Table) -> String {
     let row = |tag: &str, row: &Vec<String>| {
-        let cells: String = row.iter().map(|c| format!("<{tag}>{}</{tag}>", escaped(c))).collect();
+        let cell = |c: &String| {
+            // sentences are read, not compared by digits
+            let class = if c.chars().count() > LONG { " class=\"long\"" } else { "" };
+            format!("<{tag}{class}>{}</{tag}>", escaped(c))
+        };
+        let cells: String = row.iter().map(cell).collect();
         format!("<tr>{cells}</tr>\n")
     };
     let rows: String = table.rows.iter().map(|r| row("td", r)).collect();
