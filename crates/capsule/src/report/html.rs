@@ -3,7 +3,7 @@
 use super::svg::{colour, escaped};
 use super::{Block, Document, Plot, Table};
 
-/// Letters of a cell that is broken into lines.
+/// Letters of a cell from which on its column is broken into lines.
 const LONG: usize = 36;
 
 const STYLE: &str = include_str!("page.css");
@@ -66,13 +66,18 @@ fn figure(plot: &Plot) -> String {
 }
 
 fn table_html(table: &Table) -> String {
+    // sentences are read, not compared by digits
+    let is_prose = |i: usize| {
+        let cells = table.rows.iter().filter_map(|row| row.get(i));
+        cells.map(|cell| cell.chars().count()).max().is_some_and(|longest| longest > LONG)
+    };
+    let classes: Vec<&str> = (0..table.header.len())
+        .map(|i| if is_prose(i) { " class=\"prose\"" } else { "" })
+        .collect();
     let row = |tag: &str, row: &Vec<String>| {
-        let cell = |c: &String| {
-            // sentences are read, not compared by digits
-            let class = if c.chars().count() > LONG { " class=\"long\"" } else { "" };
-            format!("<{tag}{class}>{}</{tag}>", escaped(c))
-        };
-        let cells: String = row.iter().map(cell).collect();
+        let cell =
+            |(text, class): (&String, &&str)| format!("<{tag}{class}>{}</{tag}>", escaped(text));
+        let cells: String = row.iter().zip(&classes).map(cell).collect();
         format!("<tr>{cells}</tr>\n")
     };
     let rows: String = table.rows.iter().map(|r| row("td", r)).collect();
