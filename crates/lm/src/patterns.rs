@@ -74,9 +74,16 @@ const CPU: &[&str] = &[
     "greedy_token",
 ];
 /// On by default on another GPU, where the CPU is busy with launches: what has a kernel for CUDA and is one launch in place
-/// of several, and steps that need none of it.
-const GPU: &[&str] =
-    &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope", "add_norm", "recorded_step"];
+/// of several, or does not wait as long, and steps that need nothing of the CPU.
+const GPU: &[&str] = &[
+    "moe_mlp",
+    "moe_combine",
+    "moe_router",
+    "quantized_linear",
+    "qk_norm_rope",
+    "add_norm",
+    "recorded_step",
+];
 /// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place
 /// of several.
 const METAL: &[&str] =

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 #include <vector>
 
 #include "cuda/depend.cuh"
@@ -141,6 +142,14 @@ class CudaRecording : public Recording {
     EncoderAccess access(encoder);
     graph_ = access.clone_graph();
     buffers_ = access.buffers();
+    for (auto& data : buffers_) {
+      auto* buffer = static_cast<cu::CudaBuffer*>(data->buffer.ptr());
+      if (buffer && buffer->device >= 0) {
+        places_.push_back({buffer, buffer->data});
+      }
+    }
+    std::sort(places_.begin(), places_.end());
+    places_.erase(std::unique(places_.begin(), places_.end()), places_.end());
     prefetch();
   }
 
@@ -152,6 +161,12 @@ class CudaRecording : public Recording {
   }
 
   void launch() override {
+    // MLX moves an array's memory when the CPU reads it
+    if (std::any_of(places_.begin(), places_.end(), [](auto& place) { return place.first->data != place.second; })) {
+      throw std::runtime_error(
+          "[recorded step] an array of the step was read on the CPU, which moved its memory; the step can no longer be "
+          "taken again.");
+    }
     check(cudaGraphLaunch(exec_, stream_));
     check(cudaEventRecord(events_[num_started_ % events_.size()], stream_));
     num_started_++;
@@ -197,6 +212,7 @@ class CudaRecording : public Recording {
   Block<unsigned> count_{Block<unsigned>::kDevice, 1};
   Block<Carry> carries_;
   Buffers buffers_;
+  std::vector<std::pair<cu::CudaBuffer*, void*>> places_; // on the device, and where they were
   uint64_t num_started_ = 0;
 };
 

@@ -68,7 +68,7 @@ impl KvCache {
     pub(crate) fn capacity_for_next(&self) -> i32 {
         match self.capacity() {
             held if self.len < held => held,
-            _ => self.len + buffer::GROW_STEP,
+            _ => self.len + buffer::room_for(1, self.len),
         }
     }
 
