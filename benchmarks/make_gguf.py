@@ -18,6 +18,7 @@ class Gguf:
     def __init__(self, path: str, arch: str, c: dict) -> None:
         self.writer = gguf.GGUFWriter(path, arch)
         self.rng = np.random.default_rng(0)
+        self.noise = self.rng.integers(0, 256, (1 << 26) - 1, dtype=np.uint8)
         w = self.writer
         w.add_block_count(c["num_hidden_layers"])
         w.add_context_length(8192)
@@ -33,14 +34,18 @@ class Gguf:
 
     def matrix(self, name: str, *shape: int) -> None:
         # a block is f16 scale, f16 minimum, 32 codes of 4 bits
-        data = self.rng.integers(0, 256, (int(np.prod(shape)) // 32, 20), dtype=np.uint8)
+        data = self.blocks(shape, 20)
         scale = 1 / np.sqrt(shape[-1]) / 4
         data[:, :4] = np.array([scale, -7.5 * scale], dtype=np.float16).view(np.uint8)
         self.packed(name, data, shape, 20, gguf.GGMLQuantizationType.Q4_1)
 
+    def blocks(self, shape, size: int):
+        # the same bytes over and over: 20 GB of random numbers of their own take minutes
+        return np.resize(self.noise, (int(np.prod(shape)) // 32, size))
+
     def mxfp4(self, name: str, *shape: int) -> None:
         # a block is the exponent of its scale and 32 codes of 4 bits
-        data = self.rng.integers(0, 256, (int(np.prod(shape)) // 32, 17), dtype=np.uint8)
+        data = self.blocks(shape, 17)
         data[:, 0] = 127 - 2 - int(np.log2(np.sqrt(shape[-1])))
         self.packed(name, data, shape, 17, gguf.GGMLQuantizationType.MXFP4)
 

@@ -42,6 +42,27 @@ fn thread_pool_passes_its_cases() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
+/// Tiles in plain C++, and the processor's own where it has some: the same kernel, the same cases.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn products_of_tiles_are_within_rounding_of_the_sums() {
+    let folder = tempfile::tempdir().unwrap();
+    // of MLX the kernels want to know the version, and nothing else
+    std::fs::create_dir(folder.path().join("mlx")).unwrap();
+    std::fs::write(folder.path().join("mlx/version.h"), "#define MLX_VERSION_NUMERIC 32002\n")
+        .unwrap();
+    let include = format!("-I{}", folder.path().display());
+    let flags = "-O2 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx512vbmi \
+                 -mamx-tile -mamx-bf16";
+    let flags: Vec<&str> = flags.split_whitespace().chain([include.as_str()]).collect();
+    let program = compile(folder.path(), &flags, &["tests/tiles.cpp", "cpu/tiles_permission.cpp"]);
+    for arguments in [&[][..], &["--hardware"]] {
+        let said = stdout(&Command::new(&program).args(arguments).output().unwrap());
+        assert!(said.contains("cases") || said.starts_with("SKIPPED"), "{said}");
+        println!("{arguments:?}: {said}");
+    }
+}
+
 #[test]
 fn probe_of_stock_tells_how_its_loop_was_compiled() {
     let folder = tempfile::tempdir().unwrap();

@@ -73,7 +73,8 @@ fn file_in_a_folder_is_a_backend_and_an_ending_chooses_the_instruction_set() {
     write(root, "both/kernel.metal", kernel);
     let needs = |defined: &str| format!("#ifndef {defined}\n#error {defined}\n#endif\n");
     let wide = needs("__AVX512BF16__") + &needs("__AVX512VBMI__");
-    write(root, "cpu/a_avx512_dot.cpp", &wide);
+    write(root, "cpu/a_amx.cpp", &(wide.clone() + &needs("__AMX_TILE__") + &needs("__AMX_BF16__")));
+    write(root, "cpu/a_avx512_dot.cpp", &(wide + "#ifdef __AMX_TILE__\n#error\n#endif\n"));
     write(
         root,
         "cpu/a_avx512_fast.cpp",

@@ -28,8 +28,15 @@ on_each_device! {
             (Dtype::Bf16, Precision::Exact),
             (Dtype::F16, Precision::Exact),
             (Dtype::F32, Precision::Fast),
+            (Dtype::Bf16, Precision::Fast),
         ] {
-            for (lq, lengths) in [(1, &[5, 300, 1, 64][..]), (3, &[3, 40, 129]), (1, &[7, 7])] {
+            // fast attention of one query cuts keys into parts of some 256
+            for (lq, lengths) in [
+                (1, &[5, 300, 1, 64][..]),
+                (1, &[900, 256, 257]),
+                (3, &[3, 40, 129]),
+                (1, &[7, 7]),
+            ] {
                 let rows: Vec<Row> =
                     lengths.iter().map(|lk| row(&mut rng, dtype, lq, *lk)).collect();
                 let q = ops::concatenate(rows.iter().map(|r| &r.q), 0).unwrap();

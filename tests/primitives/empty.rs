@@ -49,7 +49,7 @@ alone! {
     /// In a process of its own: a division by zero would end it.
     fn products_over_nothing_are_zeros() {
         let best = mlx::cpu_isa();
-        for isa in ["avx512bf16", "avx512", "avx2", "neon", "scalar"] {
+        for isa in ["amx", "avx512bf16", "avx512", "avx2", "neon", "scalar"] {
             if !mlx::set_cpu_isa(isa) {
                 continue;
             }

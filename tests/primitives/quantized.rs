@@ -121,7 +121,7 @@ on_each_device! {
     fn rows_apart_have_the_same_bits() {
         let mut rng = Rng::new(36);
         let best = mlx::cpu_isa();
-        for isa in ["avx512bf16", "avx512", "avx2", "neon", "scalar"] {
+        for isa in ["amx", "avx512bf16", "avx512", "avx2", "neon", "scalar"] {
             if !mlx::set_cpu_isa(isa) {
                 continue;
             }

@@ -75,7 +75,7 @@ alone! {
                 let block = Block::new(&mut rng, 2, q, dtype);
                 assert!(mlx::set_cpu_isa(&best));
                 let expected = block.run(Precision::Exact).unwrap();
-                for isa in ["avx512bf16", "avx512", "avx2", "neon", "scalar"] {
+                for isa in ["amx", "avx512bf16", "avx512", "avx2", "neon", "scalar"] {
                     if isa == best || !mlx::set_cpu_isa(isa) {
                         continue;
                     }
@@ -118,7 +118,7 @@ alone! {
                     let squares: f32 = expected.iter().map(|v| v * v).sum();
                     let rms = (squares / expected.len() as f32).sqrt();
                     assert!(rms > 0.0);
-                    for isa in ["avx512bf16", "avx512", "avx2", "neon"] {
+                    for isa in ["amx", "avx512bf16", "avx512", "avx2", "neon"] {
                         if !mlx::set_cpu_isa(isa) {
                             continue;
                         }

@@ -57,7 +57,7 @@ fn products(threads: i32) -> Vec<(String, Vec<u8>)> {
     let x = Array::from_slice(&x, &[m, k]).unwrap();
     let best = mlx::cpu_isa();
     let mut results = Vec::new();
-    for isa in ["avx512bf16", "avx512", "avx2", "neon", "scalar"] {
+    for isa in ["amx", "avx512bf16", "avx512", "avx2", "neon", "scalar"] {
         if !mlx::set_cpu_isa(isa) {
             continue;
         }

@@ -10,11 +10,15 @@
 // Layout:  one cache for all batch rows, or one of its own length for each. q, k, v by rows with any strides over batch,
 //          heads and length: cache slices are read in place. The result is [B, H, Lq, D] over memory [B, Lq, H, D], so
 //          that merging the heads copies nothing.
-// Tasks:   (batch row, key head, block of query rows), the longest causal rows first.
+// Tasks:   (batch row, key head, block of query rows), the longest causal rows first. Fast, one query, no window: also parts
+//          of the keys, whose sums are joined afterwards. Where a row's keys are cut depends on their number alone: a row
+//          of a batch has the bits that it has alone, with any number of threads.
 // Bound:   decode: the bytes of k and v; prefill: 2 * H * Lq * Lk * (D + R + Dv) FLOPs, half of it when causal.
 // Limits:  exact: values behind the causal mask are taken to be finite (stock multiplies them by zero), and so are
 //          scores (a row whose visible scores are all -inf is not given stock's even weights).
 
+#include <cmath>
+#include <limits>
 #include <optional>
 
 #include "attention/attention.h"
@@ -23,6 +27,7 @@
 #include "cpu/task.h"
 #include "cpu/thread_pool.h"
 #include "mlx/allocator.h"
+#include "mlx/types/half_types.h"
 
 namespace zmlx {
 
@@ -88,6 +93,50 @@ int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact
     m /= 2;
   }
   return std::min(m, rows);
+}
+
+// Parts of the keys of a single query, of about 256 keys each: less is not worth a task.
+int64_t key_parts(int64_t num_keys) {
+  constexpr int64_t kPartKeys = 4 * cpu::kKeyBlock;
+  return (num_keys + kPartKeys - 1) / kPartKeys;
+}
+
+// y = the values of a row, from `count` parts that lie `stride` floats apart.
+template <typename T>
+void join_parts(const float* parts, int64_t count, int64_t stride, int64_t dim, T* y) {
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+  float max = kNone;
+  for (int64_t p = 0; p < count; p++) {
+    float m = parts[p * stride];
+    max = m > max || m != m ? m : max;
+  }
+  float sum = 0;
+  std::vector<float> values(dim);
+  for (int64_t p = 0; p < count; p++) {
+    const float* part = parts + p * stride;
+    if (part[0] == kNone && max != kNone) {
+      continue; // it weighs nothing, and its own sums are not numbers
+    }
+    float weight = std::exp(part[0] - max);
+    sum += weight * part[1];
+    for (int64_t d = 0; d < dim; d++) {
+      values[d] += weight * part[cpu::kPad + d];
+    }
+  }
+  for (int64_t d = 0; d < dim; d++) {
+    y[d] = static_cast<T>(values[d] / sum);
+  }
+}
+
+void join_parts(cpu::DType dtype, const float* parts, int64_t count, int64_t stride, int64_t dim, uint8_t* y) {
+  switch (dtype) {
+    case cpu::DType::F32:
+      return join_parts(parts, count, stride, dim, reinterpret_cast<float*>(y));
+    case cpu::DType::F16:
+      return join_parts(parts, count, stride, dim, reinterpret_cast<mlx::core::float16_t*>(y));
+    case cpu::DType::BF16:
+      return join_parts(parts, count, stride, dim, reinterpret_cast<mlx::core::bfloat16_t*>(y));
+  }
 }
 
 // What a task needs of its arrays: of a batch with many caches they would be dear to copy.
@@ -199,18 +248,31 @@ void run(Operands& o, const Attention::State& state) {
   int64_t m = rows_per_task(groups, rows, span_of(c::kMaxQueries), exact);
   int64_t span = span_of(m);
   int64_t blocks = (rows + m - 1) / m;
+  bool cut = !exact && Lq == 1 && !state.window && key_parts(longest) > 1;
+  int64_t parts = cut ? key_parts(longest) : 1; // of the longest row; shorter ones leave some empty
+  int64_t part_floats = c::attention_part(Dv);
+  int64_t heads = o.B * H;
+  float* sums = nullptr; // [part][batch row][head]
+  if (cut) {
+    sums = static_cast<float*>(c::thread_scratch(c::Scratch::Driver, parts * heads * part_floats * sizeof(float)));
+  }
   int64_t scratch = c::attention_scratch(m, span, D, Dv, R, exact);
   auto y = o.y;
 
   // A vector takes 16 multiply-adds, and a causal mask halves them.
   int64_t work = std::min(all_keys, groups / Hkv * span) * Hkv * rows * (D + R + Dv) / (state.causal && Lq > 1 ? 16 : 8);
-  c::parallel_for(groups * blocks, work, [&](int64_t index) {
+  c::parallel_for(groups * blocks * parts, work, [&](int64_t task) {
+    int64_t index = task / parts;
+    int64_t part = task % parts;
     int64_t b = index % groups / Hkv;
     int64_t h = index % groups % Hkv;
     int64_t first_row = (blocks - 1 - index / groups) * m;
     auto& cache = caches[caches.size() > 1 ? b : 0];
-    int64_t part = caches.size() > 1 ? 0 : b;
+    int64_t cache_row = caches.size() > 1 ? 0 : b;
     int64_t Lk = cache.length;
+    if (cut && part >= key_parts(Lk)) {
+      return;
+    }
     const uint8_t* queries[c::kMaxQueries];
     const uint8_t* rotated[c::kMaxQueries];
     uint8_t* results[c::kMaxQueries];
@@ -243,13 +305,13 @@ void run(Operands& o, const Attention::State& state) {
     t.first = first;
     t.visible = visible;
     t.sinks = sinks.empty() ? nullptr : row_sinks;
-    t.k = cache.k.at(part, h);
-    t.v = cache.v.at(part, h);
+    t.k = cache.k.at(cache_row, h);
+    t.v = cache.v.at(cache_row, h);
     t.k_row_bytes = cache.k.row_bytes();
     t.v_row_bytes = cache.v.row_bytes();
     if (q_rope) {
       t.q_rope = rotated;
-      t.k_rope = cache.k_rope->at(part, 0);
+      t.k_rope = cache.k_rope->at(cache_row, 0);
       t.k_rope_row_bytes = cache.k_rope->row_bytes();
       t.rope_dim = R;
     }
@@ -259,8 +321,23 @@ void run(Operands& o, const Attention::State& state) {
     t.scale = state.scale;
     int64_t floats = t.blind ? c::attention_scratch(m, Lk, D, Dv, R, exact) : scratch;
     t.scratch = static_cast<float*>(c::thread_scratch(c::Scratch::Kernel, floats * sizeof(float)));
+    if (int64_t count = key_parts(Lk); cut && count > 1) {
+      int64_t key_blocks = (Lk + c::kKeyBlock - 1) / c::kKeyBlock;
+      std::fill_n(first, t.num_rows, key_blocks * part / count * c::kKeyBlock);
+      std::fill_n(visible, t.num_rows, std::min(key_blocks * (part + 1) / count * c::kKeyBlock, Lk));
+      t.sinks = part == 0 ? t.sinks : nullptr;
+      t.parts = sums + (part * heads + b * H + h * repeats + first_row) * part_floats;
+    }
     kernel(t);
   });
+  if (cut) {
+    c::parallel_for(heads, heads * parts * Dv, [&](int64_t head) {
+      int64_t count = key_parts(caches[caches.size() > 1 ? head / H : 0].length);
+      if (count > 1) {
+        join_parts(dtype, sums + head * part_floats, count, heads * part_floats, Dv, y + head * Dv * item);
+      }
+    });
+  }
 }
 
 } // namespace

@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "cpu/qmm.h"
+#include "cpu/tiles_permission.h"
 
 namespace zmlx::cpu {
 
@@ -20,8 +21,11 @@ const Kernels* usable(const char* isa) {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (!std::strcmp(isa, "avx512bf16") && avx512 && __builtin_cpu_supports("avx512bf16") &&
-      __builtin_cpu_supports("avx512vbmi")) {
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+  if (!std::strcmp(isa, "amx") && bf16 && request_tiles()) {
+    return amx_kernels();
+  }
+  if (!std::strcmp(isa, "avx512bf16") && bf16) {
     return avx512_bf16_kernels();
   }
   if (!std::strcmp(isa, "avx512") && avx512) {
@@ -39,7 +43,7 @@ const Kernels* usable(const char* isa) {
 }
 
 const Kernels* best() {
-  for (const char* isa : {"avx512bf16", "avx512", "avx2", "neon"}) {
+  for (const char* isa : {"amx", "avx512bf16", "avx512", "avx2", "neon"}) {
     if (const Kernels* k = usable(isa)) {
       return k;
     }

@@ -19,7 +19,8 @@ void glu_products(
   // Runs that share a matrix find its block in cache where columns are outermost.
   bool one_matrix = runs.front().matrix == runs.back().matrix;
   bool transpose = weights.gate.at(0).transpose;
-  int64_t columns = columns_per_task(N, runs.size(), work, transpose);
+  int64_t columns = columns_per_task(
+      N, runs.size(), work, transpose, want_whole_blocks(precision, routes.size(), runs.size()));
   if (!one_matrix) {
     columns = std::min(columns, kColumnBlock);
   }

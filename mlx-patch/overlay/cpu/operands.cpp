@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 
 #include "cpu/thread_pool.h"
 #include "mlx/types/half_types.h"
@@ -222,7 +224,32 @@ std::vector<Run> group_routes(std::vector<Route>& routes) {
   return runs;
 }
 
-int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose) {
+bool want_whole_blocks(Precision precision, int64_t rows, int64_t runs) {
+  return precision == Precision::Exact && kernels().wants_whole_blocks && rows < 2 * runs;
+}
+
+namespace {
+
+// The columns with which the last thread is done first.
+int64_t soonest_done(int64_t N, int64_t runs, int64_t threads) {
+  // Columns of a task and the time it takes, of one with a whole block (one row, 2048 deep, Zen 5).
+  constexpr std::pair<int64_t, double> kTimes[] = {{kColumnBlock, 1.0}, {kColumnBlock / 2, 0.69}, {kColumnBlock / 4, 0.59}};
+  int64_t best = kColumnBlock;
+  double least = std::numeric_limits<double>::infinity();
+  for (auto [columns, time] : kTimes) {
+    int64_t tasks = runs * ((N + columns - 1) / columns);
+    double all = static_cast<double>((tasks + threads - 1) / threads) * time;
+    if (all < least) {
+      best = columns;
+      least = all;
+    }
+  }
+  return best;
+}
+
+} // namespace
+
+int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose, bool whole_blocks) {
   constexpr int64_t kTasksPerThread = 32;
   // So that the last tasks to end leave nobody idle for long; below half a block every task costs more than it saves.
   constexpr int64_t kEvenPerThread = 4;
@@ -233,6 +260,9 @@ int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose) 
     columns *= 2;
   }
   if (transpose && threads > 1 && work >= kInlineWork) {
+    if (whole_blocks) {
+      return columns > kColumnBlock ? columns : soonest_done(N, runs, threads);
+    }
     auto tasks = [&] { return runs * ((N + columns - 1) / columns); };
     while (columns > kColumnBlock / 2 && tasks() < kEvenPerThread * threads) {
       columns /= 2;

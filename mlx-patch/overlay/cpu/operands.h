@@ -99,8 +99,12 @@ std::vector<Run> group_routes(std::vector<Route>& routes);
 
 // Columns of one task where every run meets the same matrix. A kernel prepares its rows of x, and starts a stream of
 // prefetches, once a call: as many columns a call as still leave every thread tasks enough. A model with a large
-// vocabulary decodes 3 to 6 % faster for it. Few columns for many rows are cut finer, so that no thread goes without.
-int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose);
+// vocabulary decodes 3 to 6 % faster for it. Few columns for many rows are cut finer, so that no thread goes without;
+// `whole_blocks`: only where that outweighs what a narrow block loses.
+int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose, bool whole_blocks);
+
+// Whether `rows` rows in `runs` runs go through a kernel that wants whole blocks of columns.
+bool want_whole_blocks(Precision precision, int64_t rows, int64_t runs);
 
 // Throws std::out_of_range naming `op` when an index is not below `size`.
 void check_indices(const char* op, const std::vector<uint32_t>& indices, int64_t size, const char* what);

@@ -53,6 +53,8 @@ struct Kernels {
   const char* isa;
   BlockKernel exact;
   BlockKernel fast;
+  // One row of x, exact: a whole block of columns hides the latency of their sums, a narrower one waits for it.
+  bool wants_whole_blocks = false;
 };
 
 // The kernels that runtime dispatch picked, or that set_isa forced.
@@ -77,6 +79,7 @@ const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512_bf16_kernels();
+const Kernels* amx_kernels();
 const Kernels* neon_kernels();
 
 } // namespace zmlx::cpu

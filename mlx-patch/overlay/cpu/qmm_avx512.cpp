@@ -49,12 +49,17 @@ void exact(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const*
 } // namespace
 
 const Kernels* avx512_kernels() {
-  static const Kernels k{"avx512", exact<false>, fast_avx512};
+  static const Kernels k{"avx512", exact<false>, fast_avx512, true};
   return &k;
 }
 
 const Kernels* avx512_bf16_kernels() {
-  static const Kernels k{"avx512bf16", exact<true>, fast_avx512_bf16};
+  static const Kernels k{"avx512bf16", exact<true>, fast_avx512_bf16, true};
+  return &k;
+}
+
+const Kernels* amx_kernels() {
+  static const Kernels k{"amx", exact<true>, fast_amx, true};
   return &k;
 }
 

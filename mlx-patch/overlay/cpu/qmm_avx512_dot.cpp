@@ -1,25 +1,19 @@
 // Fast products of bf16 by the processor's bf16 dot product (AVX512_BF16).
 //
-// Idea:   integers of up to 8 bits, fp4 and e4m3 are exact in bf16, so vdpbf16ps multiplies them without loss and adds in
-//         f32, two weights a lane at once. Where words of 16 bits hold several weights, field j of every word is one
-//         shift and one word permutation away from 32 weights. Otherwise 64 weights are spread to a byte each, whose two
-//         bytes of bf16 are one byte permutation each.
+// Idea:   codes are exact in bf16 (cpu/codes_avx512.h), so vdpbf16ps multiplies them without loss and adds in f32, two
+//         weights a lane at once.
 // Layout: x as [field][32 words], in the order in which weights come out.
 // Bound:  one row: memory; in cache 3 operations per 32 weights (4 in bytes), where widening takes 6. More rows: 4 / 3
 //         instructions a cycle on Zen 5, each 32 multiply-adds, where a fused multiply-add does 2 of 16.
 // Limits: bf16: f16 and f32, which would be split into two or three bf16 numbers, are faster widened. Values of x below
 //         2^-126 count as zero: the instruction flushes denormals.
 
-#include "cpu/fast_avx512.h"
+#include "cpu/codes_avx512.h"
 #include "cpu/qmm_avx512.h"
 
 namespace zmlx::cpu {
 
 namespace {
-
-ZMLX_INLINE uint16_t bf16_bits(float exact) {
-  return static_cast<uint16_t>(__builtin_bit_cast(uint32_t, exact) >> 16);
-}
 
 // Every second word of a and b.
 ZMLX_INLINE __m512i pick_words(__m512i a, __m512i b, int odd) {
@@ -42,24 +36,6 @@ ZMLX_INLINE __m512 dot(const __m512i (&weights)[fields], const uint8_t* x) {
   return sum;
 }
 
-// The bf16 that a code of some bits stands for.
-template <Mode mode>
-uint16_t decode(int code) {
-  const FloatTables& t = float_tables();
-  return bf16_bits(mode == Mode::Affine ? static_cast<float>(code) : mode == Mode::Mxfp8 ? t.fp8[code] : t.fp4[code]);
-}
-
-// A lookup table, made once.
-template <typename T>
-struct Table {
-  alignas(64) T data;
-
-  template <typename F>
-  explicit Table(F fill) {
-    fill(data);
-  }
-};
-
 template <Mode M, int B>
 struct Dot {
   static constexpr DType dtype = DType::BF16;
@@ -69,16 +45,7 @@ struct Dot {
   static constexpr int64_t x_bytes = fields * 64;
   static constexpr int tile = 8;
 
-  __m512i table; // weights by the low 5 bits of a word, of which the field is the lowest
-
-  ZMLX_INLINE Dot() {
-    static const Table<uint16_t[32]> t([](auto& t) {
-      for (int i = 0; i < 32; i++) {
-        t[i] = decode<mode>(i & ((1 << bits) - 1));
-      }
-    });
-    table = _mm512_load_si512(t.data);
-  }
+  WordCodes<M, B> codes;
 
   // A block's share of x; `left` values of it exist.
   static ZMLX_INLINE void store_x(const uint8_t* in, int64_t left, uint8_t* out) {
@@ -95,7 +62,7 @@ struct Dot {
   ZMLX_INLINE Weights unpack(__m512i v) const {
     Weights w;
     repeat<fields>([&](auto j) ZMLX_LAMBDA {
-      w.field[j] = _mm512_permutexvar_epi16(j ? _mm512_srli_epi16(v, j * bits) : v, table);
+      w.field[j] = codes.template field<j>(v);
     });
     return w;
   }
@@ -114,30 +81,7 @@ struct DotBytes {
   static constexpr int64_t x_bytes = 128;
   static constexpr int tile = 8;
 
-  __m512i spread; // 8 weights to each qword
-  __m512i shifts; // and each to a byte
-  __m512i low[2], high[2]; // of bf16, by the low 6 (of 8 bits: 7) bits of a byte, of which the weight is the lowest
-
-  ZMLX_INLINE DotBytes() {
-    static const Table<uint8_t[6][64]> t([](auto& t) {
-      constexpr int codes = bits == 8 ? 128 : 1 << bits;
-      for (int i = 0; i < 128; i++) {
-        const uint16_t v = decode<mode>(i % codes);
-        t[i / 64][i % 64] = v & 255;
-        t[2 + i / 64][i % 64] = v >> 8;
-      }
-      for (int i = 0; i < 64; i++) {
-        t[4][i] = i / 8 * bits + (i % 8 < bits ? i % 8 : 0);
-        t[5][i] = i % 8 * bits;
-      }
-    });
-    for (int i = 0; i < 2; i++) {
-      low[i] = _mm512_load_si512(t.data[i]);
-      high[i] = _mm512_load_si512(t.data[2 + i]);
-    }
-    spread = _mm512_load_si512(t.data[4]);
-    shifts = _mm512_load_si512(t.data[5]);
-  }
+  ByteCodes<M, B> codes;
 
   // Of every 16 values the first 8, then the last 8: as interleaving bytes leaves the weights.
   static ZMLX_INLINE void store_x(const uint8_t* in, int64_t left, uint8_t* out) {
@@ -151,24 +95,8 @@ struct DotBytes {
   };
 
   ZMLX_INLINE Weights unpack(__m512i v) const {
-    __m512i l, h;
-    if constexpr (bits < 8) {
-      v = _mm512_multishift_epi64_epi8(shifts, _mm512_permutexvar_epi8(spread, v));
-      l = _mm512_permutexvar_epi8(v, low[0]);
-      h = _mm512_permutexvar_epi8(v, high[0]);
-    } else {
-      const __m512i top = _mm512_set1_epi8(static_cast<char>(0x80));
-      l = _mm512_permutex2var_epi8(low[0], v, low[1]);
-      h = _mm512_permutex2var_epi8(high[0], v, high[1]);
-      if constexpr (mode == Mode::Affine) { // from 128 on the bits of bf16 are 0x4300 + the low 7
-        const __mmask64 large = _mm512_movepi8_mask(v);
-        l = _mm512_mask_sub_epi8(l, large, v, top);
-        h = _mm512_mask_mov_epi8(h, large, _mm512_set1_epi8(0x43));
-      } else { // the sign
-        h = _mm512_ternarylogic_epi32(h, v, top, 0xf8);
-      }
-    }
-    return {{_mm512_unpacklo_epi8(l, h), _mm512_unpackhi_epi8(l, h)}};
+    const auto [low, high] = codes.halves(codes.bytes(v));
+    return {{_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)}};
   }
 
   static ZMLX_INLINE __m512 multiply(const Weights& w, const uint8_t* x) {

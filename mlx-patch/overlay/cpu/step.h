@@ -43,6 +43,7 @@ struct AttentionTask {
   int64_t value_dim;
   float scale;
   float* scratch; // attention_scratch() floats, 64-byte aligned
+  float* parts; // fast only: attention_part() floats a row in place of `out`; null otherwise
 };
 
 constexpr int kMaxQueries = 64;
@@ -150,6 +151,12 @@ constexpr int64_t kKeyBlock = 64;
 
 static inline int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
+}
+
+// A row's share of the softmax over some of its keys: their maximum, the sum of the exponentials, and from kPad on the
+// values so weighted.
+static inline int64_t attention_part(int64_t value_dim) {
+  return kPad + round_up(value_dim, kPad);
 }
 
 // Floats that a task needs. The exact softmax keeps whole rows of scores, the fast one only a block.

@@ -481,7 +481,13 @@ void attention_fast_t(const AttentionTask& t) {
         keys,
         k0 > begin);
   }
-  for (int i = 0; i < t.num_rows; i++) {
+  for (int i = 0; i < t.num_rows && t.parts; i++) {
+    float* part = t.parts + i * attention_part(t.value_dim);
+    part[0] = s.max[i];
+    part[1] = s.sum[i];
+    __builtin_memcpy(part + kPad, s.out + i * s.value_stride, s.value_stride * sizeof(float));
+  }
+  for (int i = 0; i < t.num_rows && !t.parts; i++) {
     auto norm = V::set(1 / s.sum[i]);
     for (int64_t d = 0; d < t.value_dim; d += W) {
       auto o = V::mul(V::load(s.out + i * s.value_stride + d), norm);

@@ -9,7 +9,7 @@ namespace zmlx::cpu {
 const StepKernels& step_kernels() {
 #if defined(__x86_64__)
   const char* name = isa();
-  if (!std::strncmp(name, "avx512", 6)) { // with bf16 or without
+  if (!std::strncmp(name, "avx512", 6) || !std::strcmp(name, "amx")) {
     return *avx512_step_kernels();
   }
   if (!std::strcmp(name, "avx2")) {

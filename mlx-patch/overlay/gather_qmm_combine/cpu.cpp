@@ -45,6 +45,7 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
   // Each chunk's routes in the order of the experts; `out` is the row of the chunk's scratch.
   std::vector<std::vector<c::Route>> routes(chunks);
   std::vector<std::vector<c::Run>> runs(chunks);
+  int64_t num_runs = 0;
   for (int64_t chunk = 0; chunk < chunks; chunk++) {
     int64_t first = chunk * kTokens * top_k;
     int64_t last = std::min<int64_t>(first + kTokens * top_k, indices.size());
@@ -52,11 +53,14 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
       routes[chunk].push_back({x.at(i), indices[i], i - first});
     }
     runs[chunk] = c::group_routes(routes[chunk]);
+    num_runs += runs[chunk].size();
   }
   auto kernel = down.kernel(precision);
   auto y = out.data<uint8_t>();
   int64_t work = indices.size() * N * K;
-  int64_t columns = std::min(c::columns_per_task(N, chunks, work, params.transpose), c::kColumnBlock);
+  bool whole_blocks = c::want_whole_blocks(precision, indices.size(), num_runs);
+  int64_t columns =
+      std::min(c::columns_per_task(N, chunks, work, params.transpose, whole_blocks), c::kColumnBlock);
   int64_t blocks = (N + columns - 1) / columns;
 
   c::parallel_for(chunks * blocks, work, [&](int64_t task) {

@@ -39,7 +39,8 @@ void run(const std::vector<array>& in, array& out, const QuantParams& params, Pr
   auto kernel = weight.kernel(precision);
   auto y = out.data<uint8_t>();
   int64_t work = x.size() * N * K;
-  int64_t columns = c::columns_per_task(N, runs.size(), work, params.transpose);
+  int64_t columns = c::columns_per_task(
+      N, runs.size(), work, params.transpose, c::want_whole_blocks(precision, x.size(), runs.size()));
   int64_t blocks = (N + columns - 1) / columns;
 
   c::parallel_for(runs.size() * blocks, work, [&](int64_t task) {

@@ -159,7 +159,7 @@ bool read_options(int argc, char** argv, Other&& other) {
     if (a == "--isa") {
       i++;
       if (!zmlx::set_cpu_isa(value)) {
-        std::printf("no %s here\n", value);
+        std::printf("SKIPPED: no %s here\n", value);
         return false;
       }
     } else if (a == "--threads") {

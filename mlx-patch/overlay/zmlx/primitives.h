@@ -251,7 +251,7 @@ int num_threads();
 // Who counts them. Without it every processor counts.
 void set_available_threads(int (*count)());
 
-// The instruction set that runtime dispatch picked: "avx512bf16", "avx512", "avx2", "neon" or "scalar".
+// The instruction set that runtime dispatch picked: "amx", "avx512bf16", "avx512", "avx2", "neon" or "scalar".
 std::string cpu_isa();
 // Forces one (tests, benchmarks). False, and no change, where the machine or the build lacks it.
 bool set_cpu_isa(const std::string& isa);

@@ -105,7 +105,7 @@ pub fn num_threads() -> i32 {
     ffi::num_threads()
 }
 
-/// Instruction set that the CPU kernels use: `avx512bf16`, `avx512`, `avx2`, `neon`, `scalar`, or `none` without
+/// Instruction set that the CPU kernels use: `amx`, `avx512bf16`, `avx512`, `avx2`, `neon`, `scalar`, or `none` without
 /// the feature.
 pub fn cpu_isa() -> String {
     ffi::cpu_isa()
