@@ -23,7 +23,7 @@ use super::{CommandArgs, Examples, Exit, place, session};
 pub(super) struct Bench {
     #[command(flatten)]
     model: ModelOptions,
-    /// A way to run the model, NAME=WORD,...: patterns (auto, off, names), exact or fast, kv-bits=N, kv-group-size=N,
+    /// A way to run the model, NAME=WORD,...: patterns (auto, smart, off, names), exact or fast, kv-bits=N, kv-group-size=N,
     /// quantized-kv-start=N, threads=N, cap=N, delay-us=N, lossy, mlx-lm, llama-bench; may be repeated, the first is the
     /// reference [default: stock=off and zmlx=auto]
     #[arg(long, value_name = "VARIANT", help_heading = "Variants", value_parser = parse_variant)]
@@ -191,6 +191,10 @@ impl CommandArgs for Bench {
             "Beside mlx-lm",
             "ZMLX_PYTHON=~/venv/bin/python zmlx bench --variant zmlx=auto --variant mlx-lm",
         ),
+        (
+            "What --patch smart would choose, against stock",
+            "zmlx bench --variant stock=off --variant chosen=smart --tg 32 --out x.json && zmlx report --compare x.json",
+        ),
         ("Go on after Ctrl-C", "zmlx bench --resume zmlx-demo.json"),
     ];
 
@@ -204,7 +208,7 @@ impl CommandArgs for Bench {
         }
         let (mut capsule, specs, work, path) = match &self.resume {
             Some(path) => self.resumed(path, &loaded, &folder)?,
-            None => self.fresh(&loaded, &folder)?,
+            None => self.fresh(&mut loaded, &folder, ui)?,
         };
         ui.begin(
             "bench",
@@ -251,8 +255,8 @@ impl CommandArgs for Bench {
 type Prepared = (Capsule, Vec<VariantSpec>, Vec<Work>, PathBuf);
 
 impl Bench {
-    fn fresh(&self, loaded: &LoadedModel, folder: &Path) -> anyhow::Result<Prepared> {
-        let specs = self.specs()?;
+    fn fresh(&self, loaded: &mut LoadedModel, folder: &Path, ui: &Ui) -> anyhow::Result<Prepared> {
+        let mut specs = self.specs()?;
         let work = self.work(loaded, folder)?;
         let name = self.model.repo(folder);
         let model = model::describe(loaded, name.as_deref())?;
@@ -270,6 +274,10 @@ impl Bench {
             "--out: {} is there already; name another file, or --resume it",
             path.display()
         );
+        let mut notes = notes(loaded, &work);
+        for spec in specs.iter_mut().filter(|spec| spec.smart) {
+            notes.push(bench_run::settle(loaded, spec, &work, ui)?);
+        }
         let capsule = Capsule {
             schema: SCHEMA.to_owned(),
             version: VERSION,
@@ -278,7 +286,7 @@ impl Bench {
             zmlx: place::software(),
             mlx: machine::mlx_build(),
             machine: machine::machine(),
-            notes: notes(loaded, &work),
+            notes,
             model: Some(model),
             protocol: Protocol {
                 runs: self.runs as usize,

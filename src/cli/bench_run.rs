@@ -6,11 +6,14 @@ use anyhow::Context;
 use serde_json::json;
 use zmlx::bench::memory::Memory;
 use zmlx::bench::runner::{self, Plan};
+use zmlx::bench::smart::{self, Decision};
 use zmlx::bench::{Engine, VariantSpec, Watch, Work};
 use zmlx::capsule::{Capsule, CaseKind, LayerRouting, LogitDistance, Sample, rounded};
 use zmlx::lm::{self, GenerateOptions, LoadedModel, Side};
 
 use super::lines::Interrupt;
+use super::patching::explain_choice;
+use super::place;
 use super::render::{Bar, Ui};
 
 /// How many of the likeliest tokens are compared.
@@ -47,6 +50,25 @@ impl Watch for Progress<'_> {
     fn cancelled(&self) -> bool {
         self.interrupt.is_set() || self.failed.is_some()
     }
+}
+
+/// Chooses the patterns of a variant by measurement; returns a note on it for the capsule.
+pub(super) fn settle(
+    loaded: &mut LoadedModel,
+    spec: &mut VariantSpec,
+    work: &[Work],
+    ui: &Ui,
+) -> anyhow::Result<String> {
+    let bar = ui.steps("choosing");
+    let name = spec.name.clone();
+    let mut on_step = |step: &str| bar.say(&format!("{name}: {step}"));
+    let (settled, choice) = smart::settle(loaded, spec, work, place::software(), &mut on_step)?;
+    drop(bar);
+    explain_choice(&name, &choice, false, ui);
+    *spec = settled;
+    let left = |d: &Decision| format!("; without {}: {}", d.pattern, d.reason);
+    let left: String = choice.decisions.iter().filter(|d| !d.kept).map(left).collect();
+    Ok(format!("{name} was chosen by measurement: {}{left}", choice.reason))
 }
 
 /// Measures what the capsule lacks, and saves it now and then. Ctrl-C ends it early, with what there is.

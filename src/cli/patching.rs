@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use anyhow::bail;
 use mlx::primitives::Precision;
+use zmlx::bench::smart::Choice;
 use zmlx::bench::{SmartOptions, smart_patch};
 use zmlx::lm::{self, LoadedModel, PatchOptions, PatchReport, Patterns, patterns};
 
@@ -77,15 +78,7 @@ impl PatchingOptions {
         let bar = ui.steps("measuring");
         let found = smart_patch(loaded, &options, &mut |step| bar.say(step))?;
         drop(bar);
-        for decision in &found.choice.decisions {
-            let gain = decision.gain.as_ref().map_or(String::new(), |gain| {
-                format!("{:.2}x ({:.2}..{:.2}), ", gain.ratio, gain.low, gain.high)
-            });
-            let verb = if decision.kept { "takes" } else { "leaves" };
-            ui.note(&format!("smart {verb} {}: {gain}{}", decision.pattern, decision.reason));
-        }
-        let when = if found.remembered { " (remembered)" } else { "" };
-        ui.note(&format!("smart: {}{when}", found.choice.reason));
+        explain_choice("smart", &found.choice, found.remembered, ui);
         Ok(found.patch)
     }
 
@@ -98,6 +91,19 @@ impl PatchingOptions {
             ),
         }
     }
+}
+
+/// Says what was chosen, and why.
+pub(super) fn explain_choice(who: &str, choice: &Choice, remembered: bool, ui: &Ui) {
+    for decision in &choice.decisions {
+        let gain = decision.gain.as_ref().map_or(String::new(), |gain| {
+            format!("{:.2}x ({:.2}..{:.2}), ", gain.ratio, gain.low, gain.high)
+        });
+        let verb = if decision.kept { "takes" } else { "leaves" };
+        ui.note(&format!("{who} {verb} {}: {gain}{}", decision.pattern, decision.reason));
+    }
+    let when = if remembered { " (remembered)" } else { "" };
+    ui.note(&format!("{who}: {}{when}", choice.reason));
 }
 
 /// The modules that patterns are tried on.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
-use zmlx::capsule::compare::{self, Comparison, compare};
+use zmlx::capsule::compare::{self, Comparison, Control, compare, within};
 use zmlx::capsule::report::{Document, comparison, markdown, page, report, terminal};
 use zmlx::capsule::stats::Verdict;
 use zmlx::capsule::{Capsule, Metric, matrix};
@@ -21,7 +21,8 @@ pub(super) struct Report {
     /// Files of zmlx bench and of the programs in benchmarks
     #[arg(value_name = "CAPSULE", required = true)]
     capsules: Vec<PathBuf>,
-    /// Compare two capsules, the older one first: exit with 1 when the newer one is slower, larger or says other tokens
+    /// Compare two capsules, the older one first: exit with 1 when the newer one is slower, larger or says other tokens.
+    /// Of one capsule, compare the variants with the first
     #[arg(long, help_heading = "Comparison")]
     compare: bool,
     /// Smallest change that counts, in percent
@@ -34,7 +35,8 @@ pub(super) struct Report {
         help_heading = "Comparison"
     )]
     threshold: f64,
-    /// Variant of both that the others are measured by, so that what changed with the machine cancels out
+    /// Variant of both that the others are measured by, so that what changed with the machine cancels out, or none
+    /// [default: stock, where both have it]; of one capsule, the one to compare with [default: the first]
     #[arg(long, value_name = "VARIANT", requires = "compare", help_heading = "Comparison")]
     control: Option<String>,
     /// How to print
@@ -119,6 +121,7 @@ impl CommandArgs for Report {
         ("Tables for the terminal, and a page with plots", "zmlx report x.json --html x.html"),
         ("For a document", "zmlx report x.json --format markdown > x.md"),
         ("In a script: fail when something got slower", "zmlx report --compare old.json new.json"),
+        ("Fail when a variant is slower than the first one", "zmlx report --compare x.json"),
         ("Speeds over time, for a program", "zmlx report x.json --append benchmarks/matrix.jsonl"),
     ];
 
@@ -126,8 +129,8 @@ impl CommandArgs for Report {
         let capsules: Vec<Capsule> =
             self.capsules.iter().map(|path| Capsule::read(path)).collect::<Result<_, _>>()?;
         ensure!(
-            !self.compare || capsules.len() == 2,
-            "--compare takes two capsules, the older one first; there are {}",
+            !self.compare || capsules.len() <= 2,
+            "--compare takes two capsules, the older one first, or one, to compare its variants; there are {}",
             capsules.len()
         );
         let names: Vec<String> = self.capsules.iter().map(|path| file_name(path)).collect();
@@ -137,10 +140,21 @@ impl CommandArgs for Report {
         if self.compare {
             let options = compare::Options {
                 threshold: Some(self.threshold / 100.0),
-                control: self.control.clone(),
+                control: match self.control.as_deref() {
+                    None => Control::Stock,
+                    Some("none") => Control::None,
+                    Some(name) => Control::Variant(name.to_owned()),
+                },
             };
-            let comparison_found = compare(&capsules[0], &capsules[1], &options)?;
-            documents.push(comparison(&comparison_found, &names[0], &names[1]));
+            let (old, new, comparison_found) = match &capsules[..] {
+                [one] => {
+                    let first = one.variants.first().map_or("", |v| v.name.as_str());
+                    let reference = self.control.as_deref().unwrap_or(first);
+                    (reference, &names[0], within(one, &options)?)
+                }
+                _ => (names[0].as_str(), &names[1], compare(&capsules[0], &capsules[1], &options)?),
+            };
+            documents.push(comparison(&comparison_found, old, new));
             found = Some(comparison_found);
         } else {
             documents.extend(capsules.iter().map(report));

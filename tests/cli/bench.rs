@@ -1,3 +1,4 @@
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Output;
 
@@ -120,6 +121,15 @@ fn bench_answers_no_where_a_variant_says_another_token() {
 
 #[test]
 fn bench_stopped_keeps_what_it_measured_and_goes_on() {
+    stopped(&[]);
+}
+
+#[test]
+fn bench_stopped_with_a_process_for_each_variant_keeps_it_too() {
+    stopped(&["--isolate"]);
+}
+
+fn stopped(more: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.json").to_str().unwrap().to_owned();
     // a token takes 20 ms at least, so the end is far off
@@ -127,14 +137,18 @@ fn bench_stopped_keeps_what_it_measured_and_goes_on() {
         ["--variant", "off", "--variant", "slow=auto,delay-us=20000", "--tg", "8", "--runs", "6"];
     let mut child = command(&["bench", tiny(), "--cooldown", "0", "--json", "--out", &path])
         .args(flags)
+        .args(more)
+        .process_group(0)
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
     while !lines.next().unwrap().unwrap().contains("\"sample\"") {}
-    let pid = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    // as a terminal does it: to whoever is in the foreground
+    let group = format!("-{}", child.id());
+    let kill = ["-INT", "--", &group];
+    assert!(std::process::Command::new("kill").args(kill).status().unwrap().success());
     let rest: Vec<String> = lines.map_while(Result::ok).collect();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
@@ -186,6 +200,30 @@ fn report_flags_a_slowed_variant_and_no_other() {
 }
 
 #[test]
+fn bench_measures_what_smart_chooses_and_report_judges_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = ["--variant", "stock=off", "--variant", "chosen=smart", "--tg", "8", "--runs", "8"];
+    let (output, path) = bench(folder.path(), "a.json", &flags);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("chosen: "), "{}", stderr(&output));
+    let capsule = read(&path);
+    let chosen = &capsule["variants"][1];
+    let names: Vec<&str> =
+        chosen["patterns"].as_array().unwrap().iter().map(|n| n.as_str().unwrap()).collect();
+    let settings = if names.is_empty() { "off".to_owned() } else { names.join(",") };
+    assert_eq!(chosen["settings"], settings, "what makes the same variant again");
+    let note = capsule["notes"].as_array().unwrap().last().unwrap().as_str().unwrap();
+    assert!(note.starts_with("chosen was chosen by measurement: "), "{note}");
+    // half the speed is no noise
+    let judged = zmlx(&["report", "--compare", &path, "--threshold", "100", "--json"]);
+    let found = summary(&judged)["comparison"].clone();
+    assert_eq!(
+        (&found["regression"], &found["rows"][0]["variant"]),
+        (&json!(false), &json!("chosen"))
+    );
+}
+
+#[test]
 fn bench_runs_other_programs_as_variants() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("llama-bench");
@@ -233,6 +271,11 @@ fn bench_and_report_refuse_what_they_cannot_do() {
         (&["report", there], "is no capsule"),
         (&["report", "nowhere.json"], "nowhere.json"),
         (&["report", there, "--control", "x"], "--compare"),
+        (&["bench", tiny(), "--variant", "a=smart,moe_mlp"], "smart chooses the patterns itself"),
+        (
+            &["bench", tiny(), "--variant", "a=mlx-lm,fast"],
+            "`fast`: is nothing that mlx-lm is told",
+        ),
     ] {
         let output = zmlx(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stdout(&output));

@@ -57,7 +57,7 @@ fn generate(
         return Ok(None);
     }
     while decoder.next().transpose()?.is_some() {
-        wait(spec.delay);
+        wait(spec.delay)?;
         if cancelled() {
             return Ok(None);
         }
@@ -104,7 +104,7 @@ fn prefill(
         return Ok(None);
     }
     while decoder.next().transpose()?.is_some() {}
-    wait(spec.delay);
+    wait(spec.delay)?;
     let seconds = start.elapsed().as_secs_f64();
     let (generation, _) = decoder.finish()?;
     let read = (generation.prompt_tokens - generation.reused_tokens) as f64;
@@ -140,7 +140,7 @@ fn decode(
             continue;
         }
         if came.next().is_some() {
-            wait(spec.delay);
+            wait(spec.delay)?;
         }
         count += tokens.iter().flatten().count();
         if cancelled() {
@@ -154,8 +154,11 @@ fn decode(
     Ok(Some(Outcome { metrics, rows: Some(rows) }))
 }
 
-fn wait(delay: Duration) {
+/// The step that runs already is waited for first: it would hide the delay.
+fn wait(delay: Duration) -> Result<()> {
     if !delay.is_zero() {
+        mlx::synchronize()?;
         thread::sleep(delay);
     }
+    Ok(())
 }

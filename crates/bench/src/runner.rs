@@ -215,6 +215,11 @@ fn compare(capsule: &mut Capsule, turn: &Turn, rows: Vec<Vec<u32>>) {
         }
         return;
     };
+    // what was said after less of a prompt is another answer
+    let read = |i: usize| capped_prompt(capsule, i, case);
+    if read(0) != read(variant) {
+        return;
+    }
     // a capped variant says less, and what it says is held to what is there
     let capped = |i: usize| capsule.variants[i].engine == EngineKind::Zmlx && is_capped(capsule, i);
     let partial =
@@ -232,6 +237,12 @@ fn compare(capsule: &mut Capsule, turn: &Turn, rows: Vec<Vec<u32>>) {
         fidelity.first_divergence = divergence;
         capsule.outputs.push(Output { variant, case, run, rows });
     }
+}
+
+/// Tokens of a case's prompt that a variant reads.
+fn capped_prompt(capsule: &Capsule, variant: usize, case: usize) -> usize {
+    let tokens = capsule.cases[case].prompt_tokens;
+    VariantSpec::of(&capsule.variants[variant]).map_or(tokens, |spec| spec.capped(tokens))
 }
 
 fn is_capped(capsule: &Capsule, variant: usize) -> bool {

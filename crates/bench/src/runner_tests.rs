@@ -196,6 +196,18 @@ fn a_capped_variant_is_held_to_what_it_says() {
 }
 
 #[test]
+fn a_capped_variant_is_not_held_to_an_answer_to_more_of_the_prompt() {
+    // it reads 2 tokens of the first case's 3; the second case has no prompt to cut
+    let variants = specs(&["stock=off,cap=2", "b=auto"]);
+    let mut fake = Fake::new(&[], 1);
+    fake.wrong = Some(("b", 0));
+    let capsule = measured(&mut fake, &variants, 1);
+    let compared: Vec<usize> = capsule.fidelity.iter().map(|f| f.case).collect();
+    assert_eq!(compared, [1], "{:?}", capsule.fidelity);
+    assert!(!capsule.is_faithful());
+}
+
+#[test]
 fn what_was_stopped_is_gone_on_with() {
     let (variants, work) = (specs(&["a=off", "b=auto"]), work());
     let mut all = capsule(&variants, &work, 3);

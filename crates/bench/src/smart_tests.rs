@@ -82,6 +82,15 @@ fn a_choice_is_remembered_for_the_same_model_and_versions_alone() {
 }
 
 #[test]
+fn a_choice_that_takes_too_long_is_still_one_of_several_pairs() {
+    let folder = checkpoint(7);
+    let (report, _) = patched(&folder, &SmartOptions { budget: Duration::ZERO, ..options(None) });
+    for gain in report.choice.decisions.iter().filter_map(|d| d.gain.as_ref()) {
+        assert!(gain.pairs >= 2, "{gain:?}: of one pair nothing can be said");
+    }
+}
+
+#[test]
 fn a_pattern_that_changes_tokens_is_left_out() {
     let folder = checkpoint(7);
     let mut loaded = load(folder.path()).unwrap();

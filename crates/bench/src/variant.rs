@@ -21,6 +21,8 @@ pub struct VariantSpec {
     pub lossy: bool,
     /// Which patterns are tried.
     pub patterns: Patterns,
+    /// Whether these are yet to be chosen by measurement: [`settle`](crate::smart::settle).
+    pub smart: bool,
     /// In which precision.
     pub precision: Precision,
     /// How keys and values are packed.
@@ -52,6 +54,7 @@ impl VariantSpec {
             engine: EngineKind::Zmlx,
             lossy: false,
             patterns: Patterns::Auto,
+            smart: false,
             precision: Precision::Exact,
             kv: None,
             threads: None,
@@ -70,6 +73,7 @@ impl VariantSpec {
         for word in settings.split(',').map(str::trim) {
             match word {
                 "auto" => spec.patterns = Patterns::Auto,
+                "smart" => spec.smart = true,
                 "off" => spec.patterns = Patterns::Off,
                 "exact" => spec.precision = Precision::Exact,
                 "fast" => spec.precision = Precision::Fast,
@@ -90,8 +94,23 @@ impl VariantSpec {
                 },
             }
         }
+        if spec.smart && (!named.is_empty() || spec.patterns == Patterns::Off) {
+            let reason = "smart chooses the patterns itself: leave out their names, and off";
+            return Err(Error::argument("variant", text, reason));
+        }
         if !named.is_empty() {
             spec.patterns = Patterns::Names(named);
+        }
+        if let Some((program, words)) = foreign(spec.engine) {
+            let strange =
+                |word: &&str| !words.contains(&word.split_once('=').map_or(*word, |w| w.0));
+            if let Some(word) = settings.split(',').map(str::trim).find(strange) {
+                let reason = format!(
+                    "is nothing that {program} is told; it takes {}",
+                    words[1..].join(", ")
+                );
+                return Err(Error::argument("variant", word, reason));
+            }
         }
         match &mut spec.kv {
             Some(kv) => {
@@ -118,12 +137,28 @@ impl VariantSpec {
             engine: EngineKind::Zmlx,
             lossy: false,
             patterns: Patterns::Off,
+            smart: false,
             precision: Precision::Exact,
             kv: None,
             threads: None,
             cap: None,
             delay: Duration::ZERO,
         }
+    }
+
+    /// The same with the patterns that were chosen; none is stock.
+    pub fn chosen(&self, patterns: &[String]) -> Self {
+        let names = if patterns.is_empty() { "off".to_owned() } else { patterns.join(",") };
+        let words = self.settings.split(',').map(|word| match word.trim() {
+            "smart" => names.as_str(),
+            word => word,
+        });
+        let settings = words.filter(|word| *word != "auto").collect::<Vec<_>>().join(",");
+        let patterns = match patterns {
+            [] => Patterns::Off,
+            names => Patterns::Names(names.to_vec()),
+        };
+        Self { settings, patterns, smart: false, ..self.clone() }
     }
 
     /// What is fused, for this program.
@@ -170,6 +205,20 @@ impl VariantSpec {
 const SETTINGS: [&str; 6] =
     ["kv-bits", "kv-group-size", "quantized-kv-start", "threads", "cap", "delay-us"];
 
+/// Another program's name, and the words that it is told or that are not for it.
+fn foreign(engine: EngineKind) -> Option<(&'static str, &'static [&'static str])> {
+    match engine {
+        EngineKind::MlxLm => Some((
+            "mlx-lm",
+            &["mlx-lm", "lossy", "cap", "kv-bits", "kv-group-size", "quantized-kv-start"],
+        )),
+        EngineKind::LlamaBench => {
+            Some(("llama-bench", &["llama-bench", "lossy", "cap", "threads"]))
+        }
+        EngineKind::Zmlx | EngineKind::Call => None,
+    }
+}
+
 fn number<T: std::str::FromStr>(word: &str, text: &str) -> Result<T> {
     text.parse().map_err(|_| Error::argument("variant", word, "expected a whole number"))
 }
@@ -180,7 +229,7 @@ fn unknown(word: &str) -> Error {
         "variant",
         word,
         format!(
-            "is no setting; expected auto, off, exact, fast, lossy, mlx-lm, llama-bench, {settings}, or a pattern: {}",
+            "is no setting; expected auto, smart, off, exact, fast, lossy, mlx-lm, llama-bench, {settings}, or a pattern: {}",
             patterns::names().join(", ")
         ),
     )
@@ -214,9 +263,27 @@ mod tests {
     }
 
     #[test]
+    fn a_choice_takes_the_place_of_the_word_for_it() {
+        let spec = VariantSpec::parse("best=smart,fast,kv-bits=8").unwrap();
+        assert!(spec.smart && spec.patterns == Patterns::Auto);
+        let chosen = spec.chosen(&["moe_mlp", "rms_norm"].map(str::to_owned));
+        assert_eq!(chosen.settings, "moe_mlp,rms_norm,fast,kv-bits=8");
+        assert_eq!(VariantSpec::of(&chosen.describe()).unwrap(), chosen, "a capsule can repeat it");
+        let none = VariantSpec::parse("smart,auto").unwrap().chosen(&[]);
+        assert_eq!((none.settings.as_str(), none.patterns), ("off", Patterns::Off));
+    }
+
+    #[test]
     fn words_that_are_none_say_what_would_be() {
         for (text, reason) in [
-            ("a=auto,quick", "`quick`: is no setting; expected auto, off"),
+            ("a=auto,quick", "`quick`: is no setting; expected auto, smart, off"),
+            ("a=smart,moe_mlp", "smart chooses the patterns itself"),
+            ("a=smart,off", "smart chooses the patterns itself"),
+            (
+                "a=mlx-lm,fast",
+                "`fast`: is nothing that mlx-lm is told; it takes lossy, cap, kv-bits",
+            ),
+            ("a=kv-bits=8,llama-bench", "`kv-bits=8`: is nothing that llama-bench is told"),
             ("a=", "is no setting"),
             ("=auto", "expected NAME=WORD"),
             ("a=kv-bits=four", "whole number"),

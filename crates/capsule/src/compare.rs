@@ -1,21 +1,35 @@
-//! Whether a newer capsule is slower than an older one.
+//! Whether a newer capsule is slower than an older one, or a variant than its reference.
 
-use crate::stats::{self, Change, Stratum, Verdict};
-use crate::{Capsule, Error, Metric, Result};
+use std::collections::BTreeMap;
+
+use crate::stats::{self, Change, Rounds, Stratum, Verdict};
+use crate::{Capsule, EngineKind, Error, Metric, Result};
 
 /// The smallest change of speed that counts, where nothing else is said.
 pub const THRESHOLD: f64 = 0.03;
 /// The smallest growth of memory that counts. It hardly varies.
 const MEMORY_THRESHOLD: f64 = 0.05;
 
+/// By what the variants of two capsules are measured, so that what changes with the machine, and not with the variant,
+/// cancels out.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Control {
+    /// Stock MLX, where both capsules have it: no change of this program makes it slower.
+    #[default]
+    Stock,
+    /// A variant of both.
+    Variant(String),
+    /// Nothing.
+    None,
+}
+
 /// How to compare.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The smallest change of speed that counts; `None` is [`THRESHOLD`].
     pub threshold: Option<f64>,
-    /// A variant of both capsules that the others are measured by: what changes with the machine, and not with the
-    /// variant, cancels out.
-    pub control: Option<String>,
+    /// What the others are measured by.
+    pub control: Control,
 }
 
 /// One variant by one metric.
@@ -44,6 +58,8 @@ pub struct Comparison {
     pub notes: Vec<String>,
     /// The smallest change of speed that counted.
     pub threshold: f64,
+    /// Whether runs of one capsule were compared that stood side by side.
+    pub paired: bool,
 }
 
 impl Comparison {
@@ -60,8 +76,9 @@ impl Comparison {
 pub fn compare(old: &Capsule, new: &Capsule, options: &Options) -> Result<Comparison> {
     let threshold = options.threshold.unwrap_or(THRESHOLD);
     let control = match &options.control {
-        None => None,
-        Some(name) => match (variant(old, name), variant(new, name)) {
+        Control::None => None,
+        Control::Stock => common_stock(old, new),
+        Control::Variant(name) => match (variant(old, name), variant(new, name)) {
             (Some(a), Some(b)) => Some((a, b)),
             _ => {
                 let reason = format!("the control {name} is not a variant of both");
@@ -92,14 +109,79 @@ pub fn compare(old: &Capsule, new: &Capsule, options: &Options) -> Result<Compar
         }
     }
     if rows.is_empty() && other_tokens.is_empty() {
-        let reason = "the two have no variant and case of the same name with samples";
+        let reason = "the two have no other variant and case of the same name with samples";
         return Err(Error::Nothing(reason.to_owned()));
     }
-    Ok(Comparison { rows, other_tokens, notes: differences(old, new), threshold })
+    let mut notes = differences(old, new);
+    match control {
+        Some((_, b)) => notes.push(format!(
+            "by {}, which ran in turns with the others; what changed with the machine cancels out",
+            new.variants[b].name
+        )),
+        None => notes.push(
+            "without a control, what changed with the machine between the two looks like a change"
+                .to_owned(),
+        ),
+    }
+    Ok(Comparison { rows, other_tokens, notes, threshold, paired: false })
+}
+
+/// Compares the variants of a capsule with its first one, or with the control, by runs that stood side by side. Speeds
+/// count, and tokens; memory does not: variants may trade it.
+///
+/// # Errors
+/// `Nothing` where there is no other variant with samples, or no such control.
+pub fn within(capsule: &Capsule, options: &Options) -> Result<Comparison> {
+    let threshold = options.threshold.unwrap_or(THRESHOLD);
+    let reference = match &options.control {
+        Control::Stock | Control::None => 0,
+        Control::Variant(name) => variant(capsule, name)
+            .ok_or_else(|| Error::Nothing(format!("there is no variant {name} to compare with")))?,
+    };
+    let cases = 0..capsule.cases.len();
+    let mut rows = Vec::new();
+    for (i, v) in capsule.variants.iter().enumerate().filter(|(i, _)| *i != reference) {
+        for metric in Metric::SPEEDS {
+            let ratios = capsule.ratios(i, reference, metric, cases.clone());
+            let Some(change) = stats::paired(&ratios) else { continue };
+            let of_case = |(case, ratios): (&crate::Case, &Vec<f64>)| {
+                Some((case.name.clone(), stats::paired(std::slice::from_ref(ratios))?))
+            };
+            rows.push(Row {
+                variant: v.name.clone(),
+                metric,
+                verdict: change.verdict(threshold),
+                change,
+                cases: capsule.cases.iter().zip(&ratios).filter_map(of_case).collect(),
+            });
+        }
+    }
+    if rows.is_empty() {
+        let reason =
+            "one capsule is compared variant by variant, and this one has no two with samples";
+        return Err(Error::Nothing(reason.to_owned()));
+    }
+    let parted = capsule.fidelity.iter().filter(|f| f.first_divergence.is_some());
+    let names = parted
+        .filter(|f| !capsule.variants[f.variant].lossy)
+        .map(|f| (capsule.variants[f.variant].name.clone(), capsule.cases[f.case].name.clone()));
+    let notes = disturbances("the capsule", capsule);
+    Ok(Comparison { rows, other_tokens: names.collect(), notes, threshold, paired: true })
 }
 
 fn variant(capsule: &Capsule, name: &str) -> Option<usize> {
     capsule.variants.iter().position(|v| v.name == name)
+}
+
+/// Stock MLX of the same build that both measured beside others.
+fn common_stock(old: &Capsule, new: &Capsule) -> Option<(usize, usize)> {
+    let build = |c: &Capsule| (c.mlx.version.clone(), c.mlx.mode.clone(), c.mlx.pin.clone());
+    let is_stock = |c: &Capsule, i: usize| {
+        let v = &c.variants[i];
+        c.variants.len() > 1 && v.engine == EngineKind::Zmlx && v.settings == "off"
+    };
+    let same = build(old) == build(new) && old.machine.device == new.machine.device;
+    variant_pairs(old, new).into_iter().find(|&(a, b)| same && is_stock(old, a) && is_stock(new, b))
 }
 
 /// Variants of one name in both.
@@ -138,8 +220,21 @@ fn row(
             (j, Stratum { old, new: of(new, b, control.map(|(_, b)| b), j) })
         })
         .collect();
-    let all: Vec<Stratum> = strata.iter().map(|(_, s)| s.clone()).collect();
-    let change = stats::unpaired(&all)?;
+    // rounds drift; memory does not, and neither do ratios of runs side by side. Programs of calls have no rounds
+    let rounds = [old, new].iter().all(|c| c.protocol.order == "abba");
+    let change = if control.is_none() && rounds && metric != Metric::PeakMemoryBytes {
+        let better = |runs: BTreeMap<usize, f64>| match metric.more_is_better() {
+            true => runs,
+            false => runs.into_iter().map(|(run, v)| (run, 1.0 / v)).collect(),
+        };
+        let rounds = cases.iter().map(|&(i, j)| Rounds {
+            old: better(old.by_run(a, i, metric)),
+            new: better(new.by_run(b, j, metric)),
+        });
+        stats::by_rounds(&rounds.collect::<Vec<_>>())?
+    } else {
+        stats::unpaired(&strata.iter().map(|(_, s)| s.clone()).collect::<Vec<_>>())?
+    };
     let threshold = match metric {
         Metric::PeakMemoryBytes => threshold.max(MEMORY_THRESHOLD),
         _ => threshold,
@@ -194,15 +289,21 @@ fn differences(old: &Capsule, new: &Capsule) -> Vec<String> {
     });
     let alone = |c: &Capsule| if c.protocol.isolate { "one process each" } else { "one process" };
     note("variants", alone(old).to_owned(), alone(new).to_owned());
-    for (what, capsule) in [("the old", old), ("the new", new)] {
-        if capsule.interrupted {
-            notes.push(format!("{what} capsule was stopped before its end"));
-        }
-        let busy = capsule.machine.hints.iter().filter_map(|h| h.load_average);
-        let load = busy.fold(0.0, f64::max);
-        if load > 1.5 * capsule.machine.cores as f64 {
-            notes.push(format!("{what} capsule was measured beside other work (load {load:.1})"));
-        }
+    notes.extend(disturbances("the old capsule", old));
+    notes.extend(disturbances("the new capsule", new));
+    notes
+}
+
+/// What may have come between.
+fn disturbances(what: &str, capsule: &Capsule) -> Vec<String> {
+    let mut notes = Vec::new();
+    if capsule.interrupted {
+        notes.push(format!("{what} was stopped before its end"));
+    }
+    let busy = capsule.machine.hints.iter().filter_map(|h| h.load_average);
+    let load = busy.fold(0.0, f64::max);
+    if load > 1.5 * capsule.machine.cores as f64 {
+        notes.push(format!("{what} was measured beside other work (load {load:.1})"));
     }
     notes
 }

@@ -3,7 +3,10 @@
 //! Speeds are compared by the logarithm of their ratio, within strata: one for each case, so that cases of different
 //! speed do not pass for noise. What was measured side by side is paired (Wilcoxon 1945, signed ranks); two measurements
 //! apart are not (Wilcoxon's rank sums, stratified as by van Elteren 1960). Both tests permute labels, exactly where there
-//! are few. Percentile intervals come from resampling within strata (Efron 1979).
+//! are few. Percentile intervals come from resampling within strata (Efron 1979). Where only whole rounds are independent
+//! of each other, labels and draws are those of rounds.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Probability of calling noise a change, for each of the two directions.
 pub const ALPHA: f64 = 0.01;
@@ -184,6 +187,94 @@ pub fn unpaired(strata: &[Stratum]) -> Option<Change> {
     })
 }
 
+/// Speeds of one case in the rounds of two measurements, by the number of the round.
+#[derive(Debug, Clone, Default)]
+pub struct Rounds {
+    /// Old ones, the higher the faster.
+    pub old: BTreeMap<usize, f64>,
+    /// New ones.
+    pub new: BTreeMap<usize, f64>,
+}
+
+/// Of samples measured apart, in rounds that went once around all cases. What a machine does to a round, it does to all
+/// cases of it: a round is one witness, not as many as it has cases. So labels are dealt to whole rounds, and whole rounds
+/// are resampled. `None` without a case that has both.
+pub fn by_rounds(cases: &[Rounds]) -> Option<Change> {
+    let cases: Vec<[BTreeMap<usize, f64>; 2]> = cases
+        .iter()
+        .filter(|c| !c.old.is_empty() && !c.new.is_empty())
+        .map(|c| [&c.old, &c.new].map(|side| side.iter().map(|(r, v)| (*r, v.ln())).collect()))
+        .collect();
+    let rounds: [Vec<usize>; 2] = [0, 1].map(|side| {
+        let all: BTreeSet<usize> = cases.iter().flat_map(|c| c[side].keys().copied()).collect();
+        all.into_iter().collect()
+    });
+    let difference = |drawn: [&[usize]; 2]| {
+        let of = |case: &[BTreeMap<usize, f64>; 2]| {
+            let side = |i: usize| {
+                let values = drawn[i].iter().filter_map(|round| case[i].get(round).copied());
+                median(&values.collect::<Vec<_>>())
+            };
+            Some(side(1)? - side(0)?)
+        };
+        // a case that has none of the rounds drawn says nothing
+        mean_of(cases.iter().filter_map(|case| of(case).map(Some)))
+    };
+    let estimate = difference([&rounds[0], &rounds[1]])?;
+    let mut random = Random::new(3);
+    let resampled = (0..RESAMPLES).map(|_| {
+        let drawn = [0, 1].map(|side| random.choose(&rounds[side]));
+        difference([&drawn[0], &drawn[1]]).unwrap_or(estimate)
+    });
+    let (low, high) = interval(resampled.collect());
+    let mut scores: Vec<f64> = Vec::new();
+    for side in [1, 0] {
+        scores.extend(rounds[side].iter().map(|round| round_score(&cases, side, *round)));
+    }
+    let (p_faster, p_slower) = score_sums(&scores, rounds[1].len(), &mut random);
+    Some(Change {
+        ratio: estimate.exp(),
+        low: low.exp(),
+        high: high.exp(),
+        p_faster,
+        p_slower,
+        count: cases.iter().map(|c| c[0].len().min(c[1].len())).sum(),
+        p_least: 1.0 / binomial(scores.len(), rounds[1].len()),
+    })
+}
+
+/// How high a round's samples stand in their cases: the sum of their ranks there, from -1/2 to 1/2.
+fn round_score(cases: &[[BTreeMap<usize, f64>; 2]], side: usize, round: usize) -> f64 {
+    let score = |case: &[BTreeMap<usize, f64>; 2]| {
+        let value = case[side].get(&round)?;
+        let all = || case.iter().flat_map(|side| side.values());
+        let below = all().filter(|v| *v < value).count() as f64;
+        let equal = all().filter(|v| *v == value).count() as f64;
+        Some((below + (equal + 1.0) / 2.0) / (all().count() as f64 + 1.0) - 0.5)
+    };
+    cases.iter().filter_map(score).sum()
+}
+
+/// How likely so large, and so small, a sum is of so many scores drawn from all; the first ones are the new ones.
+fn score_sums(scores: &[f64], new: usize, random: &mut Random) -> (f64, f64) {
+    let observed: f64 = scores[..new].iter().sum();
+    // more labels than this have too many ways to be dealt, or too many to look for them
+    const MOST: usize = 20;
+    if scores.len() > MOST || binomial(scores.len(), new) > EXACT as f64 {
+        let mut dealt = scores.to_vec();
+        return tail(observed, None, |_| {
+            random.shuffle(&mut dealt);
+            dealt[..new].iter().sum()
+        });
+    }
+    let is_draw = |mask: &u64| mask.count_ones() as usize == new;
+    let draws: Vec<u64> = (0..1u64 << scores.len()).filter(is_draw).collect();
+    tail(observed, Some(draws.len() as u64), |i| {
+        let chosen = |at: &usize| draws[i as usize] >> at & 1 == 1;
+        (0..scores.len()).filter(chosen).map(|at| scores[at]).sum()
+    })
+}
+
 fn mean_of(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     let values: Vec<f64> = values.collect::<Option<_>>()?;
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
@@ -324,6 +415,10 @@ impl Random {
     }
 
     fn resample(&mut self, values: &[f64]) -> Vec<f64> {
+        (0..values.len()).map(|_| values[self.below(values.len())]).collect()
+    }
+
+    fn choose(&mut self, values: &[usize]) -> Vec<usize> {
         (0..values.len()).map(|_| values[self.below(values.len())]).collect()
     }
 

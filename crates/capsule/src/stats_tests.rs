@@ -84,6 +84,64 @@ fn two_days_are_told_from_a_change_by_a_control_in_20_trials_each() {
     }
 }
 
+/// Two measurements of which each round has a weather of its own, the same for all its cases.
+fn weathered(seed: u64, factor: f64) -> Vec<Rounds> {
+    let mut machine = Machine::new(seed);
+    let mut side = |factor: f64| -> Vec<Vec<f64>> {
+        let round = |_| {
+            let weather = (0.05 * machine.normal()).exp();
+            (0..6)
+                .map(|case| machine.speed((20.0 + 30.0 * f64::from(case)) * factor * weather))
+                .collect()
+        };
+        (0..5).map(round).collect()
+    };
+    let (old, new) = (side(1.0), side(factor));
+    let of =
+        |rounds: &[Vec<f64>], case: usize| rounds.iter().map(|r| r[case]).enumerate().collect();
+    (0..6).map(|case| Rounds { old: of(&old, case), new: of(&new, case) }).collect()
+}
+
+#[test]
+fn what_a_whole_round_suffers_is_no_change() {
+    let strata = |cases: &[Rounds]| {
+        let of = |c: &Rounds| {
+            let values = |side: &BTreeMap<usize, f64>| side.values().copied().collect();
+            Stratum { old: values(&c.old), new: values(&c.new) }
+        };
+        cases.iter().map(of).collect::<Vec<_>>()
+    };
+    let (mut alone, mut by_round) = (0, 0);
+    for seed in 0..100 {
+        let same = weathered(seed, 1.0);
+        let changed = |change: Change| change.verdict(0.02) != Verdict::Same;
+        alone += u32::from(changed(unpaired(&strata(&same)).unwrap()));
+        by_round += u32::from(changed(by_rounds(&same).unwrap()));
+    }
+    assert!(alone > 20 && by_round <= 3, "{alone} and {by_round} of 100");
+    for seed in 0..20 {
+        let slowed = by_rounds(&weathered(seed, 0.75)).unwrap();
+        assert_eq!(slowed.verdict(0.03), Verdict::Slower, "{seed}: {slowed:?}");
+        assert!(slowed.low < 0.75 * 1.05 && slowed.high > 0.75 / 1.05, "{slowed:?}");
+    }
+}
+
+#[test]
+fn rounds_are_counted_exactly() {
+    let rounds = |old: &[f64], new: &[f64]| {
+        let of = |values: &[f64]| values.iter().copied().enumerate().collect();
+        [Rounds { old: of(old), new: of(new) }]
+    };
+    // all of 5 above all of 5: one of 252 ways to deal the labels
+    let change =
+        by_rounds(&rounds(&[1.0, 1.1, 1.2, 1.3, 1.4], &[2.0, 2.1, 2.2, 2.3, 2.4])).unwrap();
+    assert!((change.p_faster - 1.0 / 252.0).abs() < 1e-12 && change.p_slower == 1.0, "{change:?}");
+    assert_eq!(change.verdict(0.02), Verdict::Faster);
+    let few = by_rounds(&rounds(&[1.0, 1.1, 1.2], &[2.0, 2.1, 2.2])).unwrap();
+    assert_eq!(few.verdict(0.02), Verdict::Unclear, "one of 20 is no proof");
+    assert_eq!(by_rounds(&rounds(&[1.0], &[])), None);
+}
+
 #[test]
 fn tests_are_exact_where_there_are_few() {
     // all of n pairs agree: one of 2^n ways to throw the signs

@@ -17,6 +17,12 @@ impl Capsule {
         self.samples_of(variant, case).filter_map(value).collect()
     }
 
+    /// The same by the number of the run.
+    pub fn by_run(&self, variant: usize, case: usize, metric: Metric) -> BTreeMap<usize, f64> {
+        let value = |s: &Sample| Some((s.run, *s.metrics.get(&metric)?));
+        self.samples_of(variant, case).filter_map(value).filter(|(_, v)| *v > 0.0).collect()
+    }
+
     /// Median and spread of a variant in a case; `None` where it was not measured.
     pub fn spread(&self, variant: usize, case: usize, metric: Metric) -> Option<Spread> {
         Spread::of(&self.values(variant, case, metric))
@@ -41,13 +47,9 @@ impl Capsule {
         metric: Metric,
         cases: impl IntoIterator<Item = usize>,
     ) -> Vec<Vec<f64>> {
-        let by_run = |variant, case| -> BTreeMap<usize, f64> {
-            let value = |s: &Sample| Some((s.run, *s.metrics.get(&metric)?));
-            self.samples_of(variant, case).filter_map(value).filter(|(_, v)| *v > 0.0).collect()
-        };
         let ratios = |case| {
-            let old = by_run(reference, case);
-            let new = by_run(variant, case);
+            let old = self.by_run(reference, case, metric);
+            let new = self.by_run(variant, case, metric);
             let ratio = |(run, new): (usize, f64)| {
                 let ratio = new / old.get(&run)?;
                 Some(if metric.more_is_better() { ratio } else { 1.0 / ratio })

@@ -23,6 +23,10 @@ impl<'a> Here<'a> {
     }
 
     fn set(&mut self, spec: &VariantSpec) -> Result<zmlx_lm::PatchReport> {
+        if spec.smart {
+            let reason = "its patterns are yet to be chosen: bench::smart::settle";
+            return Err(Error::argument("variant", &spec.name, reason));
+        }
         let threads = spec.threads.unwrap_or(self.threads);
         if threads != mlx::num_threads() {
             mlx::set_num_threads(threads)?;

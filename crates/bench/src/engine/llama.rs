@@ -88,7 +88,11 @@ impl Engine for LlamaBench {
             CaseKind::Decode => (0, spec.capped(case.generate_tokens)),
             _ => (spec.capped(case.prompt_tokens), spec.capped(case.generate_tokens)),
         };
-        let rows = self.test(spec, prompt, generate, case.depth)?;
+        let rows = match self.test(spec, prompt, generate, case.depth) {
+            // Ctrl-C reaches it too
+            Err(_) if cancelled() => return Ok(None),
+            rows => rows?,
+        };
         let mut metrics = BTreeMap::new();
         for row in &rows {
             let number = |key: &str| row.get(key).and_then(Value::as_f64);

@@ -111,6 +111,9 @@ impl<'a> Worker<'a> {
 impl Process {
     fn start(mut command: Command, name: &str) -> Result<Self> {
         let program = command.get_program().display().to_string();
+        // Ctrl-C is for the one who asks; a worker ends when there is nothing more to read
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child =
             child.map_err(|source| Error::Io { verb: "start", path: program, source })?;

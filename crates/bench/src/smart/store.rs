@@ -23,6 +23,8 @@ pub(super) struct Key {
     checkpoint: String,
     precision: String,
     candidates: Vec<String>,
+    /// How keys and values are kept.
+    cache: String,
     /// Modules that are left alone.
     targets: String,
 }
@@ -52,6 +54,7 @@ impl Key {
             checkpoint: hash::checkpoint(loaded)?,
             precision: format!("{:?}", options.patch.precision).to_lowercase(),
             candidates: candidates.iter().map(|name| (*name).to_owned()).collect(),
+            cache: format!("{:?}", options.cache),
             targets: format!("{exclude:?} {:?}", options.patch.layers),
         })
     }

@@ -11,9 +11,9 @@ use crate::Result;
 
 /// Numbers of pairs after which a race is looked at; noise is called a gain less than once in a hundred at each.
 const LOOKS: [usize; 3] = [8, 14, 20];
-/// Times by which all runs of one side beat all of the other where few pairs are enough.
-const CLEAR: f64 = 1.5;
-/// How many those are.
+/// Numbers of pairs that are enough where all runs of one side beat all of the other by that many times.
+const CLEAR: [(usize, f64); 2] = [(2, 4.0), (3, 1.5)];
+/// Pairs that are run whatever time they take: of fewer nothing can be said.
 const FEW: usize = 3;
 /// Tokens of a run that is very slow.
 const LEAST_TOKENS: usize = 2;
@@ -69,6 +69,7 @@ impl Trial<'_> {
         let options = GenerateOptions {
             max_tokens: size.generate,
             ignore_eos: true,
+            cache: self.options.cache,
             ..GenerateOptions::default()
         };
         let mut go_on = |_| ControlFlow::Continue(());
@@ -80,9 +81,11 @@ impl Trial<'_> {
     /// As much as a set of patterns does in the time of a run.
     fn size(&mut self, patterns: &[&'static str]) -> Result<Size> {
         let least = Size { read: LEAST_TOKENS, generate: LEAST_TOKENS };
-        // the first run loads and compiles
-        self.run(patterns, 0, least)?;
-        let (seconds, _) = self.run(patterns, 0, least)?;
+        // the first run loads and compiles; who takes so long with so little needs no second one
+        let (mut seconds, _) = self.run(patterns, 0, least)?;
+        if seconds < 4.0 * RUN.as_secs_f64() {
+            (seconds, _) = self.run(patterns, 0, least)?;
+        }
         let each = seconds / (2 * LEAST_TOKENS) as f64;
         let fits = (RUN.as_secs_f64() / each.max(1e-6)) as usize;
         let generate = fits.clamp(LEAST_TOKENS, self.options.max_tokens.max(LEAST_TOKENS));
@@ -90,13 +93,17 @@ impl Trial<'_> {
         Ok(Size { read: fits.max(LEAST_TOKENS), generate })
     }
 
-    /// Whether the sample's tokens are those of stock.
+    /// Whether the sample's tokens are those of stock, as far as there is time to look: one prompt at least.
     pub(super) fn is_identical(&mut self, patterns: &[&'static str]) -> Result<bool> {
         if patterns.is_empty() {
             return Ok(true);
         }
         let size = self.size(&[])?;
+        let start = Instant::now();
         for number in 0..self.options.prompts.len() {
+            if number > 0 && start.elapsed() > self.options.budget {
+                break;
+            }
             let (_, expected) = self.run(&[], number, size)?;
             let (_, got) = self.run(patterns, number, size)?;
             if got != expected {
@@ -126,19 +133,17 @@ impl Trial<'_> {
                 of_a.push(self.run(a, number / 2, size)?.0);
             }
             let ratios: Vec<f64> = of_a.iter().zip(&of_b).map(|(a, b)| b / a).collect();
-            let last =
-                of_a.len() >= LOOKS[LOOKS.len() - 1] || start.elapsed() > self.options.budget;
-            let few = of_a.len() >= FEW;
+            let late = of_a.len() >= FEW && start.elapsed() > self.options.budget;
+            let last = of_a.len() >= LOOKS[LOOKS.len() - 1] || late;
             let is_look = LOOKS.contains(&of_a.len());
-            if !last && !is_look && !few {
+            let clear = [(&of_a, &of_b, Way::Faster), (&of_b, &of_a, Way::Slower)];
+            let clear = clear.into_iter().find(|(a, b, _)| beats(a, b)).map(|(.., way)| way);
+            if !last && !is_look && clear.is_none() {
                 continue;
             }
             let Some(change) = stats::paired(&[ratios]) else { continue };
-            if few && beats(&of_a, &of_b) {
-                return Ok(Race { way: Way::Faster, change });
-            }
-            if few && beats(&of_b, &of_a) {
-                return Ok(Race { way: Way::Slower, change });
+            if let Some(way) = clear {
+                return Ok(Race { way, change });
             }
             match change.verdict(self.options.threshold) {
                 Verdict::Faster if is_look || last => return Ok(Race { way: Way::Faster, change }),
@@ -150,9 +155,23 @@ impl Trial<'_> {
     }
 }
 
-/// Whether every run of one side is far faster than every run of the other.
+/// Whether every run of one side is so much faster than every run of the other that there are enough of them.
 fn beats(a: &[f64], b: &[f64]) -> bool {
     let slowest = a.iter().copied().fold(0.0, f64::max);
     let fastest = b.iter().copied().fold(f64::INFINITY, f64::min);
-    slowest * CLEAR < fastest
+    CLEAR.iter().any(|(pairs, times)| a.len() >= *pairs && slowest * times < fastest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::beats;
+
+    #[test]
+    fn few_pairs_are_enough_for_what_is_clear() {
+        assert!(!beats(&[1.0], &[99.0]));
+        assert!(beats(&[1.0, 1.1], &[5.0, 4.5]));
+        assert!(!beats(&[1.0, 1.1], &[2.0, 2.0]));
+        assert!(beats(&[1.0, 1.1, 1.0], &[2.0, 2.0, 1.7]));
+        assert!(!beats(&[1.0, 1.1, 1.9], &[2.0, 2.0, 1.7]));
+    }
 }

@@ -1,4 +1,4 @@
-//! What a comparison of two capsules says.
+//! What a comparison says.
 
 use super::Document;
 use crate::Metric;
@@ -6,6 +6,8 @@ use crate::compare::Comparison;
 use crate::stats::Verdict;
 
 /// The report of a comparison.
+///
+/// - `old`, `new`: names of two capsules, or of the reference and of the capsule that both are in
 pub fn comparison(found: &Comparison, old: &str, new: &str) -> Document {
     let mut document = Document { title: format!("{new} against {old}"), ..Document::default() };
     for note in &found.notes {
@@ -37,7 +39,14 @@ pub fn comparison(found: &Comparison, old: &str, new: &str) -> Document {
         ]
     });
     document.table(
-        &["variant", "new by old", "samples", "p slower", "verdict", "worst case"],
+        &[
+            "variant",
+            if found.paired { "by it" } else { "new by old" },
+            "samples",
+            "p slower",
+            "verdict",
+            "worst case",
+        ],
         rows.collect(),
     );
     for (variant, case) in &found.other_tokens {
@@ -45,8 +54,9 @@ pub fn comparison(found: &Comparison, old: &str, new: &str) -> Document {
     }
     document.text(format!(
         "Above 1 is better. Worse is what is off by {:.1} % or more and what noise comes to less than once in a hundred \
-         (stratified rank sums).",
-        100.0 * found.threshold
+         ({}).",
+        100.0 * found.threshold,
+        if found.paired { "signed ranks of runs side by side" } else { "rank sums" }
     ));
     document.text(if found.is_good() { "regression: no" } else { "regression: yes" });
     document

@@ -3,6 +3,9 @@
 use super::svg::{colour, escaped};
 use super::{Block, Document, Plot, Table};
 
+/// Letters of a cell from which on its column is broken into lines.
+const LONG: usize = 36;
+
 const STYLE: &str = include_str!("page.css");
 
 /// A page.
@@ -63,8 +66,18 @@ fn figure(plot: &Plot) -> String {
 }
 
 fn table_html(table: &Table) -> String {
+    // sentences are read, not compared by digits
+    let is_prose = |i: usize| {
+        let cells = table.rows.iter().filter_map(|row| row.get(i));
+        cells.map(|cell| cell.chars().count()).max().is_some_and(|longest| longest > LONG)
+    };
+    let classes: Vec<&str> = (0..table.header.len())
+        .map(|i| if is_prose(i) { " class=\"prose\"" } else { "" })
+        .collect();
     let row = |tag: &str, row: &Vec<String>| {
-        let cells: String = row.iter().map(|c| format!("<{tag}>{}</{tag}>", escaped(c))).collect();
+        let cell =
+            |(text, class): (&String, &&str)| format!("<{tag}{class}>{}</{tag}>", escaped(text));
+        let cells: String = row.iter().zip(&classes).map(cell).collect();
         format!("<tr>{cells}</tr>\n")
     };
     let rows: String = table.rows.iter().map(|r| row("td", r)).collect();

@@ -183,8 +183,8 @@ pub(super) fn distributions(capsule: &Capsule, Measured(metric): Measured) -> Op
     }
     let height = 24.0 + 34.0 * capsule.variants.len() as f64 + 42.0;
     let frame = Frame { left: 92.0, right: WIDTH - 14.0, top: 10.0, bottom: height - 40.0 };
-    let reach = points.iter().map(|(_, v, _)| v.abs()).fold(1.0, f64::max);
-    let x = Scale::linear(&[-reach, reach], frame.left, frame.right);
+    let values: Vec<f64> = points.iter().map(|(_, v, _)| *v).chain([-1.0, 1.0]).collect();
+    let x = Scale::linear(&values, frame.left, frame.right);
     let mut svg = Svg::new(WIDTH, height);
     frame.x_axis(&mut svg, &x, "% off the median of the case");
     let mut seen = vec![0usize; capsule.variants.len()];

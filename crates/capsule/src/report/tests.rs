@@ -1,5 +1,5 @@
 use super::*;
-use crate::compare::{self, compare};
+use crate::compare::{self, Control, compare};
 use crate::tests::sample_capsule;
 
 #[test]
@@ -50,8 +50,11 @@ fn what_a_capsule_says_is_text_wherever_it_is_shown() {
 #[test]
 fn a_regression_is_found_and_no_change_is_not() {
     let (old, mut new) = (sample_capsule(), sample_capsule());
-    let same = compare(&old, &new, &compare::Options::default()).unwrap();
-    assert!(same.is_good(), "{same:?}");
+    let alone = compare::Options { control: Control::None, ..Default::default() };
+    for options in [&compare::Options::default(), &alone] {
+        let same = compare(&old, &new, options).unwrap();
+        assert!(same.is_good(), "{same:?}");
+    }
     for sample in new.samples.iter_mut().filter(|s| s.variant == 1) {
         for value in sample.metrics.values_mut() {
             *value *= 0.8;
@@ -61,7 +64,8 @@ fn a_regression_is_found_and_no_change_is_not() {
     assert!(!found.is_good());
     let text = terminal(&comparison(&found, "old", "new"));
     assert!(text.contains("SLOWER") && text.ends_with("regression: yes\n"), "{text}");
-    let control = compare::Options { control: Some("stock".to_owned()), ..Default::default() };
+    let control =
+        compare::Options { control: Control::Variant("stock".to_owned()), ..Default::default() };
     assert!(!compare(&old, &new, &control).unwrap().is_good());
     // all of it slower by the same: the machine's doing
     for sample in new.samples.iter_mut().filter(|s| s.variant == 0) {
@@ -70,7 +74,39 @@ fn a_regression_is_found_and_no_change_is_not() {
         }
     }
     assert!(compare(&old, &new, &control).unwrap().is_good());
-    assert!(!compare(&old, &new, &compare::Options::default()).unwrap().is_good());
+    let found = compare(&old, &new, &compare::Options::default()).unwrap();
+    assert!(found.is_good(), "stock is the control where both have it");
+    assert!(found.notes.iter().any(|n| n.starts_with("by stock")), "{:?}", found.notes);
+    assert!(!compare(&old, &new, &alone).unwrap().is_good());
+    new.mlx.version = "0.32.4".to_owned();
+    assert!(!compare(&old, &new, &compare::Options::default()).unwrap().is_good(), "another stock");
+}
+
+#[test]
+fn variants_of_one_capsule_are_compared_side_by_side() {
+    let mut capsule = sample_capsule();
+    capsule.fidelity.iter_mut().for_each(|f| f.first_divergence = None);
+    let default = compare::Options::default();
+    let found = compare::within(&capsule, &default).unwrap();
+    assert!(found.is_good() && found.paired, "{found:?}");
+    assert_eq!(found.rows.len(), 2, "decode and prefill of the other variant");
+    // and the other way around
+    let control =
+        compare::Options { control: Control::Variant("zmlx".to_owned()), ..Default::default() };
+    let found = compare::within(&capsule, &control).unwrap();
+    let text = terminal(&comparison(&found, "zmlx", "x.json"));
+    assert!(text.contains("x.json against zmlx") && text.contains("signed ranks"), "{text}");
+    assert!(text.contains("stock decode") && text.ends_with("regression: yes\n"), "{text}");
+
+    let found = compare::within(&sample_capsule(), &default).unwrap();
+    assert_eq!(found.other_tokens, [("zmlx".to_owned(), "code 64".to_owned())]);
+    assert!(!found.is_good());
+    let nobody =
+        compare::Options { control: Control::Variant("nobody".to_owned()), ..Default::default() };
+    assert!(compare::within(&capsule, &nobody).unwrap_err().to_string().contains("nobody"));
+    capsule.variants.truncate(1);
+    capsule.samples.retain(|s| s.variant == 0);
+    assert!(compare::within(&capsule, &default).unwrap_err().to_string().contains("no two"));
 }
 
 #[test]
@@ -88,6 +124,7 @@ fn capsules_without_anything_in_common_are_refused() {
     new.variants.iter_mut().for_each(|v| v.name.push('2'));
     let error = compare(&old, &new, &compare::Options::default()).unwrap_err();
     assert!(error.to_string().contains("same name"), "{error}");
-    let control = compare::Options { control: Some("nobody".to_owned()), ..Default::default() };
+    let control =
+        compare::Options { control: Control::Variant("nobody".to_owned()), ..Default::default() };
     assert!(compare(&old, &old, &control).unwrap_err().to_string().contains("nobody"));
 }
