@@ -7,12 +7,12 @@
 set -eu
 zmlx=$1 out=$2 trials=$3
 shift 3
-wait_us=${WAIT_US:-300}
+wait_us=${WAIT_US:-500}
 mkdir -p "$out"
 
 measure() { # NAME WORDS
-  [ -e "$out/$1.json" ] || "$zmlx" bench $model --prompts english_technical,chinese,code,math_reasoning,creative --lengths 64 \
-    --runs 5 --cooldown 20 --variant control=auto --variant "x=$2" --out "$out/$1.json" > "$out/$1.txt" 2>&1
+  [ -e "$out/$1.json" ] || "$zmlx" bench $model --prompts english_technical,chinese,code,math_reasoning,creative --lengths 32 \
+    --runs 10 --cooldown 10 --variant control=auto --variant "x=$2" --out "$out/$1.json" > "$out/$1.txt" 2>&1
   rm -f "$out/$1.txt"
 }
 

@@ -190,6 +190,34 @@ MISC = """{{ true }} {{ none }} {{ false }} {{ 1.0 }} {{ 3 }} {{ 2 / 4 }} {{ 7 /
 {{ 12 | string + 'x' }} {{ '12' | int + 1 }} {{ '1.5' | float }} {{ -3 | abs }} {{ 2.567 | round(1) }}
 {{ ['a', 'b', 'a'] | unique | list }} {{ [[1, 2], [3]] | map('length') | list }} {{ 'abc' | reverse }} {{ [1, 2] | sum }}
 {{ 'a\\nb' | indent(2) }} {{ ' a ' | trim }} {{ 'abc' | replace('b', 'x') }}
+{{ strftime_now('%Y-%m-%d') }} {{ strftime_now('%d %b %Y') }} {{ strftime_now('%B %d, %Y') }} {{ strftime_now('%A, %H:%M:%S %p %I %j %y %%') }}
+{{ strftime_now('%a %e %B %Y') if false else strftime_now('%a %-d %B') }} {{ strftime_now is defined }}
+{{ {'a': {'b': [1, {'c': 'é'}]}} | tojson(ensure_ascii=False, indent=2) }} {{ 'é' | tojson(ensure_ascii=True) }} {{ {'a': [1]} | tojson(separators=(',', ':')) }}
+{{ [1, {}] | tojson(indent=1) }} {{ {'b': 1, 'a': 2} | tojson(indent=3, sort_keys=True) }} {{ 'a/b' | tojson }} {{ '\\x7f\\x01' | tojson }}
+{% set ns = namespace(found=false, n=1, names=[]) %}{% for m in messages if not ns.found %}{% if m.role == 'user' %}{% set ns.found = true %}{% endif %}{% set ns.names = ns.names + [m.role] %}{% endfor %}{{ ns.names }} {{ ns.missing is defined }}
+{% for m in messages recursive %}{{ m.role }}{% if loop.depth < 2 %}({{ loop([m]) }}){% endif %}{% endfor %}
+{% for m in messages %}{% if loop.changed(m.role == 'user') %}{{ m.role }},{% endif %}{% endfor %}
+{% macro wrap(tag) %}<{{ tag }}>{{ caller() }}</{{ tag }}>{% endmacro %}{% call wrap('b') %}in {{ messages | length }}{% endcall %}
+{% macro stop() %}{{ raise_exception('inside') }}{% endmacro %}{{ 'x' if true else stop() }}
+{% macro role_of(m) -%} {%- if m is mapping and m.role in ['user', 'tool'] -%}{{ m['role'] }}{%- else -%}other{%- endif -%} {%- endmacro %}{% for m in messages %}{{ role_of(m) }};{% endfor %}
+{{ messages[0] is sameas messages[0] }} {{ true is sameas true }} {{ none is sameas none }} {{ 3 is odd }} {{ 3 is divisibleby 3 }} {{ 'A' is upper }} {{ messages is callable }} {{ false is false }} {{ 1 is true }}
+{% set ns = namespace(n=0) %}{% for m in messages if ns.n < 2 -%} {{ m.role }} {%- set ns.n = ns.n + 1 %}{%- if m.role == 'user' %}{% break %}{% endif -%} {% endfor %}!
+{% set ns = namespace(skip=true) %}{% for m in messages if m.role != 'system' or not ns.skip %}{{ loop.index }}/{{ loop.length }}{{ loop.last }} {% else %}none{% endfor %}
+{% set ns = namespace(n=0) %}{% macro up() %}{% set ns.n = ns.n + 1 %}{% endmacro %}{% for m in messages if ns.n < 1 %}{{ up() }}{% for c in ['x', 'y'] %}{{ c }}{{ loop.index }}{% endfor %}{% endfor %}{{ ns.n }}
+{% set ns = namespace(n=0) %}{% for m in messages if ns.n < 2 %}{% for k in m if k != ns.key %}{{ k }}{% set ns.key = k %}{% set ns.n = ns.n + 1 %}{% endfor %};{% endfor %}
+{{ 'a b  c '.rsplit() }} {{ ' a b  c'.rsplit(none, 1) }} {{ 'a,b,c'.rsplit(',') }} {{ 'a,b,c'.rsplit(',', 1)[-1] }} {{ ''.rsplit() }} {{ ''.rsplit(',') }} {{ 'a::b'.rsplit('::', 5) }} {{ 'ab'.rsplit(',', 0) }}
+{{ 'aab'.removeprefix('a') }} {{ 'abb'.removesuffix('b') }} {{ 'ab'.removesuffix('') }} {{ 'ab'.removeprefix('c') }}
+{{ '' | wordcount }} {{ "it's a_b 3.5, 好的 " | wordcount }} {{ 'naïve—text' | wordcount }}
+{% macro f() %}{% endmacro %}{{ f is callable }} {{ raise_exception is callable }} {{ strftime_now is callable }} {{ 'x' is callable }} {{ none is callable }} {{ missing is callable }} {{ {} is callable }} {{ 3 is not callable }}
+{{ {'b': 1, 'a': 2} | items | list }} {{ [1, 2, 3, 4, 5] | batch(2) | list }} {{ [1, 2, 3] | slice(2) | list }} {{ [3, 1] | min }} {{ 'a b c' | wordcount }} {{ [1, 2] | last }}
+{{ {'a': 1}.values() | list }} {{ dict({'a': 1}, b=2) }} {{ {'a': 1}.get('a', 5) + 1 }} {{ 1 < 2 < 3 }} {{ 3 > 2 > 2 }}
+{{ 'a--b'.rsplit('-', 1) }} {{ 'prefix-x'.removeprefix('prefix-') }} {{ 'x.txt'.removesuffix('.txt') }} {{ 'ab'.index('b') if false else 'ab'.find('z') }} {{ 'a\\r\\nb' | length }} {{ 'abc'.startswith(('x', 'a')) }} {{ 'Abc'.islower() }}
+{{ messages | map(attribute='content') | map('length') | list }} {{ messages | map(attribute='nothing', default='-') | join }} {{ messages | selectattr('tool_calls', 'defined') | list | length }} {{ messages | rejectattr('role', 'in', ['system']) | list | length }}
+{{ messages[:-1] | map(attribute='role') | join('>') }} {{ messages[::-1][0].role }} {{ (messages | selectattr('role', 'equalto', 'system') | list)[0].content | trim }} {{ messages | sum(start=0, attribute='none') if false else 0 }}
+{% set m = messages[0] %}{% if m.content is string and m['content'] | trim | length > 0 and not (m.tool_calls is defined and m.tool_calls) %}text{% endif %}{% if m.content is not none %} some{% endif %}{% if 'role' in m and m.get('role') != 'user' %} other{% endif %}
+{% set list = [] %}{% set _ = list.append(1) %}{{ list }}
+{% with a = 1, b = 2 %}{{ a + b }}{% endwith %}{{ a is defined }} {# a comment #}{%- set x -%} kept {%- endset %}[{{ x }}] {{ "%.2f" | format(1.5) }} {{ "%s" % 'x' if false else '' }}
+{{ [['a', 1], ['b', 2]] | map('first') | list }} {% for name, n in [['a', 1], ['b', 2]] %}{{ name }}{{ n }}{{ ',' if not loop.last }}{% endfor %} {{ 'a' ~ 1.0 ~ true ~ [1] }} {{ 5 // 2 * 2 - 1 }} {{ (1 if false) is defined }}
 {{ raise_exception('stop: ' + messages[0].role) }}
 {{ undefined_function() }}
 {{ missing.attribute }}

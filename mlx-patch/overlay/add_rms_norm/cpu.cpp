@@ -85,7 +85,7 @@ void AddRMSNorm::eval_cpu(const std::vector<array>& inputs, std::vector<array>& 
     encoder.set_output_array(out);
   }
   cpu::dispatch(
-      encoder,
+      stream(),
       name(),
       [x = array::unsafe_weak_copy(inputs[kX]),
        r = array::unsafe_weak_copy(inputs[kR]),

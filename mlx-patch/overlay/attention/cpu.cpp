@@ -362,7 +362,7 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
     return;
   }
   if (inputs[kK].shape(2) == 0) {
-    cpu::dispatch(encoder, name(), [out = array::unsafe_weak_copy(out)]() mutable {
+    cpu::dispatch(stream(), name(), [out = array::unsafe_weak_copy(out)]() mutable {
       std::fill_n(out.data<uint8_t>(), out.nbytes(), 0);
     });
     return;
@@ -370,7 +370,7 @@ void Attention::eval_cpu(const std::vector<array>& inputs, array& out) {
   for (auto& a : inputs) {
     encoder.set_input_array(a);
   }
-  cpu::dispatch(encoder, name(), [operands = Operands(inputs, out, state_), state = state_]() mutable {
+  cpu::dispatch(stream(), name(), [operands = Operands(inputs, out, state_), state = state_]() mutable {
     run(operands, state);
   });
 }

@@ -82,7 +82,7 @@ void CacheAppend::eval_cpu(const std::vector<array>& inputs, array& out) {
   encoder.set_output_array(out);
   if (!in_place) {
     cpu::dispatch(
-        encoder,
+        stream(),
         name(),
         [from = array::unsafe_weak_copy(inputs[kBuffer]), to = array::unsafe_weak_copy(out)]() mutable {
           copy_buffer(from, to);
@@ -90,11 +90,11 @@ void CacheAppend::eval_cpu(const std::vector<array>& inputs, array& out) {
   }
   auto& tokens = inputs[kTokens];
   if (tokens.shape(3) == 1 || tokens.strides(3) == 1) {
-    cpu::dispatch(encoder, name(), Append(tokens, row_, inputs[kLengths], out));
+    cpu::dispatch(stream(), name(), Append(tokens, row_, inputs[kLengths], out));
     return;
   }
   cpu::dispatch(
-      encoder,
+      stream(),
       name(),
       [tokens = array::unsafe_weak_copy(tokens),
        row = row_,

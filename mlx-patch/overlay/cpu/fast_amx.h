@@ -79,9 +79,10 @@ class TileProduct {
   static constexpr int kStepBytes = kStep * 2;
   static constexpr int kTileBytes = kStep / 2 * 64; // of weights
   static constexpr int kParts = 3; // bf16 numbers that make up an f32
+  static constexpr float kInfinity = __builtin_inff();
 
   struct alignas(64) Workspace {
-    uint8_t weights[2][kBlockWeights * kTileRows * 2]; // [column of tiles][step][pair of K][column]
+    uint8_t weights[2][2][kBlockWeights * kTileRows * 2]; // of two blocks: [column of tiles][step][pair of K][column]
     float scales[kGroups * kBlock]; // [group][column]
     float products[2][kPair * kPair]; // of the last segments: [row][column]
     float sums[kPair * kPair];
@@ -119,25 +120,35 @@ class TileProduct {
 
   // The sum of x over each group, cut into bf16 parts: [part][32 groups][row][32].
   void add_up(const uint8_t* x, int row) {
-    const int64_t part_words = group_steps_ * m_ * kStep;
-    auto out = reinterpret_cast<uint16_t*>(sums_) + row * kStep;
-    for (int64_t g = 0; g < group_steps_ * kStep; g++) {
-      float sum = 0;
-      if (g < groups_) {
-        __m512 s = _mm512_setzero_ps();
-        for (int k = 0; k < q_.group_size; k += 16) {
-          s = _mm512_add_ps(s, load_values<DType::BF16>(x + (g * q_.group_size + k) * 2, 0xffff));
-        }
-        sum = _mm512_reduce_add_ps(s);
-      }
-      uint16_t* to = out + g / kStep * m_ * kStep + g % kStep;
+    const int64_t part_bytes = group_steps_ * m_ * kStepBytes;
+    for (int64_t g = 0; g < group_steps_ * kStep; g += 16) {
+      __m512 sums = _mm512_setzero_ps();
+      repeat<4>([&](auto i) ZMLX_LAMBDA {
+        sums = _mm512_insertf32x4(sums, four_sums(x, g + 4 * i), i);
+      });
+      uint8_t* to = sums_ + (g / kStep * m_ + row) * kStepBytes + g % kStep * 2;
       for (int p = 0; p < kParts; p++) {
-        const uint32_t top = __builtin_bit_cast(uint32_t, sum) & 0xffff0000;
-        to[p * part_words] = static_cast<uint16_t>(top >> 16);
-        const bool finite = (top & 0x7f800000) != 0x7f800000;
-        sum = finite ? sum - __builtin_bit_cast(float, top) : 0;
+        const __m512i top = _mm512_and_si512(as_int(sums), _mm512_set1_epi32(0xffff0000));
+        _mm256_store_si256(
+            reinterpret_cast<__m256i*>(to + p * part_bytes), _mm512_cvtepi32_epi16(_mm512_srli_epi32(top, 16)));
+        // of what is not finite nothing is left
+        const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(sums), _mm512_set1_ps(kInfinity), _CMP_LT_OQ);
+        sums = _mm512_maskz_sub_ps(finite, sums, as_float(top));
       }
     }
+  }
+
+  // Of groups g .. g + 3; zero behind the last.
+  __m128 four_sums(const uint8_t* x, int64_t g) const {
+    __m512 s[4];
+    repeat<4>([&](auto i) ZMLX_LAMBDA {
+      s[i] = _mm512_setzero_ps();
+      const uint8_t* from = x + (g + i) * q_.group_size * 2;
+      for (int k = 0; g + i < groups_ && k < q_.group_size; k += 16) {
+        s[i] = _mm512_add_ps(s[i], load_values<DType::BF16>(from + k * 2, 0xffff));
+      }
+    });
+    return reduce4(s[0], s[1], s[2], s[3]);
   }
 
   // The sums of columns n .. end in ws.sums.
@@ -154,6 +165,10 @@ class TileProduct {
       scales[r] = q_.scales + column * q_.scale_stride;
       biases[r] = kAffine ? q_.biases + column * q_.bias_stride : nullptr;
     }
+    prefetch(q_.scales, q_.scale_stride, end);
+    if constexpr (kAffine) {
+      prefetch(q_.biases, q_.bias_stride, end);
+    }
     if constexpr (kAffine) {
       add_biases<two>(biases);
     } else {
@@ -165,7 +180,9 @@ class TileProduct {
     const int64_t ahead = kPair * q_.w_stride;
     const float* pending = nullptr; // the scales of products that are still to be added
     int buffer = 0;
-    for (int64_t k0 = 0; k0 < q_.K; k0 += kBlockWeights) {
+    int block = 0;
+    unpack_pair(weights, 0, ahead, ws.weights[0]);
+    for (int64_t k0 = 0; k0 < q_.K; k0 += kBlockWeights, block ^= 1) {
       const int64_t g0 = k0 / q_.group_size;
       if (g0 % kGroups == 0 && k0 % q_.group_size == 0) {
         if (pending) {
@@ -179,14 +196,12 @@ class TileProduct {
           load_bytes(scales, kPair, g0, groups, scale_table_, ws.scales);
         }
       }
-      const int64_t offset = k0 * B / 8;
-      const int64_t left = q_.K * B / 8 - offset;
-      for (int c = 0; c < 2; c++) {
-        unpack(weights + c * kTileRows, offset, left, ahead, ws.weights[c]);
+      if (k0 + kBlockWeights < q_.K) {
+        unpack_pair(weights, k0 + kBlockWeights, ahead, ws.weights[block ^ 1]);
       }
       const int count = q_.K - k0 < kBlockWeights ? static_cast<int>(q_.K - k0) : kBlockWeights;
       for (int k = 0; k < count; k += segment) {
-        multiply<two>(k0 + k, k, segment, buffer);
+        multiply<two>(k0 + k, ws.weights[block], k, segment, buffer);
         if (pending) {
           add_products(pending, buffer ^ 1);
         }
@@ -197,13 +212,44 @@ class TileProduct {
     add_products(pending, buffer ^ 1);
   }
 
+  // The scales (or biases) of the columns from `column` on.
+  static void prefetch(const uint8_t* rows, int64_t stride, int64_t column) {
+    const uint8_t* from = rows + column * stride;
+    for (int64_t i = 0; i < kPair * stride && i < 1 << 14; i += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T1);
+    }
+  }
+
+  // The block of codes from k on, of both columns of tiles. It is unpacked before the block in front of it is multiplied:
+  // a tile load waits for the stores that it reads.
+  void unpack_pair(
+      const uint8_t* const* rows,
+      int64_t k,
+      int64_t ahead,
+      uint8_t (&out)[2][kBlockWeights * kTileRows * 2]) const {
+    const int64_t offset = k * B / 8;
+    const int64_t left = q_.K * B / 8 - offset;
+    for (int c = 0; c < 2; c++) {
+      if (left >= kBlockBytes) {
+        unpack<true>(rows + c * kTileRows, offset, left, ahead, out[c]);
+      } else {
+        unpack<false>(rows + c * kTileRows, offset, left, ahead, out[c]);
+      }
+    }
+  }
+
   // 16 columns' next block of codes as tiles of pairs.
+  template <bool whole>
   ZMLX_INLINE void unpack(const uint8_t* const* rows, int64_t offset, int64_t left, int64_t ahead, uint8_t* out) const {
-    const __mmask64 mask = left >= kBlockBytes ? ~0ull >> (64 - kBlockBytes) : (1ull << left) - 1;
+    const __mmask64 mask = whole ? ~0ull >> (64 - kBlockBytes) : (1ull << left) - 1;
     __m512i v[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
-      v[i] = _mm512_maskz_loadu_epi8(mask, rows[i] + offset);
+      if constexpr (whole && kBlockBytes == 64) {
+        v[i] = _mm512_loadu_si512(rows[i] + offset);
+      } else {
+        v[i] = _mm512_maskz_loadu_epi8(mask, rows[i] + offset);
+      }
       _mm_prefetch(reinterpret_cast<const char*>(rows[i] + offset + ahead), _MM_HINT_T1);
       if constexpr (kBytes) {
         v[i] = codes_.bytes(v[i]);
@@ -263,12 +309,17 @@ class TileProduct {
 
   // products[buffer] = x @ weights from k on, `at` in the block that is unpacked.
   template <bool two>
-  ZMLX_INLINE void multiply(int64_t k, int at, int count, int buffer) {
+  ZMLX_INLINE void multiply(
+      int64_t k,
+      const uint8_t (&weights)[2][kBlockWeights * kTileRows * 2],
+      int at,
+      int count,
+      int buffer) {
     auto go = [&]<int sums>(std::integral_constant<int, sums>) ZMLX_LAMBDA {
       clear<two, sums>();
       for (int s = 0; s < count / kStep; s++) {
         const int64_t tile = (at / kStep + s) * kTileBytes;
-        step<two, sums>(x_ + (k / kStep + s) * m_ * kStepBytes, ws_->weights[0] + tile, ws_->weights[1] + tile);
+        step<two, sums>(x_ + (k / kStep + s) * m_ * kStepBytes, weights[0] + tile, weights[1] + tile);
       }
       keep<two, sums>(ws_->products[buffer]);
     };
@@ -294,11 +345,11 @@ class TileProduct {
         }
         transpose16(v);
         for (int i = 0; i < 16; i++) {
-          _mm512_store_si512(ws_->weights[c] + i * 64, v[i]);
+          _mm512_store_si512(ws_->weights[0][c] + i * 64, v[i]);
         }
       }
       for (int p = 0; p < kParts; p++) {
-        step<two, 0>(sums_ + (p * group_steps_ + s) * m_ * kStepBytes, ws_->weights[0], ws_->weights[1]);
+        step<two, 0>(sums_ + (p * group_steps_ + s) * m_ * kStepBytes, ws_->weights[0][0], ws_->weights[0][1]);
       }
     }
     keep<two, 0>(ws_->sums);

@@ -9,14 +9,19 @@
 #include "cpu/profile.h"
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
+#include "mlx/scheduler.h"
 
 namespace zmlx::cpu {
 
-// Enqueues `run()` on the stream of `encoder`, to be run in the default floating-point environment. `name`, which is never
-// freed, stands for it in a profile.
+// Enqueues `run()` on a stream, to be run in the default floating-point environment. `name`, which is never freed, stands
+// for it in a profile.
+//
+// Not by the stream's encoder: that counts what it enqueues, and whoever builds a graph sleeps once a hundred are under
+// way and is woken after every ten, by the thread that computes. MLX enqueues one more for every array and counts that,
+// so what is under way stays bounded.
 template <typename F>
-void dispatch(mlx::core::cpu::CommandEncoder& encoder, const char* name, F run) {
-  encoder.dispatch([name, run = std::move(run)]() mutable {
+void dispatch(mlx::core::Stream stream, const char* name, F run) {
+  mlx::core::scheduler::enqueue(stream, [name, run = std::move(run)]() mutable {
     ProfileSpan span(Span::Op, 0, name);
     DefaultFloatEnvironment environment;
     run();
@@ -43,7 +48,7 @@ void dispatch_task(
     in.push_back(array::unsafe_weak_copy(a));
   }
   encoder.set_output_array(out);
-  dispatch(encoder, name, [in = std::move(in), out = array::unsafe_weak_copy(out), run = std::move(run)]() mutable {
+  dispatch(stream, name, [in = std::move(in), out = array::unsafe_weak_copy(out), run = std::move(run)]() mutable {
     run(in, out);
   });
 }
@@ -69,7 +74,7 @@ void dispatch_task(
     out.push_back(array::unsafe_weak_copy(a));
   }
   if (outputs[0].size() > 0) {
-    dispatch(encoder, name, [in = std::move(in), out = std::move(out), run = std::move(run)]() mutable { run(in, out); });
+    dispatch(stream, name, [in = std::move(in), out = std::move(out), run = std::move(run)]() mutable { run(in, out); });
   }
 }
 

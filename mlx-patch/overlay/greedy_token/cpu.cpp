@@ -146,7 +146,7 @@ void GreedyToken::eval_cpu(const std::vector<array>& inputs, array& out) {
         return run<mlx::core::bfloat16_t>(logits, out);
     }
   };
-  cpu::dispatch(encoder, name(), std::move(task));
+  cpu::dispatch(stream(), name(), std::move(task));
 }
 
 } // namespace zmlx

@@ -302,7 +302,7 @@ void MoERouter::eval_cpu(const std::vector<array>& inputs, std::vector<array>& o
       });
     });
   };
-  cpu::dispatch(encoder, name(), std::move(task));
+  cpu::dispatch(stream(), name(), std::move(task));
 }
 
 } // namespace zmlx

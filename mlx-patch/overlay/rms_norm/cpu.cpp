@@ -57,7 +57,7 @@ void FusedRMSNorm::eval_cpu(const std::vector<array>& inputs, array& out) {
   encoder.set_input_array(inputs[kWeight]);
   encoder.set_output_array(out);
   cpu::dispatch(
-      encoder,
+      stream(),
       name(),
       [x = array::unsafe_weak_copy(inputs[kX]),
        weight = array::unsafe_weak_copy(inputs[kWeight]),

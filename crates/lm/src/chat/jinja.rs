@@ -7,6 +7,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
 use super::json::Dump;
+use super::{loops, python};
 
 /// Templates are untrusted: a template that runs for longer than this many instructions is stopped.
 const FUEL: u64 = 5_000_000;
@@ -20,7 +21,7 @@ pub(super) fn render(
     variables: &Map<String, Json>,
     now: &Zoned,
 ) -> Result<String, String> {
-    let source = without_generation_tags(source);
+    let source = loops::lazy(&without_generation_tags(source))?;
     let mut environment = environment(now);
     environment
         .add_template(NAME, &source)
@@ -72,7 +73,7 @@ fn environment<'a>(now: &Zoned) -> Environment<'a> {
     if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
         environment.set_syntax(syntax);
     }
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    python::add_to(&mut environment);
     environment.set_fuel(Some(FUEL));
     environment.add_filter("tojson", to_json);
     environment.add_function(

@@ -6,6 +6,8 @@
 mod deepseek_v32;
 mod jinja;
 mod json;
+mod loops;
+mod python;
 
 use std::collections::BTreeMap;
 use std::fs;
