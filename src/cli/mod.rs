@@ -221,7 +221,8 @@ mod tests {
         for mut command in rows.chain([super::command()]) {
             let help = command.render_help().to_string();
             let examples = help.split_once("Examples:\n").expect("examples").1;
-            for line in examples.lines().filter_map(|line| line.strip_prefix("      ")) {
+            let lines = examples.lines().filter_map(|line| line.strip_prefix("      "));
+            for line in lines.flat_map(|line| line.split(" && ")) {
                 let line = line.split(" | ").next().unwrap_or(line);
                 let line = line.split(['<', '>']).next().unwrap_or(line);
                 // quoted text is one word

@@ -79,7 +79,7 @@ __global__ __launch_bounds__(kMostCombineWarps * 32) void gather_qmm_combine_mma
         {rows_of<T, kBits, kGroup>(p.down, expert, row, p.N, p.K),
          rows_of<T, kBits, kGroup>(p.down, expert, row + 8, p.N, p.K)});
     if (k == warp) {
-      // the choice of experts came before x
+      // x was computed from the choice of experts, so that this was complete when the launch began
       wait_for_inputs();
       let_next_begin();
     }

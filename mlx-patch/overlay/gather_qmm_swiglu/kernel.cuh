@@ -59,8 +59,6 @@ __global__ __launch_bounds__(kMostSwigluWarps * 32) void gather_qmm_swiglu_mma(c
   int blocks = p.N / (8 * warps);
   int64_t line = blockIdx.x / blocks; // of y
   int row = (blockIdx.x % blocks * warps + warp) * 8;
-  // what chose the experts has read x
-  stage_vector<T, kBits>(shared, p.vector(line), p.K, threadIdx.x, blockDim.x);
   wait_for_inputs();
   let_next_begin();
   int64_t expert = p.rhs[line / p.M];
@@ -68,6 +66,7 @@ __global__ __launch_bounds__(kMostSwigluWarps * 32) void gather_qmm_swiglu_mma(c
   rows.fetch(
       {rows_of<T, kBits, kGroup>(p.gate, expert, row, p.N, p.K),
        rows_of<T, kBits, kGroup>(p.up, expert, row, p.N, p.K)});
+  stage_vector<T, kBits>(shared, p.vector(line), p.K, threadIdx.x, blockDim.x);
   float sums[4];
   rows.multiply(shared, sums, [] { __syncthreads(); });
   if (lane % 4 == 0) {
