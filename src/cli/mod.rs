@@ -221,8 +221,7 @@ mod tests {
         for mut command in rows.chain([super::command()]) {
             let help = command.render_help().to_string();
             let examples = help.split_once("Examples:\n").expect("examples").1;
-            let lines = examples.lines().filter_map(|line| line.strip_prefix("      "));
-            for line in lines.flat_map(|line| line.split(" && ")) {
+            for line in examples.lines().filter_map(|line| line.strip_prefix("      ")) {
                 let line = line.split(" | ").next().unwrap_or(line);
                 let line = line.split(['<', '>']).next().unwrap_or(line);
                 // quoted text is one word
