@@ -140,6 +140,7 @@ pub mod ffi {
         type ArrayVec;
         type NamedArrays;
         type ImportedFn;
+        type Recording;
 
         fn live_arrays() -> usize;
         fn array_clone(a: &Array) -> UniquePtr<Array>;
@@ -545,6 +546,27 @@ pub mod ffi {
             lengths: &Array,
         ) -> Result<UniquePtr<Array>>;
         fn fused_greedy_token(logits: &Array) -> Result<UniquePtr<Array>>;
+        fn fused_recorded_attention(
+            q: &Array,
+            k: &Array,
+            v: &Array,
+            keys: &Array,
+            values: &Array,
+            lengths: &Array,
+            sinks: &UniquePtr<Array>,
+            scale: f32,
+            many_keys: bool,
+        ) -> Result<UniquePtr<Array>>;
+        fn fused_recorded_step(
+            token: &Array,
+            position: &Array,
+            chosen: &Array,
+            before: &ArrayVec,
+            after: &ArrayVec,
+        ) -> Result<UniquePtr<Recording>>;
+        fn recording_launch(r: Pin<&mut Recording>) -> Result<()>;
+        fn recording_num_started(r: &Recording) -> u64;
+        fn recording_token(r: Pin<&mut Recording>, index: u64) -> Result<u32>;
         fn fused_supports(
             primitive: &str,
             gpu: bool,

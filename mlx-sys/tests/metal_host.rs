@@ -17,7 +17,7 @@ use std::{
 const TARGET: &str = "aarch64-macos.14.0";
 
 /// Instruction sets of other processors.
-const ELSEWHERE: &[&str] = &["_avx2", "_avx512"];
+const ELSEWHERE: &[&str] = &["_amx", "_avx2", "_avx512"];
 
 fn overlay() -> PathBuf {
     Path::new(zmlx_patch::ROOT).join("overlay")

@@ -193,7 +193,7 @@ impl CommandArgs for Bench {
         ),
         (
             "What --patch smart would choose, against stock",
-            "zmlx bench --variant stock=off --variant chosen=smart --tg 32 --out x.json && zmlx report --compare x.json",
+            "zmlx bench --variant stock=off --variant chosen=smart --tg 32 --out x.json",
         ),
         ("Go on after Ctrl-C", "zmlx bench --resume zmlx-demo.json"),
     ];

@@ -67,6 +67,8 @@ struct Summary {
     patched_modules: usize,
     precision: &'static str,
     finish_reason: &'static str,
+    /// Why steps were not recorded though the model is patched for it.
+    not_recorded: Option<String>,
 }
 
 impl CommandArgs for Generate {
@@ -122,6 +124,9 @@ impl CommandArgs for Generate {
             session.answer(&prompt.token_ids, &self.sampling, &self.stopping, &never, ui)?;
         let profile = self.profile.as_ref().map(|path| (path, mlx::profile::stop()));
         let generation = reply.generation;
+        if let Some(reason) = &generation.not_recorded {
+            ui.note(&format!("note: steps were not recorded: {reason}"));
+        }
         ui.finish(&Summary {
             text: reply.text,
             prompt_tokens: generation.prompt_tokens,
@@ -133,6 +138,7 @@ impl CommandArgs for Generate {
             patched_modules: session.patch.patched_modules(),
             precision: session.precision(),
             finish_reason: finish_reason(generation.finish_reason),
+            not_recorded: generation.not_recorded,
             token_ids: generation.token_ids,
         })?;
         if let Some((path, profile)) = profile {

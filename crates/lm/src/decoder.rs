@@ -107,6 +107,16 @@ impl<'m> Decoder<'m> {
         })
     }
 
+    /// The same with another way to record steps.
+    #[cfg(test)]
+    pub(crate) fn with_recorder(
+        mut self,
+        recorder: std::rc::Rc<dyn crate::recorded::Recorder>,
+    ) -> Self {
+        self.sequence = self.sequence.with_recorder(recorder);
+        self
+    }
+
     /// How much of the prompt the cache holds; all but its last token before the first token is chosen.
     pub fn progress(&self) -> Progress {
         self.sequence.progress()
@@ -145,7 +155,7 @@ impl<'m> Decoder<'m> {
         if self.sequence.num_started() == 0 {
             sequence::step(self.model, &mut [&mut self.sequence])?;
         }
-        let cache = self.sequence.into_cache();
+        let cache = self.sequence.into_cache()?;
         mlx::eval(cache.cache().arrays())?;
         Ok(cache)
     }
@@ -174,12 +184,13 @@ impl<'m> Decoder<'m> {
             prompt_tok_per_s: if ttft > 0.0 { read as f64 / ttft } else { 0.0 },
             decode_tok_per_s: (decoded > 0 && decode > 0.0).then(|| decoded as f64 / decode),
             peak_memory_bytes: memory::peak_bytes()?,
+            not_recorded: self.sequence.not_recorded().map(str::to_owned),
             token_ids,
         };
-        let mut cache = self.sequence.into_cache();
-        if self.failed {
-            cache = PromptCache::new(self.model.make_cache());
-        }
+        let cache = match self.failed {
+            true => PromptCache::new(self.model.make_cache()),
+            false => self.sequence.into_cache()?,
+        };
         Ok((generation, cache))
     }
 

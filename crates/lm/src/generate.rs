@@ -99,6 +99,8 @@ pub struct Generation {
     pub decode_tok_per_s: Option<f64>,
     /// Most bytes MLX held at once since its peak was last reset.
     pub peak_memory_bytes: usize,
+    /// Why steps were not recorded though the model is patched for it (`recorded_step`); `None` otherwise.
+    pub not_recorded: Option<String>,
 }
 
 /// Generates after `prompt`, calling `on_token` for each token as it comes. [`Decoder`] is the same as an iterator.

@@ -26,6 +26,7 @@ pub mod patterns;
 pub mod placement;
 pub mod processors;
 pub mod quantization;
+mod recorded;
 pub mod rewrite;
 pub mod routing;
 pub mod sampler;

@@ -52,6 +52,10 @@ pub const PATTERNS: &[Pattern] = &[
         about: "the gated delta rule with the norms and gates around it",
     },
     Pattern { name: "greedy_token", about: "from logits to the likeliest token" },
+    Pattern {
+        name: "recorded_step",
+        about: "a greedy step of decode, recorded once and launched again for every token",
+    },
 ];
 
 /// On by default on a CPU: stock runs one thread there and rounds after every addition.
@@ -70,8 +74,16 @@ const CPU: &[&str] = &[
     "greedy_token",
 ];
 /// On by default on another GPU, where the CPU is busy with launches: what has a kernel for CUDA and is one launch in place
-/// of several.
-const GPU: &[&str] = &["moe_mlp", "moe_combine", "moe_router", "qk_norm_rope", "add_norm"];
+/// of several, or does not wait as long, and steps that need nothing of the CPU.
+const GPU: &[&str] = &[
+    "moe_mlp",
+    "moe_combine",
+    "moe_router",
+    "quantized_linear",
+    "qk_norm_rope",
+    "add_norm",
+    "recorded_step",
+];
 /// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place
 /// of several.
 const METAL: &[&str] =

@@ -1,9 +1,10 @@
 //! Sequences in the making, and the steps that several of them take together.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use mlx::recording::Recording;
 use mlx::{Array, memory, ops};
 
 use crate::cache::{Cache, KvQuantization};
@@ -12,6 +13,7 @@ use crate::generate::GenerateOptions;
 use crate::layers::logprobs;
 use crate::models::Model;
 use crate::processors::Processing;
+use crate::recorded::{OnDevice, RecordedSteps, Recorder};
 use crate::sampler::Sampler;
 use crate::step::Step;
 
@@ -72,28 +74,53 @@ pub struct Progress {
     pub total: usize,
 }
 
+/// A recording, of which steps that were not read yet have a part.
+type Shared = Rc<RefCell<Box<dyn RecordedSteps>>>;
+
 /// The tokens that one step chose, `[B]`, perhaps still computing.
 #[derive(Debug)]
 struct Chosen {
-    array: Array,
+    source: Source,
     ids: OnceCell<Vec<u32>>,
 }
 
+/// Where they come from.
+#[derive(Debug)]
+enum Source {
+    /// The graph of an ordinary step.
+    Graph(Array),
+    /// Step `index` of a recording: one row.
+    Recorded { steps: Shared, index: u64 },
+}
+
 impl Chosen {
+    fn new(source: Source) -> Rc<Self> {
+        Rc::new(Self { source, ids: OnceCell::new() })
+    }
+
     fn ids(&self) -> Result<&[u32]> {
         if self.ids.get().is_none() {
+            let ids = match &self.source {
+                Source::Graph(array) => array.to_vec()?,
+                Source::Recorded { steps, index } => vec![steps.borrow_mut().token(*index)?],
+            };
             // Another value cannot have come in between: nothing here is shared among threads.
-            let _ = self.ids.set(self.array.to_vec()?);
+            let _ = self.ids.set(ids);
         }
         Ok(self.ids.get().map_or(&[], Vec::as_slice))
+    }
+
+    /// All of them as the graph that computes them, where there is one.
+    fn graph(&self) -> Option<&Array> {
+        if let Source::Graph(array) = &self.source { Some(array) } else { None }
     }
 }
 
 impl Drop for Chosen {
     fn drop(&mut self) {
-        // A step that nobody waits for would run on beside whatever comes next.
-        if self.ids.get().is_none() {
-            let _ = self.array.eval();
+        // A step that nobody waits for would run on beside whatever comes next. A recording waits when it ends.
+        if let (Source::Graph(array), None) = (&self.source, self.ids.get()) {
+            let _ = array.eval();
         }
     }
 }
@@ -108,7 +135,9 @@ struct Row {
 impl Row {
     /// `[1]`.
     fn array(&self) -> Result<Array> {
-        let all = &self.step.array;
+        let Some(all) = self.step.graph() else {
+            return Ok(Array::from_slice(&self.step.ids()?[self.index..=self.index], &[1])?);
+        };
         if all.size() == 1 {
             return Ok(all.clone());
         }
@@ -137,6 +166,12 @@ pub(crate) struct Sequence {
     /// Tokens chosen and not yet read, oldest first.
     unread: VecDeque<Row>,
     num_started: usize,
+    max_tokens: usize,
+    recorder: Rc<dyn Recorder>,
+    /// What takes the place of `cache` as long as it is there.
+    recorded: Option<Shared>,
+    /// Why steps are not recorded though the model is patched for it.
+    not_recorded: Option<String>,
 }
 
 impl Sequence {
@@ -177,7 +212,17 @@ impl Sequence {
             quantized: options.cache.quantized,
             unread: VecDeque::new(),
             num_started: 0,
+            max_tokens: options.max_tokens,
+            recorder: Rc::new(OnDevice),
+            recorded: None,
+            not_recorded: None,
         })
+    }
+
+    /// The same with another way to record.
+    #[cfg(test)]
+    pub(crate) fn with_recorder(self, recorder: Rc<dyn Recorder>) -> Self {
+        Self { recorder, ..self }
     }
 
     pub(crate) fn num_prompt(&self) -> usize {
@@ -246,8 +291,96 @@ impl Sequence {
         Ok(Some(id))
     }
 
+    /// Why steps are not recorded though the model is patched for it, as far as that has shown.
+    pub(crate) fn not_recorded(&self) -> Option<&str> {
+        self.not_recorded.as_deref()
+    }
+
+    /// Takes the next step by a recording, which is made where that pays. False, and nothing has happened, where it does
+    /// not.
+    ///
+    /// # Errors
+    /// `Mlx`. The cache then holds nothing of use.
+    fn step_recorded(&mut self, model: &dyn Model) -> Result<bool> {
+        if let Some(steps) = self.recorded.clone()
+            && steps.borrow().room() > 0
+        {
+            let index = steps.borrow().num_started();
+            for row in &self.unread {
+                // it would be lost
+                if let Source::Recorded { index: unread, .. } = &row.step.source
+                    && unread + Recording::MOST_AHEAD <= index
+                {
+                    row.step.ids()?;
+                }
+            }
+            steps.borrow_mut().launch()?;
+            self.started(Chosen::new(Source::Recorded { steps, index }), 0);
+            return Ok(true);
+        }
+        self.settle()?;
+        if !self.may_record() {
+            return Ok(false);
+        }
+        let token = self.last_token()?;
+        let most = self.max_tokens.saturating_sub(self.num_started);
+        match self.recorder.record(model, &self.cache, &token, most) {
+            Ok(None) => Ok(false),
+            Ok(Some(steps)) => {
+                let steps = Rc::new(RefCell::new(steps));
+                self.cache.clear();
+                self.recorded = Some(steps.clone());
+                self.started(Chosen::new(Source::Recorded { steps, index: 0 }), 0);
+                Ok(true)
+            }
+            Err(error) => {
+                self.not_recorded = Some(error.to_string());
+                Ok(false)
+            }
+        }
+    }
+
+    fn may_record(&self) -> bool {
+        self.sampler.is_greedy()
+            && self.processing.is_none()
+            && self.quantized.is_none()
+            && self.not_recorded.is_none()
+    }
+
+    /// Ends a recording, so that the cache is an ordinary one again.
+    ///
+    /// # Errors
+    /// `Mlx`. The cache then holds nothing of use.
+    fn settle(&mut self) -> Result<()> {
+        let Some(steps) = self.recorded.take() else { return Ok(()) };
+        for row in &self.unread {
+            row.step.ids()?;
+        }
+        self.cache = steps.borrow_mut().settle()?;
+        Ok(())
+    }
+
+    /// Notes a step that was started, of which row `index` is this sequence's.
+    fn started(&mut self, step: Rc<Chosen>, index: usize) {
+        self.num_held += 1;
+        self.num_started += 1;
+        self.unread.push_back(Row { step, index });
+    }
+
+    /// `[1]`.
+    fn last_token(&self) -> Result<Array> {
+        match self.unread.back() {
+            Some(row) => row.array(),
+            None => Ok(Array::from_slice(&self.tokens[self.tokens.len() - 1..], &[1])?),
+        }
+    }
+
     /// What is left for a later prompt to continue.
-    pub(crate) fn into_cache(self) -> PromptCache {
+    ///
+    /// # Errors
+    /// `Mlx`.
+    pub(crate) fn into_cache(mut self) -> Result<PromptCache> {
+        self.settle()?;
         let mut tokens = self.tokens;
         tokens.truncate(self.num_held);
         let mut cache = self.cache;
@@ -259,7 +392,7 @@ impl Sequence {
             tokens.clear();
             continues = false;
         }
-        PromptCache { cache, continues, tokens }
+        Ok(PromptCache { cache, continues, tokens })
     }
 }
 
@@ -269,6 +402,12 @@ impl Sequence {
 /// # Errors
 /// `Mlx`. The caches then hold nothing of use.
 pub(crate) fn step(model: &dyn Model, sequences: &mut [&mut Sequence]) -> Result<()> {
+    if let [sequence] = sequences
+        && sequence.step_recorded(model)?
+    {
+        return Ok(());
+    }
+    sequences.iter_mut().try_for_each(|sequence| sequence.settle())?;
     let b = sequences.len();
     let input = input(sequences)?.reshape(&[b as i32, 1])?;
     let mut caches: Vec<&mut Cache> = sequences.iter_mut().map(|s| &mut s.cache).collect();
@@ -276,12 +415,10 @@ pub(crate) fn step(model: &dyn Model, sequences: &mut [&mut Sequence]) -> Result
     let logits = logits.reshape(&[b as i32, logits.dim(-1)])?;
     let array = choose(model, &logits, sequences)?;
     mlx::async_eval([&array])?;
-    let step = Rc::new(Chosen { array, ids: OnceCell::new() });
+    let step = Chosen::new(Source::Graph(array));
     for (index, sequence) in sequences.iter_mut().enumerate() {
         sequence.quantize()?;
-        sequence.num_held += 1;
-        sequence.num_started += 1;
-        sequence.unread.push_back(Row { step: step.clone(), index });
+        sequence.started(step.clone(), index);
     }
     Ok(())
 }
@@ -289,21 +426,19 @@ pub(crate) fn step(model: &dyn Model, sequences: &mut [&mut Sequence]) -> Result
 /// Each sequence's last token, `[B]`.
 fn input(sequences: &[&mut Sequence]) -> Result<Array> {
     // Rows that stayed together hand on what they chose as it is.
-    if let Some(first) = sequences[0].unread.back() {
-        let together = first.step.array.size() == sequences.len()
+    if let Some(first) = sequences[0].unread.back()
+        && let Some(array) = first.step.graph()
+    {
+        let together = array.size() == sequences.len()
             && sequences.iter().enumerate().all(|(i, s)| {
                 let row = s.unread.back();
                 row.is_some_and(|row| row.index == i && Rc::ptr_eq(&row.step, &first.step))
             });
         if together {
-            return Ok(first.step.array.clone());
+            return Ok(array.clone());
         }
     }
-    let last = |s: &&mut Sequence| match s.unread.back() {
-        Some(row) => row.array(),
-        None => Ok(Array::from_slice(&s.tokens[s.tokens.len() - 1..], &[1])?),
-    };
-    let rows = sequences.iter().map(last).collect::<Result<Vec<_>>>()?;
+    let rows = sequences.iter().map(|s| s.last_token()).collect::<Result<Vec<_>>>()?;
     Ok(match rows.as_slice() {
         [one] => one.clone(),
         rows => ops::concatenate(rows, 0)?,

@@ -103,7 +103,8 @@ impl LayerRows<'_, '_> {
     /// # Errors
     /// `Mlx`.
     pub fn positions(&mut self) -> Result<Position> {
-        let at: Vec<_> = self.caches.iter().map(|c| c.layers[self.layer].position()).collect();
+        let at = self.caches.iter().map(|c| c.layers[self.layer].position());
+        let at = at.collect::<Result<Vec<_>>>()?;
         if let [one] = at.as_slice() {
             return Ok(one.clone());
         }

@@ -5,6 +5,7 @@
 //!   current thread's default stream of the default device ([`Device`], [`Stream`]).
 //! - [`primitives`]: the fused launches that zmlx adds to MLX.
 //! - [`launches`]: how many kernels a graph launches; [`profile`]: what its time goes to on the CPU.
+//! - [`recording`]: steps of decode that are started again and again, on CUDA.
 //! - [`io`], [`memory`], [`transforms`].
 //!
 //! # Threads
@@ -34,6 +35,7 @@ pub mod primitives;
 pub mod profile;
 pub mod quantization;
 pub mod random;
+pub mod recording;
 pub mod transforms;
 
 pub use array::{Array, Frozen, async_eval, eval, live_arrays};

@@ -4,6 +4,7 @@
 // mlx/backend/cuda/rms_norm.cu), for they decide the order in which squares are added. The row stays in registers.
 
 #include "add_rms_norm/add_rms_norm.h"
+#include "cuda/depend.cuh"
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
 #include "cuda/rows.cuh"
@@ -27,6 +28,8 @@ __global__ void add_rms_norm(const T* x, const T* r, const T* weight, T* sum, T*
   int64_t row = int64_t{blockIdx.x} * size;
   Chunk<T> chunks[kChunks];
   float squares = 0;
+  wait_for_inputs();
+  let_next_begin();
 #pragma unroll
   for (int i = 0; i < kChunks; i++) {
     int at = (kThreads * i + threadIdx.x) * kReads<T>;

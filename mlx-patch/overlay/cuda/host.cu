@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 
+#include "cuda/depend.cuh"
 #include "cuda/memory.h"
 #include "zmlx/mlx_version.h"
 
@@ -25,6 +27,8 @@ struct Layout {
 
 template <typename Word>
 __global__ void copy_kernel(const Word* in, Word* out, size_t size, const __grid_constant__ Layout layout) {
+  wait_for_inputs();
+  let_next_begin();
   auto i = size_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= size) {
     return;
@@ -108,6 +112,49 @@ array in_rows(const array& a, Encoder& encoder) {
   return copy;
 }
 
+array written_in_place(const array& a, const char* name) {
+  if (a.size() != 0 && (!a.flags().row_contiguous || a.data_size() != a.size() || a.offset() != 0)) {
+    throw std::invalid_argument(std::string("a recorded step writes to its buffers, and ") + name +
+                                " is a view of another array");
+  }
+  return a;
+}
+
+namespace {
+
+// Launches come from several threads, one for each stream; recording reads.
+std::mutex kernels_mutex;
+
+std::set<const void*>& kernels() {
+  static auto* kernels = new std::set<const void*>;
+  return *kernels;
+}
+
+} // namespace
+
+bool waits_for_inputs(const void* kernel) {
+  std::lock_guard lock(kernels_mutex);
+  return kernels().count(kernel) != 0;
+}
+
+void note_kernel(const void* kernel) {
+  static thread_local const void* last = nullptr;
+  if (kernel != last) {
+    std::lock_guard lock(kernels_mutex);
+    kernels().insert(kernel);
+    last = kernel;
+  }
+}
+
+int multiprocessors(Encoder& encoder) {
+  static const int number = [&] {
+    int number = 0;
+    check(cudaDeviceGetAttribute(&number, cudaDevAttrMultiProcessorCount, encoder.device().cuda_device()));
+    return number;
+  }();
+  return number;
+}
+
 void allow_shared(const void* kernel, size_t bytes) {
   static std::mutex mutex;
   static std::map<const void*, size_t> allowed;
@@ -125,12 +172,7 @@ void check(cudaError_t error) {
   }
 }
 
-std::string refuse(const Request& r) {
-  if (r.dtype != float32 && r.dtype != float16 && r.dtype != bfloat16) {
-    std::ostringstream reason;
-    reason << "the CUDA kernels compute in float32, float16 or bfloat16, not in " << r.dtype;
-    return reason.str();
-  }
+std::string refuse_device(const Request& r) {
   if (!linked::cuda_kernels_known) {
     return "the CUDA kernels have the order of additions of MLX 0.32.2, and another release is linked";
   }
@@ -142,6 +184,15 @@ std::string refuse(const Request& r) {
         std::to_string(major) + "." + std::to_string(minor);
   }
   return "";
+}
+
+std::string refuse(const Request& r) {
+  if (r.dtype != float32 && r.dtype != float16 && r.dtype != bfloat16) {
+    std::ostringstream reason;
+    reason << "the CUDA kernels compute in float32, float16 or bfloat16, not in " << r.dtype;
+    return reason.str();
+  }
+  return refuse_device(r);
 }
 
 std::string refuse_quantized(const Request& r) {

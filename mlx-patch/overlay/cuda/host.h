@@ -25,8 +25,12 @@ void allocate(array& out, const mlx::core::Strides& strides, Encoder& encoder);
 // `a`, or a copy of it, with one row behind the other and its first element where 16 bytes can be read at once.
 array in_rows(const array& a, Encoder& encoder);
 
-// Shared memory that a block may have on the machines that the kernels are for.
-inline constexpr size_t kMostShared = 227 * 1024;
+// `a`, to be written in place whoever holds it. Throws std::invalid_argument unless it is one row behind the other, all of
+// its memory and its own.
+array written_in_place(const array& a, const char* name);
+
+// Of the encoder's device.
+int multiprocessors(Encoder& encoder);
 
 // Adds a launch after everything that `inputs` depend on. `arguments` are those of the kernel.
 template <typename... Parameters, typename... Arguments>
@@ -40,10 +44,15 @@ void launch(
     std::initializer_list<std::reference_wrapper<array>> outputs,
     Arguments... arguments);
 
+// Whether a kernel is launched by `launch`: all of those wait for their inputs (cuda/depend.cuh).
+bool waits_for_inputs(const void* kernel);
+void note_kernel(const void* kernel);
+
 // Lets a kernel have more than the 48 KB of shared memory that each may have.
 void allow_shared(const void* kernel, size_t bytes);
 
-// What none of the kernels does, and what those for quantized weights do not.
+// Where the kernels were not held to stock, what none of them does, and what those for quantized weights do not.
+std::string refuse_device(const Request& request);
 std::string refuse(const Request& request);
 std::string refuse_quantized(const Request& request);
 
@@ -65,6 +74,7 @@ void launch(
   if (shared > 48 * 1024) {
     allow_shared(reinterpret_cast<const void*>(kernel), shared);
   }
+  note_kernel(reinterpret_cast<const void*>(kernel));
   for (const array& in : inputs) {
     encoder.set_input_array(in);
   }

@@ -2,8 +2,8 @@
 // (mlx/backend/cuda/device/qmm_sm80.cuh; docs/adr/0014-stock-on-cuda.md says which of its choices show in the result):
 // q * scale + bias in one rounding, blocks of 16 along K in ascending order through mma.m16n8k16 into float32.
 //
-// Bound by the bytes of the weights. A warp asks for all of its rows at once by cp.async and multiplies a piece of K as
-// soon as that has come, so that what is on its way fills the chip. Rows lie 16 bytes further apart in shared memory than
+// Bound by the bytes of the weights. Warps ask for all of their rows at once by cp.async and multiply a piece of K as soon
+// as that has come, so that what is on its way fills the chip. Rows lie 16 bytes further apart in shared memory than
 // they are long, so that eight lanes that read eight rows meet no bank twice. Every lane reads what four lanes of a row
 // share and takes its own values out of it: which of the 16 values of a block a lane has is free as long as the vector has
 // the same order (stage_vector).
@@ -16,6 +16,9 @@
 #include <cstdint>
 
 namespace zmlx::on_cuda {
+
+// Shared memory that a block may have on the machines that the kernels are for.
+inline constexpr size_t kMostShared = 227 * 1024;
 
 // Pairs of a 16-bit type. `kMagic` is a number whose last bits count ones.
 template <typename T>
@@ -167,27 +170,6 @@ __device__ void stage_vector(char* shared, const T* x, int K, int thread, int th
   }
 }
 
-// What a lane needs of 16 rows and the vector, for 64 values along K.
-template <typename T, int kBits, int kGroup>
-struct Operands {
-  static constexpr int kGroups = kGroup < 64 ? 64 / kGroup : 1;
-  uint32_t codes[2][4];
-  typename Pairs<T>::Pair scale[2][kGroups], bias[2][kGroups];
-  uint4 vector[2];
-
-  __device__ void multiply(float (&d)[4]) const {
-    auto* b = reinterpret_cast<const uint32_t*>(vector);
-#pragma unroll
-    for (int block = 0; block < 4; block++) {
-      int group = block * kGroups / 4;
-      Block<T, kBits> low(codes[0][block], scale[0][group], bias[0][group]);
-      Block<T, kBits> high(codes[1][block], scale[1][group], bias[1][group]);
-      uint32_t a[4] = {low.first, high.first, low.second, high.second};
-      mma(d, a, b[2 * block], b[2 * block + 1], static_cast<const T*>(nullptr));
-    }
-  }
-};
-
 // Eight rows of a matrix.
 template <typename T>
 struct EightRows {
@@ -221,16 +203,21 @@ class SixteenRows {
       fetch_scales(scales_ + (2 * half) * 8 * scale_stride(K_), halves[half].scales);
       fetch_scales(scales_ + (2 * half + 1) * 8 * scale_stride(K_), halves[half].biases);
     }
-    int piece = lane_ % 16;
-    for (int at = 0; at < row_bytes(K_); at += kPiece) {
-      if (at + piece * 16 < row_bytes(K_)) {
+    close_group_of_copies();
+    constexpr int kAcross = kPiece * kBits / 8 / 16; // copies of 16 bytes in a row
+    constexpr int kDown = 32 / kAcross; // rows at once
+    int column = lane_ % kAcross * 16;
+    for (int from = 0; from < K_; from += kPiece) {
+      int at = from / 8 * kBits + column;
+      if (at < row_bytes(K_)) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          auto* from = halves[half].w + int64_t{lane_ / 16} * row_bytes(K_) + at + piece * 16;
-          auto* to = w_ + (8 * half + lane_ / 16) * (row_bytes(K_) + 16) + at + piece * 16;
+          auto* from_half = halves[half].w + at;
+          auto* to = w_ + 8 * half * (row_bytes(K_) + 16) + at;
 #pragma unroll
-          for (int row = 0; row < 8; row += 2) {
-            copy_16_bytes(to + row * (row_bytes(K_) + 16), from + int64_t{row} * row_bytes(K_));
+          for (int i = 0; i < 8; i += kDown) {
+            int row = i + lane_ / kAcross;
+            copy_16_bytes(to + row * (row_bytes(K_) + 16), from_half + int64_t{row} * row_bytes(K_));
           }
         }
       }
@@ -238,34 +225,39 @@ class SixteenRows {
     }
   }
 
-  // By the staged x: d[0] is the sum of row lane / 4, d[2] that of row lane / 4 + 8. `staged` makes the block wait until
+  // By the staged x: d[0] becomes the sum of row lane / 4, d[2] that of row lane / 4 + 8. `staged` makes the block wait until
   // x is there.
   template <typename Staged>
   __device__ void multiply(const char* x, float (&d)[4], Staged staged) {
     d[0] = d[1] = d[2] = d[3] = 0;
-    int open = (row_bytes(K_) + kPiece - 1) / kPiece;
-    for (int from = 0; from < K_; from += kPiece * 8 / kBits) {
+    int open = (K_ + kPiece - 1) / kPiece;
+    for (int from = 0; from < K_; from += kPiece) {
       wait_for_copies(--open);
       if (from == 0) {
         staged();
       } else {
         __syncwarp();
       }
-      int to = min(K_, from + kPiece * 8 / kBits);
-      Operands<T, kBits, kGroup> now = load(x, from);
-#pragma unroll 4
-      for (int k = from; k < to; k += 64) {
-        // asked for before the present ones are used
-        auto next = load(x, k + 64 < to ? k + 64 : k);
-        now.multiply(d);
-        now = next;
+#pragma unroll
+      for (int part = 0; part < kPiece; part += 64) {
+        if (from + part < K_) {
+          uint32_t a[4][4];
+          uint4 b[2];
+          load(x, from + part, a, b);
+          auto* of_x = reinterpret_cast<const uint32_t*>(b);
+#pragma unroll
+          for (int block = 0; block < 4; block++) {
+            mma(d, a[block], of_x[2 * block], of_x[2 * block + 1], static_cast<const T*>(nullptr));
+          }
+        }
       }
     }
   }
 
  private:
-  // Bytes of a row that are waited for at once.
+  // Values along K that are waited for at once.
   static constexpr int kPiece = 256;
+  static constexpr int kGroups = kGroup < 64 ? 64 / kGroup : 1;
 
   static __host__ __device__ int row_bytes(int K) {
     return K / 8 * kBits;
@@ -286,34 +278,42 @@ class SixteenRows {
     }
   }
 
-  __device__ Operands<T, kBits, kGroup> load(const char* x, int k) const {
+  // The operands of this lane for four blocks from k on.
+  __device__ void load(const char* x, int k, uint32_t (&a)[4][4], uint4 (&b)[2]) const {
     int g = lane_ / 4, t = lane_ % 4;
-    Operands<T, kBits, kGroup> all;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       auto* row = w_ + (8 * half + g) * (row_bytes(K_) + 16) + k / 8 * kBits;
+      uint32_t codes[4];
       if constexpr (kBits == 4) {
         uint4 words[2] = {reinterpret_cast<const uint4*>(row)[0], reinterpret_cast<const uint4*>(row)[1]};
 #pragma unroll
         for (int block = 0; block < 4; block++) {
           auto* of_block = reinterpret_cast<const uint32_t*>(words) + 2 * block;
-          all.codes[half][block] = __byte_perm(of_block[0], of_block[1], 0x4400 | t * 0x1111);
+          codes[block] = __byte_perm(of_block[0], of_block[1], 0x4400 | t * 0x1111);
         }
       } else {
 #pragma unroll
         for (int block = 0; block < 4; block++) {
-          all.codes[half][block] = reinterpret_cast<const uint32_t*>(row)[4 * block + t];
+          codes[block] = reinterpret_cast<const uint32_t*>(row)[4 * block + t];
         }
       }
-      all.vector[half] = *reinterpret_cast<const uint4*>(x + k * 2 + half * 64 + t * 16);
+      b[half] = *reinterpret_cast<const uint4*>(x + k * 2 + half * 64 + t * 16);
+      typename Pairs<T>::Pair scale[kGroups], bias[kGroups];
 #pragma unroll
-      for (int group = 0; group < all.kGroups; group++) {
+      for (int group = 0; group < kGroups; group++) {
         auto* of_row = scales_ + (16 * half + g) * scale_stride(K_) + (k / kGroup + group) * 2;
-        all.scale[half][group] = twice<T>(of_row);
-        all.bias[half][group] = twice<T>(of_row + 8 * scale_stride(K_));
+        scale[group] = twice<T>(of_row);
+        bias[group] = twice<T>(of_row + 8 * scale_stride(K_));
+      }
+#pragma unroll
+      for (int block = 0; block < 4; block++) {
+        int group = block * kGroups / 4;
+        Block<T, kBits> weights(codes[block], scale[group], bias[group]);
+        a[block][half] = weights.first;
+        a[block][2 + half] = weights.second;
       }
     }
-    return all;
   }
 
   int K_;

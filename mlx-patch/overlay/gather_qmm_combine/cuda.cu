@@ -16,7 +16,7 @@ namespace {
 
 // Warps of a block: one for each expert, unless their rows do not fit into shared memory.
 int warps_of(int top_k, size_t bytes_of_warp) {
-  return std::clamp<int>(on_cuda::kMostShared / 2 / bytes_of_warp, 1, std::min(top_k, 16));
+  return std::clamp<int>(on_cuda::kMostShared / 2 / bytes_of_warp, 1, std::min(top_k, on_cuda::kMostCombineWarps));
 }
 
 template <typename F>
@@ -46,7 +46,7 @@ void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, s
       using Score = typename decltype(score)::type;
       if constexpr (std::is_same_v<Score, float> || std::is_same_v<Score, T>) {
         constexpr int kBits = bits, kGroup = group;
-        size_t of_warp = K * sizeof(T) + SixteenRows<T, kBits, kGroup>::bytes(K);
+        size_t of_warp = combine_shared_bytes<T, kBits, kGroup>(K);
         int warps = warps_of(top_k, of_warp);
         Combine<T, Score> parameters = {
             gpu_ptr<T>(in[P::kX]),

@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include "cuda/depend.cuh"
 #include "cuda/qmv.cuh"
 
 namespace zmlx::on_cuda {
@@ -50,8 +51,18 @@ class WeightedSum {
 // Most experts of a token.
 inline constexpr int kMostExperts = 32;
 
+// Most warps of a block.
+inline constexpr int kMostCombineWarps = 16;
+
+// Shared memory of a warp.
+template <typename T, int kBits, int kGroup>
+constexpr size_t combine_shared_bytes(int K) {
+  return K * sizeof(T) + SixteenRows<T, kBits, kGroup>::bytes(K);
+}
+
 template <typename T, typename Score, int kBits, int kGroup>
-__global__ void gather_qmm_combine_mma(const __grid_constant__ Combine<T, Score> p) {
+__global__ __launch_bounds__(kMostCombineWarps * 32) void gather_qmm_combine_mma(
+    const __grid_constant__ Combine<T, Score> p) {
   extern __shared__ __align__(16) char shared[];
   __shared__ T products[kMostExperts][16];
   using Rows = SixteenRows<T, kBits, kGroup>;
@@ -59,7 +70,7 @@ __global__ void gather_qmm_combine_mma(const __grid_constant__ Combine<T, Score>
   int blocks = p.N / 16;
   int64_t token = blockIdx.x / blocks;
   int row = blockIdx.x % blocks * 16;
-  auto* mine = shared + warp * (p.K * sizeof(T) + Rows::bytes(p.K));
+  auto* mine = shared + warp * combine_shared_bytes<T, kBits, kGroup>(p.K);
   for (int k = warp; k < p.top_k; k += p.warps) {
     int64_t product = token * p.top_k + k;
     int64_t expert = p.experts[product];
@@ -67,6 +78,11 @@ __global__ void gather_qmm_combine_mma(const __grid_constant__ Combine<T, Score>
     rows.fetch(
         {rows_of<T, kBits, kGroup>(p.down, expert, row, p.N, p.K),
          rows_of<T, kBits, kGroup>(p.down, expert, row + 8, p.N, p.K)});
+    if (k == warp) {
+      // x was computed from the choice of experts, so that this was complete when the launch began
+      wait_for_inputs();
+      let_next_begin();
+    }
     stage_vector<T, kBits>(mine, p.x + product * p.K, p.K, lane, 32);
     float sums[4];
     rows.multiply(mine, sums, [] { __syncwarp(); });
@@ -92,6 +108,8 @@ __global__ __launch_bounds__(256) void gather_qmm_combine_qmv(const __grid_const
   int blocks = p.N / 8;
   int64_t token = blockIdx.x / blocks;
   int row = blockIdx.x % blocks * 8 + warp;
+  wait_for_inputs();
+  let_next_begin();
   WeightedSum<T, Score> sum;
   for (int k = 0; k < p.top_k; k++) {
     int64_t product = token * p.top_k + k;

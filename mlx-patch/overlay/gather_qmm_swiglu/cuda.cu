@@ -51,9 +51,11 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, st
         one_x};
     bool qmv = stock_takes_qmv(lines);
     auto kernel = qmv ? gather_qmm_swiglu_qmv<T, kBits, kGroup> : gather_qmm_swiglu_mma<T, kBits, kGroup>;
-    unsigned grid = lines * (N / (qmv ? 8 : 8 * kSwigluWarps));
-    unsigned block = qmv ? 256 : kSwigluWarps * 32;
-    size_t shared = qmv ? 0 : K * sizeof(T) + kSwigluWarps * SixteenRows<T, kBits, kGroup>::bytes(K);
+    int warps = swiglu_warps(
+        lines * (N / 8), N / 8, SixteenRows<T, kBits, kGroup>::bytes(K), K * sizeof(T), multiprocessors(encoder));
+    unsigned grid = lines * (N / (qmv ? 8 : 8 * warps));
+    unsigned block = qmv ? 256 : warps * 32;
+    size_t shared = qmv ? 0 : swiglu_shared_bytes<T, kBits, kGroup>(K, warps);
     launch(encoder, kernel, grid, block, shared,
            {in[P::kX], in[P::kLhsIndices], in[P::kRhsIndices], in[P::kGateW], in[P::kGateScales], in[P::kGateBiases],
             in[P::kUpW], in[P::kUpScales], in[P::kUpBiases]},
@@ -64,7 +66,7 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, st
 std::string refuse_on_cuda(const Request& r) {
   auto reason = on_cuda::refuse_quantized(r);
   auto inner = r.integer("inner");
-  size_t shared = inner * 2 + on_cuda::kSwigluWarps * 16 * (inner * r.integer("bits") / 8 + inner / 8 + 64);
+  size_t shared = inner * 2 + 16 * (inner * r.integer("bits") / 8 + inner / 8 + 64);
   if (reason.empty() && shared > on_cuda::kMostShared) {
     return "rows of " + std::to_string(inner) + " weights are too long for the shared memory of a block";
   }

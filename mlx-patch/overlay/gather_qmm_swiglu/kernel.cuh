@@ -5,6 +5,9 @@
 
 #pragma once
 
+#include <algorithm>
+
+#include "cuda/depend.cuh"
 #include "cuda/glu.cuh"
 #include "cuda/qmv.cuh"
 
@@ -26,22 +29,44 @@ struct Swiglu {
   }
 };
 
-inline constexpr int kSwigluWarps = 2;
+// Most warps of a block.
+inline constexpr int kMostSwigluWarps = 8;
+
+// Shared memory of a block.
+template <typename T, int kBits, int kGroup>
+constexpr size_t swiglu_shared_bytes(int K, int warps) {
+  return K * sizeof(T) + warps * SixteenRows<T, kBits, kGroup>::bytes(K);
+}
+
+// Of `rows` products of 16 rows each, `in_line` of which have one x: as many in a block as make every multiprocessor have
+// about one block, for all of them to be done at the same time.
+inline int swiglu_warps(int64_t rows, int in_line, size_t bytes_of_warp, size_t bytes_of_x, int multiprocessors) {
+  int64_t wanted = std::min<int64_t>((rows + multiprocessors - 1) / multiprocessors, kMostSwigluWarps);
+  int warps = 1;
+  for (int n = 2; n <= wanted; n++) {
+    if (in_line % n == 0 && n * bytes_of_warp + bytes_of_x <= kMostShared) {
+      warps = n;
+    }
+  }
+  return warps;
+}
 
 template <typename T, int kBits, int kGroup>
-__global__ __launch_bounds__(kSwigluWarps * 32) void gather_qmm_swiglu_mma(const __grid_constant__ Swiglu<T> p) {
+__global__ __launch_bounds__(kMostSwigluWarps * 32) void gather_qmm_swiglu_mma(const __grid_constant__ Swiglu<T> p) {
   extern __shared__ __align__(16) char shared[];
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int blocks = p.N / (8 * kSwigluWarps);
+  using Rows = SixteenRows<T, kBits, kGroup>;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  int blocks = p.N / (8 * warps);
   int64_t line = blockIdx.x / blocks; // of y
-  int row = (blockIdx.x % blocks * kSwigluWarps + warp) * 8;
+  int row = (blockIdx.x % blocks * warps + warp) * 8;
+  wait_for_inputs();
+  let_next_begin();
   int64_t expert = p.rhs[line / p.M];
-  SixteenRows<T, kBits, kGroup> rows(
-      shared + p.K * sizeof(T) + warp * SixteenRows<T, kBits, kGroup>::bytes(p.K), p.K, lane);
+  Rows rows(shared + p.K * sizeof(T) + warp * Rows::bytes(p.K), p.K, lane);
   rows.fetch(
       {rows_of<T, kBits, kGroup>(p.gate, expert, row, p.N, p.K),
        rows_of<T, kBits, kGroup>(p.up, expert, row, p.N, p.K)});
-  stage_vector<T, kBits>(shared, p.vector(line), p.K, threadIdx.x, kSwigluWarps * 32);
+  stage_vector<T, kBits>(shared, p.vector(line), p.K, threadIdx.x, blockDim.x);
   float sums[4];
   rows.multiply(shared, sums, [] { __syncthreads(); });
   if (lane % 4 == 0) {
@@ -55,6 +80,8 @@ __global__ __launch_bounds__(256) void gather_qmm_swiglu_qmv(const __grid_consta
   int blocks = p.N / 8;
   int64_t line = blockIdx.x / blocks;
   int row = blockIdx.x % blocks * 8 + warp;
+  wait_for_inputs();
+  let_next_begin();
   int64_t expert = p.rhs[line / p.M];
   auto* x = p.vector(line);
   auto gate = rows_of<T, kBits, kGroup>(p.gate, expert, row, p.N, p.K);

@@ -5,6 +5,7 @@
 // rank of an expert is the number of experts before it in that order, and the last top_k write their indices. Weights are
 // added as by `row_reduce_simple`: by one lane in turn, or by two whose sums are then added.
 
+#include "cuda/depend.cuh"
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
 #include "cuda/rows.cuh"
@@ -18,7 +19,7 @@ namespace on_cuda {
 
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 1024;
 constexpr int kMostExperts = 256;
 constexpr int kMostChosen = 16;
 
@@ -39,9 +40,16 @@ __device__ inline float max_over_warp(float v) {
   return v;
 }
 
+// Scores in the order of stock's sort: none is negative, and NaN comes last.
+template <typename T>
+__device__ inline uint32_t sort_key(T score) {
+  float value = static_cast<float>(score);
+  return isnan(value) ? 0xffffffff : __float_as_uint(value);
+}
+
 // Scores of all experts, by one warp.
 template <typename T>
-__device__ void softmax(const T* logits, T* scores, int experts, int lane) {
+__device__ void softmax(const T* logits, T* scores, uint32_t* keys, int experts, int lane) {
   float values[kReads<T>];
   float most = -3.402823466e+38f;
 #pragma unroll
@@ -63,44 +71,47 @@ __device__ void softmax(const T* logits, T* scores, int experts, int lane) {
   for (int i = 0; i < kReads<T>; i++) {
     int expert = lane * kReads<T> + i;
     if (expert < experts) {
-      scores[expert] = to<T>(__fmul_rn(__expf(static_cast<float>(logits[expert]) - most), factor));
+      T score = to<T>(__fmul_rn(__expf(values[i] - most), factor));
+      scores[expert] = score;
+      keys[expert] = sort_key(score);
     }
   }
-}
-
-// The order of stock's sort, by value alone.
-__device__ inline bool sorted_before(float a, float b) {
-  return isnan(a) || isnan(b) ? !isnan(a) && isnan(b) : a < b;
 }
 
 template <typename T>
 __global__ __launch_bounds__(kThreads) void moe_router(const __grid_constant__ Router<T> p) {
   __shared__ T scores[kMostExperts];
+  __shared__ uint32_t keys[kMostExperts];
   __shared__ uint32_t chosen[kMostChosen];
   int64_t token = blockIdx.x;
+  wait_for_inputs();
+  let_next_begin();
   if (threadIdx.x < 32) {
-    softmax(p.logits + token * p.experts, scores, p.experts, threadIdx.x);
+    softmax(p.logits + token * p.experts, scores, keys, p.experts, threadIdx.x);
   }
   __syncthreads();
-  for (int expert = threadIdx.x; expert < p.experts; expert += kThreads) {
-    float mine = static_cast<float>(scores[expert]);
-    int rank = 0;
-    for (int other = 0; other < p.experts; other++) {
-      float its = static_cast<float>(scores[other]);
-      bool before = sorted_before(its, mine) || (other < expert && !sorted_before(mine, its));
-      rank += before;
-    }
-    int place = rank - (p.experts - p.top_k);
-    if (place >= 0) {
-      chosen[place] = expert;
-    }
+  // several lanes count for one expert
+  int parts = p.experts * 8 <= kThreads ? 8 : 4;
+  int expert = threadIdx.x / parts, part = threadIdx.x % parts;
+  uint32_t mine = expert < p.experts ? keys[expert] : 0;
+  int rank = 0;
+  for (int other = part; other < p.experts; other += parts) {
+    uint32_t its = keys[other];
+    rank += its < mine || (its == mine && other < expert);
+  }
+  for (int apart = parts / 2; apart > 0; apart /= 2) {
+    rank += __shfl_xor_sync(0xffffffff, rank, apart);
+  }
+  int place = rank - (p.experts - p.top_k);
+  if (part == 0 && expert < p.experts && place >= 0) {
+    chosen[place] = expert;
   }
   __syncthreads();
   if (threadIdx.x >= p.top_k) {
     return;
   }
-  uint32_t expert = chosen[threadIdx.x];
-  T weight = scores[expert];
+  uint32_t choice = chosen[threadIdx.x];
+  T weight = scores[choice];
   if (p.normalize) {
     T sums[2] = {to<T>(0.0f), to<T>(0.0f)};
     for (int k = 0; k < p.top_k; k++) {
@@ -109,7 +120,7 @@ __global__ __launch_bounds__(kThreads) void moe_router(const __grid_constant__ R
     }
     weight = weight / plus(sums[0], sums[1]);
   }
-  p.indices[token * p.top_k + threadIdx.x] = expert;
+  p.indices[token * p.top_k + threadIdx.x] = choice;
   p.weights[token * p.top_k + threadIdx.x] = weight;
 }
 

@@ -1,12 +1,12 @@
-// CUDA backend of QKNormRope: a warp for each head of each token norms and turns it, one launch in place of two.
-//
-// The lanes add squares as the first warp of stock's `rms_norm_small` does; of a head of up to 256 values of 16 bits that is
-// all of them. Turned pairs are written as mlx/backend/cuda/rope.cu writes them. In memory the result is [B, L, H, D], as
-// stock's is.
+// CUDA backend of QKNormRope: a warp for each head of each token norms and turns it, one launch in place of two. In memory
+// the result is [B, L, H, D], as stock's is.
 
+#include <algorithm>
+
+#include "cuda/depend.cuh"
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
-#include "cuda/rows.cuh"
+#include "cuda/norm_rope.cuh"
 #include "qk_norm_rope/qk_norm_rope.h"
 
 namespace zmlx {
@@ -18,76 +18,33 @@ namespace on_cuda {
 namespace {
 
 template <typename T>
-struct NormRope {
+struct Heads {
   const T* x; // [B, L, H, D]
-  const T* weight; // [D], or null
   const int32_t* offsets;
-  const float* freqs; // [dims / 2], or null
   T* y; // [B, L, H, D]
-  int L, H, D, dims;
+  int L, H;
   int64_t heads; // B * L * H
-  int offset_stride, freqs_stride;
-  bool traditional;
-  float eps;
-  float log2_base, scale;
+  int offset_stride;
+  NormRope<T> norm_rope;
 };
 
 constexpr int kWarps = 4;
 
 template <typename T>
-__global__ __launch_bounds__(kWarps * 32) void qk_norm_rope(const __grid_constant__ NormRope<T> p) {
+__global__ __launch_bounds__(kWarps * 32) void qk_norm_rope(const __grid_constant__ Heads<T> p) {
   extern __shared__ __align__(16) char shared[];
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int64_t head = int64_t{blockIdx.x} * kWarps + warp;
+  wait_for_inputs();
+  let_next_begin();
   if (head >= p.heads) {
     return;
   }
-  auto* x = p.x + head * p.D;
-  auto* y = p.y + head * p.D;
-  auto* normed = reinterpret_cast<T*>(shared) + warp * p.D;
-  int first = lane * kReads<T>;
-  if (p.weight) {
-    float squares = 0;
-    for (int i = first; i < min(first + kReads<T>, p.D); i++) {
-      squares = __fmaf_rn(static_cast<float>(x[i]), static_cast<float>(x[i]), squares);
-    }
-    float factor = normalizer(sum_over_warp(squares), p.D, p.eps);
-    for (int i = first; i < min(first + kReads<T>, p.D); i++) {
-      normed[i] = normalized(x[i], factor, p.weight[i]);
-    }
-  } else {
-    for (int i = lane; i < p.D; i += 32) {
-      normed[i] = x[i];
-    }
-  }
-  __syncwarp();
+  int D = p.norm_rope.D;
   int64_t token = head / p.H;
-  int offset = p.offsets[token / p.L * p.offset_stride];
-  float position = p.scale * static_cast<float>(static_cast<uint32_t>(token % p.L) + offset);
-  for (int i = lane; i < p.dims / 2; i += 32) {
-    float inv_freq;
-    if (p.freqs) {
-      inv_freq = 1.0 / p.freqs[int64_t{i} * p.freqs_stride];
-    } else {
-      float d = static_cast<float>(i) / static_cast<float>(p.dims / 2);
-      inv_freq = exp2(-d * p.log2_base);
-    }
-    float theta = position * inv_freq;
-    float costheta = cos(theta);
-    float sintheta = sin(theta);
-    int at = p.traditional ? 2 * i : i;
-    int other = p.traditional ? at + 1 : at + p.dims / 2;
-    float x1 = static_cast<float>(normed[at]);
-    float x2 = static_cast<float>(normed[other]);
-    // contracted as the compiler contracts stock's
-    float rx1 = x1 * costheta - x2 * sintheta;
-    float rx2 = x1 * sintheta + x2 * costheta;
-    y[at] = to<T>(rx1);
-    y[other] = to<T>(rx2);
-  }
-  for (int i = p.dims + lane; i < p.D; i += 32) {
-    y[i] = normed[i];
-  }
+  uint32_t at = static_cast<uint32_t>(token % p.L) + p.offsets[token / p.L * p.offset_stride];
+  auto turn = p.norm_rope.turn(at, lane);
+  p.norm_rope(p.x + head * D, reinterpret_cast<T*>(shared) + warp * D, p.y + head * D, turn, lane);
 }
 
 } // namespace
@@ -114,23 +71,23 @@ void eval(const QKNormRope& primitive, const std::vector<array>& inputs, std::sp
   auto freqs = has_freqs ? inputs[next] : x;
   dispatch_type(out.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    NormRope<T> parameters = {
+    Heads<T> parameters = {
         gpu_ptr<T>(x),
-        has_weight ? gpu_ptr<T>(weight) : nullptr,
         gpu_ptr<int32_t>(offset),
-        has_freqs ? gpu_ptr<float>(freqs) : nullptr,
         gpu_ptr<T>(out),
         L,
         H,
-        D,
-        dims,
         int64_t{B} * L * H,
         offset.size() > 1 ? static_cast<int>(offset.strides(0)) : 0,
-        has_freqs ? static_cast<int>(freqs.strides(0)) : 0,
-        traditional,
-        eps,
-        std::log2(base),
-        scale};
+        {has_weight ? gpu_ptr<T>(weight) : nullptr,
+         has_freqs ? gpu_ptr<float>(freqs) : nullptr,
+         D,
+         dims,
+         has_freqs ? static_cast<int>(freqs.strides(0)) : 0,
+         traditional,
+         eps,
+         std::log2(base),
+         scale}};
     unsigned blocks = (parameters.heads + kWarps - 1) / kWarps;
     launch(encoder, qk_norm_rope<T>, blocks, kWarps * 32, kWarps * D * sizeof(T), {x, offset, weight, freqs}, {out},
            parameters);
@@ -138,7 +95,7 @@ void eval(const QKNormRope& primitive, const std::vector<array>& inputs, std::sp
 }
 
 std::string refuse_on_cuda(const Request& r) {
-  int64_t most = 32 * 16 / static_cast<int64_t>(r.dtype.size());
+  int64_t most = std::min<int64_t>(32 * 16 / static_cast<int64_t>(r.dtype.size()), on_cuda::kWidestHead);
   if (r.integer("head_dim") > most) {
     return "stock norms heads of more than " + std::to_string(most) + " values in another order";
   }

@@ -13,6 +13,9 @@ namespace {
 
 constexpr const char* kName = "quantized_matmul";
 
+// From so many rows of x on a GPU's matrix units have work: they are stock's.
+constexpr size_t kMostRowsOnGpu = 8;
+
 // `a` with its leading axes broadcast to `batch`.
 array broadcast_batch(const array& a, const Shape& batch, Stream s) {
   auto shape = batch;
@@ -48,6 +51,10 @@ array quantized_matmul(
       {"inner", inner},
       {"outer", outer}};
   require_support(kName, {s.device, dtype, precision, asked});
+  if (s.device == Device::gpu && (x_.size() / x_.shape(-1) >= kMostRowsOnGpu || weight_.w.ndim() > 2)) {
+    return mlx::core::quantized_matmul(
+        astype(x_, dtype, s), weight_.w, weight_.scales, weight_.biases, transpose, group_size, bits, mode, s);
+  }
 
   auto x = astype(x_, dtype, s);
   auto weight = cast_weight(weight_, dtype, params, s);

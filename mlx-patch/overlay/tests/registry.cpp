@@ -41,6 +41,11 @@ int main() {
   for (auto& [definition, gpu] : zmlx::table()) {
     std::string name = definition.name;
     std::string bytes;
+    if (name.starts_with("recorded_")) {
+      auto refused = error_of([&] { definition.row.load(bytes, mx::default_stream(mx::Device::cpu)); });
+      expect(refused == std::string(definition.row.name) + " is part of a recorded step, which cannot be saved", refused);
+      continue;
+    }
     auto primitive = load_zeros(definition.row, bytes);
     expect(primitive && std::string(primitive->name()) == definition.row.name, name + ": its export row has its name");
     expect(primitive && definition.row.save(*primitive) == bytes, name + ": is saved as it was loaded");

@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -203,6 +205,49 @@ array attention(
 // integers, how many tokens each row has with the new ones (one outside L to T is taken for the nearest of them)
 //   -> the buffer
 array cache_append(const array& buffer, const array& tokens, int row, const array& lengths, StreamOrDevice s = {});
+
+// ---- steps that are recorded (recorded_step)
+
+// attention of one token over a buffer of keys and values that it is appended to in place, whoever holds the buffer.
+//   q [B, H, 1, D]; k, v [B, Hkv, 1, D]; keys, values [B, Hkv, T, D]; sinks [H]
+//   lengths [B] i32: the tokens that count, this one included (one outside 1 to T is taken for the nearest)
+//   many_keys: stock's order of additions for more than 1,024 keys
+//   -> [B, H, 1, D]
+array recorded_attention(
+    const array& q,
+    const array& k,
+    const array& v,
+    const array& keys,
+    const array& values,
+    const array& lengths,
+    const std::optional<array>& sinks,
+    float scale,
+    bool many_keys,
+    StreamOrDevice s = {});
+
+// What a step of decode is made of besides the model.
+struct StepState {
+  array token; // [N] u32, N at least 4, of which the first counts: what the step reads and the next one finds replaced
+  array position; // [N] i32, likewise: one more after each step
+  array chosen; // [1] u32, the token that the step chose, not yet computed
+  std::vector<array> before, after; // of equal shapes and types: after[i], not yet computed, replaces before[i]
+};
+
+// A step that can be taken again.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  // Starts the next step.
+  virtual void launch() = 0;
+  // Steps started, the recorded one included.
+  virtual uint64_t num_started() const = 0;
+  // The token that step `index` chose, 0 being the recorded one; waits for it. The last kMostAhead started can be asked for.
+  virtual uint32_t token(uint64_t index) = 0;
+  static constexpr uint64_t kMostAhead = 8;
+};
+
+// Takes the step and records what is launched.
+std::shared_ptr<Recording> record_step(const StepState& state, StreamOrDevice s = {});
 
 // ---- recurrent layers
 

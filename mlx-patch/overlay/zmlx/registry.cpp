@@ -237,4 +237,19 @@ bool set_cpu_isa(const std::string& isa) {
   return cpu::set_isa(isa.c_str());
 }
 
+ExportRow unsaved_row(const char* name) {
+  auto refuse = [name] { throw std::runtime_error(std::string(name) + " is part of a recorded step, which cannot be saved"); };
+  return {
+      name,
+      [refuse](const Primitive&) -> std::string {
+        refuse();
+        return {};
+      },
+      [refuse](const std::string&, Stream) -> std::shared_ptr<Primitive> {
+        refuse();
+        return nullptr;
+      },
+      [](const Primitive&) { return std::vector<StateT>(); }};
+}
+
 } // namespace zmlx

@@ -71,6 +71,12 @@ const std::vector<Row>& table();
 // A dtype or a machine that none of the CPU's kernels is for.
 std::string refuse_on_cpu(const Request& request);
 
+// What belongs to a recorded step: a CPU has none, and none can be saved.
+inline std::string refuse_recorded_on_cpu(const Request&) {
+  return "steps are recorded on CUDA devices alone";
+}
+ExportRow unsaved_row(const char* name);
+
 // Throws std::invalid_argument with the reason unless the primitive runs as requested.
 void require_support(const char* primitive, const Request& request);
 

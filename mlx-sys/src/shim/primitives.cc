@@ -294,7 +294,50 @@ ArrayPtr fused_greedy_token(const Array& logits) {
   ZMLX_OP("greedy_token", box(zmlx::greedy_token(logits.a, current())));
 }
 
+ArrayPtr fused_recorded_attention(
+    const Array& q,
+    const Array& k,
+    const Array& v,
+    const Array& keys,
+    const Array& values,
+    const Array& lengths,
+    const ArrayPtr& sinks,
+    float scale,
+    bool many_keys) {
+  ZMLX_OP(
+      "recorded_attention",
+      box(zmlx::recorded_attention(
+          q.a, k.a, v.a, keys.a, values.a, lengths.a, opt(sinks), scale, many_keys, current())));
+}
+
+std::unique_ptr<Recording> fused_recorded_step(
+    const Array& token,
+    const Array& position,
+    const Array& chosen,
+    const ArrayVec& before,
+    const ArrayVec& after) {
+  auto outputs = after.v;
+  outputs.push_back(chosen.a);
+  check_graph(outputs);
+  ZMLX_OP(
+      "recorded_step",
+      std::make_unique<Recording>(Recording{zmlx::record_step(
+          {token.a, position.a, chosen.a, before.v, after.v}, current())}));
+}
+
 #if ZMLX_CUSTOM_PRIMITIVE
+
+void recording_launch(Recording& r) {
+  r.r->launch();
+}
+
+uint64_t recording_num_started(const Recording& r) noexcept {
+  return r.r->num_started();
+}
+
+uint32_t recording_token(Recording& r, uint64_t index) {
+  return r.r->token(index);
+}
 
 Support fused_supports(
     rust::Str primitive,
@@ -355,6 +398,18 @@ bool set_cpu_isa(rust::Str name) noexcept {
 }
 
 #else
+
+void recording_launch(Recording&) {
+  refuse("recorded_step");
+}
+
+uint64_t recording_num_started(const Recording&) noexcept {
+  return 0;
+}
+
+uint32_t recording_token(Recording&, uint64_t) {
+  refuse("recorded_step");
+}
 
 Support fused_supports(rust::Str, bool, bool, DtypeId, bool, rust::Slice<const Parameter>) {
   return {false, kReason};

@@ -11,6 +11,10 @@
 #include "mlx/mlx.h"
 #include "rust/cxx.h"
 
+namespace zmlx {
+class Recording;
+}
+
 namespace zmlx_sys {
 
 namespace mx = mlx::core;
@@ -46,6 +50,11 @@ struct NamedArrays {
 
 struct ImportedFn {
   mx::ImportedFunction f;
+};
+
+// A step that can be taken again, of the thread and the stream that it was recorded on.
+struct Recording {
+  std::shared_ptr<zmlx::Recording> r;
 };
 
 using ArrayPtr = std::unique_ptr<Array>;
@@ -380,6 +389,25 @@ ArrayPtr fused_swiglu_mlp(
 ArrayPtr
 fused_cache_append(const Array& buffer, const Array& tokens, int32_t row, const Array& lengths);
 ArrayPtr fused_greedy_token(const Array& logits);
+ArrayPtr fused_recorded_attention(
+    const Array& q,
+    const Array& k,
+    const Array& v,
+    const Array& keys,
+    const Array& values,
+    const Array& lengths,
+    const ArrayPtr& sinks,
+    float scale,
+    bool many_keys);
+std::unique_ptr<Recording> fused_recorded_step(
+    const Array& token,
+    const Array& position,
+    const Array& chosen,
+    const ArrayVec& before,
+    const ArrayVec& after);
+void recording_launch(Recording& r);
+uint64_t recording_num_started(const Recording& r) noexcept;
+uint32_t recording_token(Recording& r, uint64_t index);
 Support fused_supports(
     rust::Str primitive,
     bool gpu,

@@ -110,18 +110,20 @@ fn patch_headers(root: &Path, tree: &Tree, problems: &mut Vec<String>) -> Result
     Ok(())
 }
 
-/// A folder of the overlay is either a primitive, with the two files that every primitive has, or
-/// one of those that serve them all.
+/// A folder of the overlay is either a primitive, with its definition and kernels for a CPU, or for CUDA where it has no
+/// meaning on a CPU, or one of those that serve them all.
 fn overlay_folders(tree: &Tree, problems: &mut Vec<String>) {
     const DIR: &str = "mlx-patch/overlay/";
     const SHARED: [&str; 6] = ["cmake", "cpu", "cuda", "metal", "tests", "zmlx"];
     let folders: BTreeSet<&str> =
         tree.files.keys().filter_map(|f| Some(f.strip_prefix(DIR)?.split_once('/')?.0)).collect();
     for folder in folders.into_iter().filter(|f| !SHARED.contains(f)) {
-        for file in ["op.cpp", "cpu.cpp"] {
-            if !tree.has(&format!("{DIR}{folder}/{file}")) {
-                problems.push(format!("{DIR}{folder}: a primitive without {file}"));
-            }
+        let has = |file: &str| tree.has(&format!("{DIR}{folder}/{file}"));
+        if !has("op.cpp") {
+            problems.push(format!("{DIR}{folder}: a primitive without op.cpp"));
+        }
+        if !has("cpu.cpp") && !has("cuda.cu") {
+            problems.push(format!("{DIR}{folder}: a primitive without cpu.cpp"));
         }
     }
 }
@@ -351,6 +353,8 @@ mod tests {
         assert!(found(overlay_folders, &whole).is_empty());
         let problem = "mlx-patch/overlay/a: a primitive without cpu.cpp";
         assert_eq!(found(overlay_folders, &[op, shared]), [problem]);
+        let of_cuda = [op, ("mlx-patch/overlay/a/cuda.cu", ""), shared];
+        assert!(found(overlay_folders, &of_cuda).is_empty());
     }
 
     #[test]

@@ -7,6 +7,20 @@ use crate::error::Result;
 /// Tokens by which a growing cache extends its buffers, mlx-lm's step.
 pub const GROW_STEP: i32 = 256;
 
+/// Tokens of room for `added` of them behind `held`.
+///
+/// On CUDA stock's attention over buffers of whole steps is cuDNN's, which gives other bits from call to call while other
+/// kernels run (docs/adr/0014-stock-on-cuda.md); over any other buffer it is a kernel of MLX's own that does not. So there
+/// the buffers are never of whole steps.
+pub(super) fn room_for(added: i32, held: i32) -> i32 {
+    let room = (GROW_STEP + added - 1) / GROW_STEP * GROW_STEP;
+    let is_cuda = cfg!(not(target_os = "macos")) && mlx::default_device() == mlx::Device::Gpu;
+    if is_cuda && (held + room) % GROW_STEP == 0 { room + BESIDE_STEPS } else { room }
+}
+
+/// Tokens more than whole steps.
+const BESIDE_STEPS: i32 = 8;
+
 /// The tokens `from..to` of a buffer.
 pub(super) fn between(buffer: &Array, from: i32, to: i32) -> Result<Array> {
     let shape = buffer.shape();

@@ -173,6 +173,10 @@ fn encode(layer: &LayerCache) -> Result<(&'static str, State)> {
             let [k, v] = pair(&held);
             ("KVCache", State::Tuple(vec![k, v, State::Number(kv.len())]))
         }
+        LayerCache::Recorded(_) => {
+            let reason = "a step that is being recorded has to end before it is saved";
+            return Err(Error::argument("layer cache", layer.kind(), reason));
+        }
         LayerCache::Window(window) => {
             let [k, v] = pair(&window.buffers);
             let numbers = window.numbers().map(State::Number);

@@ -1,10 +1,10 @@
 use mlx::{Array, ops};
 
-use super::buffer::{GROW_STEP, first, grow, write};
+use super::buffer::{first, grow, room_for, write};
 use super::quantized::{KvQuantization, QuantizedKvCache};
 use crate::error::Result;
 
-/// One layer's keys and values, `[B, H, T, D]`, in buffers that grow by [`GROW_STEP`] tokens.
+/// One layer's keys and values, `[B, H, T, D]`, in buffers that grow by [`GROW_STEP`](super::GROW_STEP) tokens.
 #[derive(Debug, Clone, Default)]
 pub struct KvCache {
     pub(super) buffers: Option<(Array, Array)>,
@@ -72,7 +72,7 @@ impl KvCache {
         match self.buffers.take() {
             Some((k, v)) if self.len + keys.dim(2) <= k.dim(2) => Ok((k, v)),
             held => {
-                let room = (GROW_STEP + keys.dim(2) - 1) / GROW_STEP * GROW_STEP;
+                let room = room_for(keys.dim(2), self.len);
                 let (held_k, held_v) = held.unzip();
                 let like = |tokens| ops::slice_axis(tokens, 0, 0, rows);
                 let k = grow(held_k, self.len, &like(keys)?, room)?;

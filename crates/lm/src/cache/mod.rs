@@ -7,6 +7,7 @@ mod file;
 mod fixed;
 mod kv;
 mod quantized;
+mod recorded;
 mod state;
 mod window;
 
@@ -19,6 +20,7 @@ pub use self::file::{SavedCache, save};
 pub use self::fixed::{Clock, FixedKvCache};
 pub use self::kv::KvCache;
 pub use self::quantized::{KvQuantization, QuantizedKvCache, quantized_attention};
+pub use self::recorded::RecordedKvCache;
 pub use self::state::StateCache;
 pub use self::window::WindowCache;
 use crate::error::{Error, Result};
@@ -133,6 +135,8 @@ pub enum LayerCache {
     Quantized(QuantizedKvCache),
     /// Keys and values of a fixed number of tokens, whose position is data.
     Fixed(FixedKvCache),
+    /// Keys and values of every token, while a step is recorded.
+    Recorded(RecordedKvCache),
     /// The state of a recurrence.
     State(StateCache),
     /// Several of them.
@@ -147,6 +151,7 @@ impl LayerCache {
             Self::Window(window) => window.len(),
             Self::Quantized(kv) => kv.len(),
             Self::Fixed(kv) => kv.len(),
+            Self::Recorded(kv) => kv.len(),
             Self::State(state) => state.len(),
             Self::List(list) => list.iter().map(Self::len).max().unwrap_or(0),
         }
@@ -162,7 +167,7 @@ impl LayerCache {
         if let Self::Kv(kv) = self { Some(kv) } else { None }
     }
 
-    /// Every array, for evaluation.
+    /// Every array, for evaluation; none of those that a recorded step writes.
     pub fn arrays(&self) -> Box<dyn Iterator<Item = &Array> + '_> {
         fn pairs(pair: &Option<(Array, Array)>) -> impl Iterator<Item = &Array> {
             pair.iter().flat_map(|(k, v)| [k, v])
@@ -173,6 +178,7 @@ impl LayerCache {
             }
             Self::Quantized(kv) => Box::new(kv.arrays()),
             Self::Fixed(kv) => Box::new(pairs(&kv.buffers).chain([kv.clock().position()])),
+            Self::Recorded(_) => Box::new(std::iter::empty()),
             Self::State(state) => Box::new(state.arrays.iter().flatten()),
             Self::List(list) => Box::new(list.iter().flat_map(Self::arrays)),
         }
@@ -185,6 +191,7 @@ impl LayerCache {
             Self::Window(window) => &mut window.buffers,
             Self::Fixed(kv) => &mut kv.buffers,
             Self::Quantized(kv) => return Box::new(kv.arrays_mut()),
+            Self::Recorded(_) => return Box::new(std::iter::empty()),
             Self::State(state) => return Box::new(state.arrays.iter_mut().flatten()),
             Self::List(list) => return Box::new(list.iter_mut().flat_map(Self::rows_mut)),
         };
@@ -192,11 +199,15 @@ impl LayerCache {
     }
 
     /// Where the next token goes.
-    pub fn position(&self) -> Position {
-        match self {
+    ///
+    /// # Errors
+    /// `Mlx` for a step that is recorded already.
+    pub fn position(&self) -> Result<Position> {
+        Ok(match self {
             Self::Fixed(kv) => Position::Dynamic(kv.clock().position().clone()),
+            Self::Recorded(kv) => kv.position()?,
             other => Position::Static(other.len()),
-        }
+        })
     }
 
     /// Which keys the next `l` tokens see, those of tokens held before them.
@@ -228,7 +239,7 @@ impl LayerCache {
                 let (k, v) = kv.update(keys, values)?;
                 return Ok(KeysValues::Quantized(k, v));
             }
-            Self::State(_) | Self::List(_) => {
+            Self::Recorded(_) | Self::State(_) | Self::List(_) => {
                 let reason = "attention needs one of keys and values";
                 return Err(Error::argument("layer cache", self.kind(), reason));
             }
@@ -251,7 +262,7 @@ impl LayerCache {
         match self {
             Self::Kv(_) | Self::Quantized(_) | Self::Fixed(_) => true,
             Self::Window(window) => window.can_trim(),
-            Self::State(_) => false,
+            Self::Recorded(_) | Self::State(_) => false,
             Self::List(list) => list.iter().all(Self::can_trim),
         }
     }
@@ -262,7 +273,7 @@ impl LayerCache {
             Self::Window(window) => window.trim(n),
             Self::Quantized(kv) => kv.trim(n),
             Self::Fixed(kv) => kv.trim(n).unwrap_or(0),
-            Self::State(_) => 0,
+            Self::Recorded(_) | Self::State(_) => 0,
             Self::List(list) => list.iter_mut().map(|part| part.trim(n)).min().unwrap_or(0),
         }
     }
@@ -275,6 +286,8 @@ impl LayerCache {
             Self::Fixed(kv) => {
                 let _ = kv.trim(kv.len());
             }
+            // it has no tokens of its own to forget
+            Self::Recorded(_) => {}
             Self::State(state) => state.clear(),
             Self::List(list) => list.iter_mut().for_each(Self::clear),
         }
@@ -310,7 +323,7 @@ impl LayerCache {
             }
             Self::Window(window) => window.compact()?,
             Self::Quantized(kv) => kv.compact()?,
-            Self::Fixed(_) | Self::State(_) => {}
+            Self::Fixed(_) | Self::Recorded(_) | Self::State(_) => {}
             Self::List(list) => list.iter_mut().try_for_each(Self::compact)?,
         }
         Ok(())
@@ -340,6 +353,7 @@ impl LayerCache {
             Self::Window(_) => "a window",
             Self::Quantized(_) => "quantized",
             Self::Fixed(_) => "fixed",
+            Self::Recorded(_) => "recorded",
             Self::State(_) => "a recurrent state",
             Self::List(_) => "a list",
         }

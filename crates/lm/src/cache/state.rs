@@ -16,6 +16,23 @@ impl StateCache {
         Self { arrays: vec![None; num_arrays], len: 0 }
     }
 
+    /// One of arrays that cover `len` tokens.
+    pub(crate) fn from_arrays(arrays: Vec<Array>, len: i32) -> Self {
+        Self { arrays: arrays.into_iter().map(Some).collect(), len }
+    }
+
+    /// The arrays that are there.
+    pub(crate) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.arrays.iter().flatten()
+    }
+
+    /// Rows of all arrays; `None` where one is missing or they differ.
+    pub(crate) fn num_rows(&self) -> Option<i32> {
+        let rows = |array: &Option<Array>| array.as_ref().map(|array| array.dim(0));
+        let first = rows(self.arrays.first()?)?;
+        self.arrays.iter().all(|array| rows(array) == Some(first)).then_some(first)
+    }
+
     /// Array `index`, `None` before the first token.
     ///
     /// # Panics

@@ -6,7 +6,9 @@ use super::{
     Fusable, Fusion, Linear, ModuleKind, ModulePath, Path, QueryScale, RmsNorm, Rope,
     SharedKeysValues, Site,
 };
-use crate::cache::{AttentionMask, KeysValues, Position, quantized_attention};
+use crate::cache::{
+    AttentionMask, KeysValues, LayerCache, Position, RecordedKvCache, quantized_attention,
+};
 use crate::config::{ModelConfig, Size};
 use crate::error::{Error, Result};
 use crate::placement::Split;
@@ -326,6 +328,9 @@ impl Attention {
         let y = match together {
             Some(y) => y,
             None => rows.each(2, [&q, &k, &v], |[q, k, v], cache| {
+                if let LayerCache::Recorded(recorded) = cache {
+                    return self.attend_recorded([&q, &k, &v], recorded, shared.is_some());
+                }
                 let mask = cache.mask(q.dim(2), self.window)?;
                 let held = cache.update(&k, &v)?;
                 let y = self.attend_held(&q, &held, &mask)?;
@@ -438,6 +443,20 @@ impl Attention {
             return Ok(primitives::attention(q, k, v, scale, options, precision)?);
         }
         Ok(fast::scaled_dot_product_attention(q, k, v, scale, mask.as_mask(), sinks)?)
+    }
+
+    /// One token of a step that is going to be recorded.
+    fn attend_recorded(
+        &self,
+        qkv: [&Array; 3],
+        cache: &RecordedKvCache,
+        is_shared: bool,
+    ) -> Result<Array> {
+        if self.window.is_some() || is_shared {
+            let reason = "windows, and keys and values that layers share, are not recorded";
+            return Err(Error::argument("layer cache", "recorded", reason));
+        }
+        cache.attend(qkv, self.scale, self.sinks.as_ref())
     }
 
     fn attend_quantized(

@@ -1,8 +1,10 @@
 use mlx::primitives::GreedyToken;
 use mlx::{Array, ops, primitives};
 
+use super::recorded::recorded_step;
 use super::site::ask;
 use super::{Embedding, Fusable, Linear, ModuleKind, ModulePath, Path, Site};
+use crate::cache::Cache;
 use crate::error::Result;
 use crate::weights::Scope;
 
@@ -14,6 +16,7 @@ pub struct Head {
     vocab_size: i32,
     softcap: Option<f32>,
     greedy: Path,
+    recorded: Path,
 }
 
 impl Head {
@@ -23,7 +26,8 @@ impl Head {
     /// As [`Linear::load`].
     pub fn load(scope: &Scope<'_>, in_dims: i32, vocab_size: i32, tied: bool) -> Result<Self> {
         let lm_head = if tied { None } else { Some(Linear::load(scope, in_dims, vocab_size)?) };
-        Ok(Self { lm_head, vocab_size, softcap: None, greedy: Path::Stock })
+        let (greedy, recorded) = (Path::Stock, Path::Stock);
+        Ok(Self { lm_head, vocab_size, softcap: None, greedy, recorded })
     }
 
     /// The same with logits that are kept within `softcap` of zero: `tanh(x / softcap) · softcap` (arXiv:2408.00118).
@@ -59,11 +63,19 @@ impl Head {
         })
     }
 
-    /// The sites of the output projection, the embedding's where it stands in.
+    /// Whether greedy steps of decode are recorded.
+    pub fn is_recorded(&self) -> bool {
+        self.recorded != Path::Stock
+    }
+
+    /// The sites of the output projection, the embedding's where it stands in, and of what a step ends with.
+    ///
+    /// - `cache`: an empty one of the model, whose other sites are in `sites`
     pub fn sites_with<'a>(
         &'a mut self,
         at: &ModulePath,
         embedding: (&ModulePath, &'a mut Embedding),
+        cache: &Cache,
         sites: &mut Vec<Site<'a>>,
     ) {
         match &mut self.lm_head {
@@ -76,6 +88,14 @@ impl Head {
             pattern: "greedy_token",
             questions: ask(GreedyToken { vocab_size: self.vocab_size }),
             path: &mut self.greedy,
+            trace: None,
+        });
+        sites.push(Site {
+            module: ModulePath::default().pp("step"),
+            kind: ModuleKind::Step,
+            pattern: "recorded_step",
+            questions: recorded_step(cache, sites),
+            path: &mut self.recorded,
             trace: None,
         });
     }

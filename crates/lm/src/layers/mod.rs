@@ -15,6 +15,7 @@ mod moe;
 mod multi_linear;
 mod norm;
 mod query_scale;
+mod recorded;
 mod rope;
 mod routing;
 mod shared_kv;

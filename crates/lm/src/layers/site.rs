@@ -58,6 +58,8 @@ pub enum ModuleKind {
     Norm,
     /// From logits to the likeliest token.
     Greedy,
+    /// A whole step of decode.
+    Step,
 }
 
 /// Where a module stands in the model, spelled as its weights are.

@@ -131,6 +131,7 @@ impl<B: Block> Model for CausalLm<B> {
     }
 
     fn sites<'a>(&'a mut self, sites: &mut Vec<Site<'a>>) {
+        let cache = self.make_cache();
         let model = self.root.pp("model");
         let layers = model.pp("layers");
         for (i, layer) in self.layers.iter_mut().enumerate() {
@@ -138,6 +139,6 @@ impl<B: Block> Model for CausalLm<B> {
         }
         self.norm.sites(&model.pp(self.norm_name), sites);
         let embedding = (&model.pp("embed_tokens"), &mut self.embed_tokens);
-        self.head.sites_with(&self.root.pp("lm_head"), embedding, sites);
+        self.head.sites_with(&self.root.pp("lm_head"), embedding, &cache, sites);
     }
 }

@@ -340,6 +340,7 @@ impl Model for Gemma4 {
     }
 
     fn sites<'a>(&'a mut self, sites: &mut Vec<Site<'a>>) {
+        let cache = self.make_cache();
         let model = self.root.pp("model");
         if let Some(inputs) = &mut self.per_layer_inputs {
             inputs.sites(&model, sites);
@@ -349,7 +350,7 @@ impl Model for Gemma4 {
         }
         self.norm.sites(&model.pp("norm"), sites);
         let embedding = (&model.pp("embed_tokens"), &mut self.embed_tokens);
-        self.head.sites_with(&self.root.pp("lm_head"), embedding, sites);
+        self.head.sites_with(&self.root.pp("lm_head"), embedding, &cache, sites);
     }
 }
 

@@ -15,6 +15,9 @@ pub(super) const VOCAB: u32 = 96;
 pub(super) const EXPERTS: i32 = 6;
 pub(super) const PROMPT: &[u32] = &[3, 14, 15, 92, 6, 53, 58];
 
+/// Patterns that have nothing to do on a CPU.
+pub(super) const ELSEWHERE: &[&str] = &["recorded_step"];
+
 /// A checkpoint being put together.
 pub(super) struct Fixture(Draft);
 

@@ -19,5 +19,6 @@ mod names;
 mod patch;
 mod placement;
 mod prompt_cache;
+mod recorded;
 mod stop;
 mod table;

@@ -7,7 +7,7 @@ use mlx::quantization::{Mode, Quantization};
 use mlx::{Device, Dtype};
 use serde_json::json;
 
-use super::fixture::{Fixture, PROMPT, VOCAB, q4};
+use super::fixture::{ELSEWHERE, Fixture, PROMPT, VOCAB, q4};
 use crate::error::Error;
 use crate::generate::{GenerateOptions, generate};
 use crate::inspect::inspect;
@@ -22,8 +22,10 @@ fn names(names: &[&str]) -> PatchOptions {
     PatchOptions { patterns, ..PatchOptions::default() }
 }
 
+/// All that a CPU has.
 fn all() -> PatchOptions {
-    names(&patterns::names())
+    let all = patterns::names();
+    names(&all.into_iter().filter(|name| !ELSEWHERE.contains(name)).collect::<Vec<_>>())
 }
 
 fn require(options: PatchOptions) -> PatchOptions {

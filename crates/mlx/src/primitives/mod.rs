@@ -6,7 +6,8 @@
 //! the caller's decision, so that nothing silent passes for a result.
 //!
 //! Each primitive is a file here with its function and its question, a struct that implements
-//! [`Ask`]; the C++ side is the folder of the same name in `mlx-patch/overlay/`.
+//! [`Ask`]; the C++ side is the folder of the same name in `mlx-patch/overlay/`. Those of a recorded step write to arrays
+//! in place and are called by [`recording`](crate::recording) alone.
 
 mod add_rms_norm;
 mod ask;
@@ -20,6 +21,8 @@ mod greedy_token;
 mod moe_router;
 mod qk_norm_rope;
 mod quantized_matmul;
+mod recorded_attention;
+mod recorded_step;
 mod rms_norm;
 mod short_conv;
 mod swiglu_mlp;
@@ -42,6 +45,10 @@ pub use greedy_token::{GreedyToken, greedy_token};
 pub use moe_router::{MoeRouter, Scoring, moe_router};
 pub use qk_norm_rope::{QkNormRope, ScaledRope, qk_norm_rope, qk_norm_rope_dynamic};
 pub use quantized_matmul::{QuantizedMatmul, quantized_matmul};
+pub use recorded_attention::RecordedAttention;
+pub(crate) use recorded_attention::{RecordedKeysValues, recorded_attention};
+pub use recorded_step::RecordedStep;
+pub(crate) use recorded_step::{Carried, recorded_step};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use short_conv::{ShortConv, short_conv};
 pub use swiglu_mlp::{SwigluMlp, swiglu_mlp};
@@ -61,6 +68,8 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &GatedDelta::TYPICAL,
     &GreedyToken::TYPICAL,
     &SwigluMlp::TYPICAL,
+    &RecordedAttention::TYPICAL,
+    &RecordedStep,
 ];
 
 /// What the order and width of accumulation may be.

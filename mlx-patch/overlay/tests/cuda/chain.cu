@@ -1,11 +1,13 @@
 // How long gather_qmm_swiglu and gather_qmm_combine take inside a chain: 64 launches of each in one CUDA graph, one after
-// the other, every one with other experts, so that no weights are in the cache. No MLX runs here.
+// the other, every one with other experts, so that no weights are in the cache; as plain launches, and as dependent ones that
+// may begin early, as in a recorded step. No MLX runs here.
 //
 //   chain [K N experts top_k]
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <type_traits>
 #include <vector>
 
 #include "gather_qmm_combine/kernel.cuh"
@@ -48,14 +50,31 @@ EightRows<T> random_matrices(int64_t E, int64_t N, int64_t K) {
 
 constexpr int kLaunches = 64;
 
-// The best of 20, per launch.
-template <typename Launch>
-double microseconds(Launch launch) {
+// The best of 20, per launch; `arguments_of(i)` are those of launch i.
+template <typename Parameters, typename Arguments>
+double microseconds(
+    void (*kernel)(Parameters),
+    unsigned grid,
+    unsigned block,
+    size_t shared,
+    bool dependent,
+    Arguments arguments_of) {
+  allow_shared(reinterpret_cast<const void*>(kernel), shared);
   cudaStream_t stream;
   check(cudaStreamCreate(&stream));
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
   for (int i = 0; i < kLaunches; i++) {
-    launch(i, stream);
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = dependent;
+    check(cudaLaunchKernelEx(&config, kernel, std::remove_const_t<Parameters>(arguments_of(i))));
   }
   cudaGraph_t graph;
   check(cudaStreamEndCapture(stream, &graph));
@@ -97,25 +116,22 @@ int main(int argc, char** argv) {
   check(cudaMalloc(&y, top_k * std::max(N, K) * sizeof(T)));
   auto gate = random_matrices(E, N, K), up = random_matrices(E, N, K), down = random_matrices(E, K, N);
 
-  size_t shared = K * sizeof(T) + kSwigluWarps * SixteenRows<T, 4, 64>::bytes(K);
-  auto swiglu = gather_qmm_swiglu_mma<T, 4, 64>;
-  allow_shared(reinterpret_cast<const void*>(swiglu), shared);
-  double t = microseconds([&](int i, cudaStream_t stream) {
-    swiglu<<<top_k * (N / (8 * kSwigluWarps)), kSwigluWarps * 32, shared, stream>>>(
-        {x, lhs, experts + i * top_k, gate, up, y, K, N, 1, true});
-  });
-  double bytes = 2.0 * top_k * N * K * (0.5 + 4.0 / 64);
-  std::printf("gather_qmm_swiglu K %d N %d, %d of %d: %.2f us, %.0f GB/s\n", K, N, top_k, E, t, bytes / t / 1e3);
-
-  size_t of_warp = N * sizeof(T) + SixteenRows<T, 4, 64>::bytes(N);
-  int warps = std::min(top_k, 8);
-  auto combine = gather_qmm_combine_mma<T, T, 4, 64>;
-  allow_shared(reinterpret_cast<const void*>(combine), warps * of_warp);
-  t = microseconds([&](int i, cudaStream_t stream) {
-    combine<<<K / 16, warps * 32, warps * of_warp, stream>>>(
-        {x, experts + i * top_k, scores, down, y, N, K, top_k, warps});
-  });
-  std::printf("gather_qmm_combine K %d N %d, %d of %d: %.2f us, %.0f GB/s\n", N, K, top_k, E, t, bytes / 2 / t / 1e3);
+  double bytes = 1.0 * top_k * N * K * (0.5 + 4.0 / 64); // of one projection
+  int swiglu = swiglu_warps(top_k * (N / 8), N / 8, SixteenRows<T, 4, 64>::bytes(K), K * sizeof(T), 132);
+  for (bool dependent : {false, true}) {
+    double t = microseconds(
+        gather_qmm_swiglu_mma<T, 4, 64>, top_k * (N / (8 * swiglu)), swiglu * 32, swiglu_shared_bytes<T, 4, 64>(K, swiglu), dependent,
+        [&](int i) { return Swiglu<T>{x, lhs, experts + i * top_k, gate, up, y, K, N, 1, true}; });
+    std::printf("gather_qmm_swiglu K %d N %d, %d of %d%s: %.2f us, %.0f GB/s\n", K, N, top_k, E,
+                dependent ? ", dependent" : "", t, 2 * bytes / t / 1e3);
+    int warps = std::min(top_k, kMostCombineWarps);
+    t = microseconds(
+        gather_qmm_combine_mma<T, T, 4, 64>, K / 16, warps * 32,
+        warps * combine_shared_bytes<T, 4, 64>(N), dependent,
+        [&](int i) { return Combine<T, T>{x, experts + i * top_k, scores, down, y, N, K, top_k, warps}; });
+    std::printf("gather_qmm_combine K %d N %d, %d of %d%s: %.2f us, %.0f GB/s\n", N, K, top_k, E,
+                dependent ? ", dependent" : "", t, bytes / t / 1e3);
+  }
   check(cudaDeviceSynchronize());
   return 0;
 }

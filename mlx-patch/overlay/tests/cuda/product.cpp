@@ -2,7 +2,7 @@
 // shapes on both sides of stock's choice of a kernel, layouts and extreme values. Stock itself is asked twice each time: a
 // reference that disagrees with itself proves nothing.
 //
-//   product [--seed S] [--quick] [--part bf16|f16|routers|rows] [--group 32|64|128]
+//   product [--seed S] [--quick] [--part bf16|f16|routers|rows|recorded] [--group 32|64|128]
 //
 // MLX compiles its kernels when they are first used, for minutes in all; parts can run beside one another.
 //
@@ -104,6 +104,74 @@ void check_combine(mx::Dtype dtype, mx::Dtype score, Quantized q, int N, int K, 
       stock);
 }
 
+void check_matmul(mx::Dtype dtype, Quantized q, int N, int K, int rows, Values v, bool gaps) {
+  auto w = random_weight(dtype, q, 1, N, K, v);
+  for (auto* part : {&w.w, &w.scales, &*w.biases}) {
+    *part = mx::squeeze(*part, 0);
+  }
+  auto x = random_array({1, rows, K}, dtype, v);
+  x = gaps ? with_gaps(x) : x;
+  auto stock = [&] { return mx::quantized_matmul(x, w.w, w.scales, w.biases, true, q.group, q.bits); };
+  auto fused = zmlx::quantized_matmul(x, w, true, q.group, q.bits, "affine", zmlx::Precision::Exact);
+  check(
+      text("quantized_matmul ", dtype, " b", q.bits, " g", q.group, " N", N, " K", K, " rows ", rows, " v", int(v),
+           gaps ? " gaps" : ""),
+      fused,
+      stock);
+}
+
+// Over the first `length` keys of buffers whose room is no multiple of 256, for which stock asks cuDNN; with norm and rotation
+// of q and k in stock's ops, or taken in.
+void check_recorded(mx::Dtype dtype, int dim, int heads, int kv_heads, int length, bool with_sinks, int rope, Values v) {
+  constexpr int room = 1500;
+  auto shape = [&](int h, int tokens) { return mx::Shape{1, h, tokens, dim}; };
+  auto raw_q = random_array({1, 1, heads * dim}, dtype, v), raw_k = random_array({1, 1, kv_heads * dim}, dtype, v);
+  auto value = random_array(shape(kv_heads, 1), dtype, v);
+  auto keys = random_array(shape(kv_heads, room), dtype, v), values = random_array(shape(kv_heads, room), dtype, v);
+  auto sinks = with_sinks ? std::optional<array>(random_array({heads}, dtype)) : std::nullopt;
+  auto weight_q = random_array({dim}, dtype), weight_k = random_array({dim}, dtype);
+  auto at = array(length - 1);
+  float scale = 1 / std::sqrt(float(dim));
+  auto stock_heads = [&](const array& x, int n, const array& weight) {
+    auto y = mx::reshape(x, {1, 1, n, dim});
+    y = rope == 2 ? mx::fast::rms_norm(y, weight, 1e-6f) : y;
+    y = mx::transpose(y, {0, 2, 1, 3});
+    return rope ? mx::fast::rope(y, dim, false, 1e6f, 1.0f, at) : y;
+  };
+  auto our_heads = [&](const array& x, int n, const array& weight) {
+    auto w = rope == 2 ? std::optional<array>(weight) : std::nullopt;
+    return rope ? zmlx::qk_norm_rope(x, n, w, 1e-6f, {dim, false, 1e6f, 1.0f, std::nullopt}, at) : stock_heads(x, n, weight);
+  };
+  auto own = [&](const array& buffer) {
+    auto copy = mx::contiguous(mx::concatenate({buffer, buffer}, 2));
+    copy = mx::concatenate({mx::slice(copy, {0, 0, 0, 0}, shape(kv_heads, room - 1)),
+                            mx::slice(buffer, {0, 0, room - 1, 0}, shape(kv_heads, room))}, 2);
+    mx::eval(copy);
+    return copy;
+  };
+  auto appended = [&](const array& buffer, const array& token) {
+    return mx::slice_update(
+        buffer, token, mx::Shape{0, 0, length - 1, 0}, mx::Shape{1, kv_heads, length, dim});
+  };
+  auto q = stock_heads(raw_q, heads, weight_q), k = stock_heads(raw_k, kv_heads, weight_k);
+  auto all_keys = appended(keys, k), all_values = appended(values, value);
+  mx::eval(std::vector<array>{q, all_keys, all_values});
+  auto stock = [&] {
+    auto stop = shape(kv_heads, length);
+    return mx::fast::scaled_dot_product_attention(
+        q, mx::slice(all_keys, {0, 0, 0, 0}, stop), mx::slice(all_values, {0, 0, 0, 0}, stop), scale, "", {}, sinks);
+  };
+  auto held_keys = own(keys), held_values = own(values);
+  auto fused = zmlx::recorded_attention(
+      our_heads(raw_q, heads, weight_q), our_heads(raw_k, kv_heads, weight_k), value, held_keys, held_values,
+      array({length}), sinks, scale, length > 1024);
+  auto what = text("recorded_attention ", dtype, " ", heads, " of ", kv_heads, " x ", dim, " keys ", length, " rope ", rope,
+                   with_sinks ? " sinks" : "", " v", int(v));
+  check(what, fused, stock);
+  check(what + " keys", held_keys, [&] { return own(all_keys); });
+  check(what + " values", held_values, [&] { return own(all_values); });
+}
+
 void check_router(mx::Dtype dtype, int experts, int top_k, int tokens, bool normalize, Values v, double scale) {
   auto logits = random_array({1, tokens, experts}, dtype, v, scale);
   zmlx::RouterParams params = {top_k, "softmax"};
@@ -187,6 +255,16 @@ void products(const std::string& part, int only) {
           check_combine(dtype, dtype, q, 128, 256, 1, 4, v, false);
           check_combine(dtype, dtype, q, 256, 768, 1, 8, v, false);
         }
+        for (auto v : {Values::Normal, Values::Large, Values::Sprinkled}) {
+          check_matmul(dtype, q, 128, 256, 1, v, false);
+          check_matmul(dtype, q, 256, 768, 3, v, true);
+          check_matmul(dtype, q, 512, 2048, 7, v, false);
+        }
+        check_matmul(dtype, q, 4096, 2048, 1, Values::Normal, false);
+        check_matmul(dtype, q, 2048, 4096, 1, Values::Normal, false);
+        check_matmul(dtype, q, 16384, 1408, 1, Values::Normal, false);
+        check_matmul(dtype, q, 2048, 11008, 2, Values::Normal, false);
+        check_matmul(dtype, q, 128, 256, 8, Values::Normal, false);
         check_swiglu(dtype, q, 768, 2048, 1, 8, 1, Values::Normal, false);
         check_swiglu(dtype, q, 128, 1408, 3, 2, 1, Values::Normal, true);
         check_swiglu(dtype, q, 128, 128, 2, 1, 3, Values::Normal, false);
@@ -255,6 +333,19 @@ void rows() {
   }
 }
 
+void recorded() {
+  for (auto dtype : {mx::bfloat16, mx::float16, mx::float32}) {
+    for (int dim : {64, 96, 128}) {
+      for (int length : {1, 2, 31, 32, 33, 64, 127, 128, 129, 200, 255, 256, 700, 1024, 1025, 1281, 1499}) {
+        check_recorded(dtype, dim, 8, 2, length, length % 2, length % 3, Values::Normal);
+      }
+      check_recorded(dtype, dim, 32, 4, 77, false, 2, Values::Large);
+      check_recorded(dtype, dim, 6, 6, 130, true, 1, Values::Sprinkled);
+      check_recorded(dtype, dim, 32, 4, 1300, true, 2, Values::Large);
+    }
+  }
+}
+
 // Empty where a kernel runs as for Qwen3-30B-A3B.
 std::string reason_against() {
   if (!mx::gpu::is_available()) {
@@ -288,6 +379,9 @@ int main(int argc, char** argv) {
   }
   if (part.empty() || part == "rows") {
     rows();
+  }
+  if (part.empty() || part == "recorded") {
+    recorded();
   }
   if (unstable) {
     std::printf("stock disagrees with itself in %d cases\n", unstable);

@@ -1,0 +1,65 @@
+// CUDA backend of QuantizedMatmulRows: fewer than eight rows of x. More are stock's (op.cpp).
+
+#include "cuda/dispatch.h"
+#include "cuda/host.h"
+#include "quantized_matmul/kernel.cuh"
+#include "quantized_matmul/quantized_matmul.h"
+
+namespace zmlx {
+
+using namespace mlx::core;
+
+namespace {
+
+void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs, std::span<array> outputs) {
+  using P = QuantizedMatmulRows;
+  using namespace on_cuda;
+  auto& out = outputs[0];
+  auto& encoder = cu::get_command_encoder(out.primitive().stream());
+  allocate(out, encoder);
+  if (out.size() == 0) {
+    return;
+  }
+  std::vector<array> in;
+  for (auto& input : inputs) {
+    in.push_back(in_rows(input, encoder));
+  }
+  auto state = primitive.state();
+  int K = in[P::kX].shape(-1), N = out.shape(-1);
+  unsigned lines = out.size() / N;
+  dispatch_quantized(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
+    using T = typename decltype(type)::type;
+    constexpr int kBits = bits, kGroup = group;
+    Product<T> parameters = {
+        gpu_ptr<T>(in[P::kX]),
+        {gpu_ptr<char>(in[P::kW]), gpu_ptr<T>(in[P::kScales]), gpu_ptr<T>(in[P::kBiases])},
+        gpu_ptr<T>(out),
+        K,
+        N};
+    // rows in turn where there are more than the chip runs at once
+    unsigned blocks = std::min(N / kProductWarps, 6 * multiprocessors(encoder));
+    launch(encoder, quantized_matmul_qmv<T, kBits, kGroup>, dim3(blocks, lines), kProductWarps * 32,
+           bytes_of_x<kBits>(K), {in[P::kX], in[P::kW], in[P::kScales], in[P::kBiases]}, {out}, parameters);
+  });
+}
+
+std::string refuse_on_cuda(const Request& r) {
+  auto inner = r.integer("inner");
+  if (auto reason = on_cuda::refuse_quantized(r); !reason.empty()) {
+    return reason;
+  }
+  if (r.integer("group_size") >= inner) {
+    return "stock multiplies rows of one group by its kernel `qmm_sm90`, which has no fused counterpart";
+  }
+  return static_cast<size_t>(inner) * 2 > on_cuda::kMostShared / 2
+      ? "rows of " + std::to_string(inner) + " values are too long for the shared memory of a block"
+      : "";
+}
+
+} // namespace
+
+GpuBackend quantized_matmul_gpu() {
+  return gpu_backend<QuantizedMatmulRows, eval>(refuse_on_cuda);
+}
+
+} // namespace zmlx
