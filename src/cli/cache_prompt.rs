@@ -12,7 +12,7 @@ use super::options::{ComputeOptions, ModelOptions, OutputOptions};
 use super::patching::PatchingOptions;
 use super::prompts::{Asked, PromptOptions, Prompter};
 use super::render::{Answer, Ui, bytes};
-use super::session::{Session, SessionBegin};
+use super::session::{Expected, Session, SessionBegin};
 use super::{CommandArgs, Examples, Exit};
 
 /// Arguments of `zmlx cache-prompt`.
@@ -82,10 +82,10 @@ impl CommandArgs for CachePrompt {
                 )
             }
         };
-        let sample = Some(prompt.token_ids.as_slice());
-        let mut session =
-            Session::load(&folder, prompter, sample, &self.patching, &self.compute, device, ui)?;
-        session.keep(self.kv.options());
+        let expected =
+            Expected { prompt: Some(prompt.token_ids.as_slice()), cache: self.kv.options() };
+        let session =
+            Session::load(&folder, prompter, expected, &self.patching, &self.compute, device, ui)?;
         let prompt_token_ids = prompt.token_ids.clone();
         ui.begin("cache-prompt", &Begin { session: session.begin(), prompt_token_ids })?;
         let held = session.read_prompt(&prompt.token_ids, ui)?;

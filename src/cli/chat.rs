@@ -15,7 +15,7 @@ use super::patching::PatchingOptions;
 use super::prompts::{Prompter, message};
 use super::render::{Answer, Closed, Ui, rate};
 use super::sampling::{SamplingOptions, StoppingOptions};
-use super::session::{Reply, Session, finish_reason};
+use super::session::{Expected, Reply, Session, finish_reason};
 use super::{CommandArgs, Examples, Exit, place};
 
 /// Arguments of `zmlx chat`.
@@ -130,10 +130,9 @@ impl CommandArgs for Chat {
         );
         // refuses a model without a template before its weights are read
         prompter.conversation(&[message("user", "?")])?;
-        let sample = None;
-        let mut session =
-            Session::load(&folder, prompter, sample, &self.patching, &self.compute, device, ui)?;
-        session.keep(self.kv.options());
+        let expected = Expected { prompt: None, cache: self.kv.options() };
+        let session =
+            Session::load(&folder, prompter, expected, &self.patching, &self.compute, device, ui)?;
         ui.begin("chat", &session.begin())?;
         let lines = Lines::open(place::chat_history())?;
         let interrupt = if lines.is_terminal() { Some(Interrupt::listen()?) } else { None };

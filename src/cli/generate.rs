@@ -12,7 +12,7 @@ use super::patching::PatchingOptions;
 use super::prompts::{Asked, PromptOptions, Prompter};
 use super::render::{Answer, Ui, bytes, rate};
 use super::sampling::{SamplingOptions, StoppingOptions};
-use super::session::{Session, SessionBegin, finish_reason};
+use super::session::{Expected, Session, SessionBegin, finish_reason};
 use super::{CommandArgs, Examples, Exit};
 
 /// Arguments of `zmlx generate`.
@@ -107,10 +107,10 @@ impl CommandArgs for Generate {
         if let (Asked::Terminal | Asked::Nothing, Some(text)) = (&asked, &prompt.text) {
             ui.note(&format!("no --prompt given; asking: {text}"));
         }
-        let sample = Some(prompt.token_ids.as_slice());
+        let expected =
+            Expected { prompt: Some(prompt.token_ids.as_slice()), cache: self.kv.options() };
         let mut session =
-            Session::load(&folder, prompter, sample, &self.patching, &self.compute, device, ui)?;
-        session.keep(self.kv.options());
+            Session::load(&folder, prompter, expected, &self.patching, &self.compute, device, ui)?;
         if let Some(path) = &self.cache.prompt_cache {
             session.continue_file(path, &self.model.name(&folder), &self.kv)?;
         }

@@ -6,7 +6,7 @@ use anyhow::bail;
 use mlx::primitives::Precision;
 use zmlx::bench::smart::Choice;
 use zmlx::bench::{SmartOptions, smart_patch};
-use zmlx::lm::{self, LoadedModel, PatchOptions, PatchReport, Patterns, patterns};
+use zmlx::lm::{self, CacheOptions, LoadedModel, PatchOptions, PatchReport, Patterns, patterns};
 
 use super::place;
 use super::render::Ui;
@@ -45,18 +45,20 @@ impl PatchingOptions {
     /// Patches a model, and says what there is to say.
     ///
     /// - `sample`: prompts like those to come
+    /// - `cache`: how what the model remembers will be kept
     pub(super) fn apply(
         &self,
         loaded: &mut LoadedModel,
         precision: Precision,
         sample: impl FnOnce() -> anyhow::Result<Vec<Vec<u32>>>,
+        cache: CacheOptions,
         ui: &Ui,
     ) -> anyhow::Result<PatchReport> {
         let report = match &self.patch {
             PatchChoice::User(patterns) => {
                 lm::patch(loaded, &self.targets.options(patterns, precision))?
             }
-            PatchChoice::Smart => self.smart(loaded, precision, sample()?, ui)?,
+            PatchChoice::Smart => self.smart(loaded, precision, sample()?, cache, ui)?,
         };
         self.targets.explain(&report, ui);
         Ok(report)
@@ -67,10 +69,12 @@ impl PatchingOptions {
         loaded: &mut LoadedModel,
         precision: Precision,
         sample: Vec<Vec<u32>>,
+        cache: CacheOptions,
         ui: &Ui,
     ) -> anyhow::Result<PatchReport> {
         let options = SmartOptions {
             patch: self.targets.options(&Patterns::Auto, precision),
+            cache,
             store: place::smart_store(),
             remeasure: self.remeasure,
             ..SmartOptions::new(sample, place::software())

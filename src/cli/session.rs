@@ -68,12 +68,19 @@ pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
     }
 }
 
+/// What a session is loaded for.
+pub(super) struct Expected<'a> {
+    /// A prompt like those to come; `None` takes the questions that nobody asked.
+    pub(super) prompt: Option<&'a [u32]>,
+    /// How what the model remembers is kept.
+    pub(super) cache: CacheOptions,
+}
+
 impl Session {
-    /// - `sample`: a prompt like those to come; `None` takes the questions that nobody asked
     pub(super) fn load(
         folder: &Path,
         prompter: Prompter,
-        sample: Option<&[u32]>,
+        expected: Expected<'_>,
         patching: &PatchingOptions,
         compute: &ComputeOptions,
         device: Device,
@@ -81,11 +88,12 @@ impl Session {
     ) -> anyhow::Result<Self> {
         let mut loaded = load(folder, ui)?;
         let precision = compute.precision();
-        let sample = || match sample {
+        let Expected { prompt, cache } = expected;
+        let sample = || match prompt {
             Some(prompt) => Ok(vec![prompt.to_vec()]),
             None => Ok(prompter.defaults(folder)?.into_iter().map(|p| p.token_ids).collect()),
         };
-        let patch = patching.apply(&mut loaded, precision, sample, ui)?;
+        let patch = patching.apply(&mut loaded, precision, sample, cache, ui)?;
         Ok(Self {
             folder: folder.to_owned(),
             device,
@@ -94,13 +102,8 @@ impl Session {
             loaded,
             patch,
             cache: None,
-            cache_options: CacheOptions::default(),
+            cache_options: cache,
         })
-    }
-
-    /// How what the model remembers is kept.
-    pub(super) fn keep(&mut self, options: CacheOptions) {
-        self.cache_options = options;
     }
 
     /// Lets the next prompt continue what a file holds.
