@@ -108,3 +108,9 @@ fn units_for_one_instruction_set_define_nothing_that_others_could_link() {
 fn cuda_kernels_equal_stock() {
     run("product", &["--quick"]);
 }
+
+#[cfg(feature = "cuda")]
+#[test]
+fn stock_attention_of_caches_as_they_are_repeats_itself() {
+    run("repeat", &[]);
+}

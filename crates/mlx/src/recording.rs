@@ -6,13 +6,15 @@
 //!
 //! ```no_run
 //! # use mlx::{Array, Result, recording::{Recording, StepInput}};
-//! # fn embed(token: &Array) -> Result<Array> { unimplemented!() }
-//! # fn choose(y: &Array) -> Result<Array> { unimplemented!() }
-//! # fn step(last: &Array, keys: &Array, values: &Array, [q, k, v]: [Array; 3]) -> Result<()> {
+//! # fn step(
+//! #     (last, keys, values): (&Array, &Array, &Array),
+//! #     qkv: impl Fn(&Array, &Array) -> Result<[Array; 3]>,
+//! #     choose: impl Fn(&Array) -> Result<Array>,
+//! # ) -> Result<()> {
 //! // 300 tokens are held in buffers for 512; the vocabulary has 1,000
 //! let input = StepInput::new(last, 1000, 300, 512)?;
 //! let layer = input.kv(keys, values, 512)?;
-//! let x = embed(&input.token()?)?; // and q, k, v of it, at `input.position()`
+//! let [q, k, v] = qkv(&input.token()?, &input.position()?)?;
 //! let y = layer.attend([&q, &k, &v], 0.125, None)?;
 //! let mut recording = Recording::record(input, &choose(&y)?, vec![layer], Vec::new())?;
 //! let first = recording.token(0)?;

@@ -1,8 +1,8 @@
 // CUDA backend of RecordedStep.
 //
 // MLX adds every launch of a step to a CUDA graph by itself, which takes longer than the GPU needs to run it. Here the graph
-// of one step is kept: what it reads that changes from token to token - the last token, the position, states - lies in memory that the step's last launch writes over, so that the same graph is the next step. The CPU starts it
-// and waits for a number.
+// of one step is kept: what it reads that changes from token to token - the last token, the position, states - lies in memory that the
+// step's last launches write over, so that the same graph is the next step. The CPU starts it and waits for a number.
 //
 // The step runs once as MLX runs it, while its graph is cloned. The clone is valid as long as its buffers are, so it holds
 // all of them.

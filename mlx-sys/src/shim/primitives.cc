@@ -69,6 +69,8 @@ std::vector<mx::array> both(std::pair<mx::array, mx::array> outputs) {
   return {std::move(outputs.first), std::move(outputs.second)};
 }
 
+static_assert(zmlx::Recording::kMostAhead == 8, "also Recording::MOST_AHEAD in crates/mlx/src/recording.rs");
+
 // C++ knows neither affinity masks nor quotas.
 [[maybe_unused]] const bool knows_threads =
     (zmlx::set_available_threads([] { return available_threads(); }), true);

@@ -7,13 +7,18 @@ use crate::error::Result;
 /// Tokens by which a growing cache extends its buffers, mlx-lm's step.
 pub const GROW_STEP: i32 = 256;
 
-/// Tokens of room for `added` of them behind `held`.
+/// Whole steps of room for `added` tokens.
+pub(super) fn whole_steps(added: i32) -> i32 {
+    (GROW_STEP + added - 1) / GROW_STEP * GROW_STEP
+}
+
+/// Tokens of room for `added` of them behind `held`, where MLX's attention reads the buffer.
 ///
 /// On CUDA stock's attention over buffers of whole steps is cuDNN's, which gives other bits from call to call while other
 /// kernels run (docs/adr/0014-stock-on-cuda.md); over any other buffer it is a kernel of MLX's own that does not. So there
 /// the buffers are never of whole steps.
 pub(super) fn room_for(added: i32, held: i32) -> i32 {
-    let room = (GROW_STEP + added - 1) / GROW_STEP * GROW_STEP;
+    let room = whole_steps(added);
     let is_cuda = cfg!(not(target_os = "macos")) && mlx::default_device() == mlx::Device::Gpu;
     if is_cuda && (held + room) % GROW_STEP == 0 { room + BESIDE_STEPS } else { room }
 }

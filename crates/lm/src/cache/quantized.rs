@@ -1,7 +1,7 @@
 use mlx::quantization::{Quantization, QuantizedWeight, quantized_matmul};
 use mlx::{Array, ops};
 
-use super::buffer::{GROW_STEP, first, grow, write};
+use super::buffer::{first, grow, whole_steps, write};
 use super::{AttentionMask, masked};
 use crate::error::{Error, Result};
 
@@ -40,7 +40,7 @@ impl KvQuantization {
     }
 }
 
-/// One layer's keys and values, packed, in buffers that grow by [`GROW_STEP`] tokens.
+/// One layer's keys and values, packed, in buffers that grow by [`GROW_STEP`](super::GROW_STEP) tokens.
 ///
 /// # Source
 /// mlx-lm `cache.py` (`QuantizedKVCache`).
@@ -117,7 +117,7 @@ impl QuantizedKvCache {
         added: &QuantizedWeight,
     ) -> Result<QuantizedWeight> {
         let end = self.len + added.w.dim(2);
-        let room = (GROW_STEP + added.w.dim(2) - 1) / GROW_STEP * GROW_STEP;
+        let room = whole_steps(added.w.dim(2));
         let extend = |held: Option<&Array>, added: &Array| {
             let buffer = match held {
                 Some(held) if end <= held.dim(2) => held.clone(),
