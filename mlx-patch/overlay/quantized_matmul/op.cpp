@@ -81,6 +81,31 @@ array quantized_matmul(
       std::move(inputs));
 }
 
+array quantized_linear(
+    const array& x,
+    const QuantizedWeight& w,
+    const array& bias,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    Precision precision,
+    StreamOrDevice s_) {
+  auto s = to_stream(s_);
+  auto y = quantized_matmul(x, w, true, group_size, bits, mode, precision, s);
+  auto* product = dynamic_cast<const QuantizedMatmulRows*>(&y.primitive());
+  if (!is_cuda(s.device) || !product || bias.dtype() != y.dtype() || bias.shape() != Shape{y.shape(-1)}) {
+    return add(y, bias, s);
+  }
+  auto& params = product->params();
+  auto inputs = y.inputs();
+  inputs.push_back(bias);
+  return array(
+      y.shape(),
+      y.dtype(),
+      std::make_shared<QuantizedMatmulRows>(s, params.group_size, params.bits, params.mode, true, precision, true),
+      std::move(inputs));
+}
+
 namespace {
 
 std::optional<array> biases_of(const std::vector<array>& in, const QuantParams& p) {
@@ -88,10 +113,10 @@ std::optional<array> biases_of(const std::vector<array>& in, const QuantParams& 
 }
 
 // The definition: what the primitive computes, in a stock op. It has a vjp.
-Fallback stock(const QuantParams& p, Stream s) {
+Fallback stock(const QuantParams& p, bool has_bias, Stream s) {
   return [=](const std::vector<array>& in) {
     using P = QuantizedMatmulRows;
-    return std::vector<array>{mlx::core::quantized_matmul(
+    auto y = mlx::core::quantized_matmul(
         in[P::kX],
         in[P::kW],
         in[P::kScales],
@@ -100,12 +125,13 @@ Fallback stock(const QuantParams& p, Stream s) {
         p.group_size,
         p.bits,
         mode_name(p.mode),
-        s)};
+        s);
+    return std::vector<array>{has_bias ? add(y, in[P::bias_at(p)], s) : y};
   };
 }
 
 // The same on dequantized weights: every transformation works.
-Fallback dequantized(const QuantParams& p, Stream s) {
+Fallback dequantized(const QuantParams& p, bool has_bias, Stream s) {
   return [=](const std::vector<array>& in) {
     using P = QuantizedMatmulRows;
     auto dtype = p.affine() ? std::nullopt : std::optional<Dtype>(in[P::kX].dtype());
@@ -119,7 +145,8 @@ Fallback dequantized(const QuantParams& p, Stream s) {
         std::nullopt,
         dtype,
         s);
-    return std::vector<array>{matmul(in[P::kX], p.transpose ? swapaxes(w, -1, -2, s) : w, s)};
+    auto y = matmul(in[P::kX], p.transpose ? swapaxes(w, -1, -2, s) : w, s);
+    return std::vector<array>{has_bias ? add(y, in[P::bias_at(p)], s) : y};
   };
 }
 
@@ -127,7 +154,7 @@ Fallback dequantized(const QuantParams& p, Stream s) {
 
 Fallback QuantizedMatmulRows::fallback(const std::vector<int>& argnums) {
   bool only_x = argnums.size() == 1 && argnums[0] == kX;
-  return only_x ? stock(params_, stream()) : dequantized(params_, stream());
+  return only_x ? stock(params_, has_bias_, stream()) : dequantized(params_, has_bias_, stream());
 }
 
 std::vector<Shape> QuantizedMatmulRows::output_shapes(const std::vector<array>& inputs) {
