@@ -65,9 +65,11 @@ impl Plan {
     /// have room.
     pub(crate) fn of(cache: &Cache, most: usize) -> Option<Self> {
         let mut buffers: Option<(i32, i32)> = None;
+        let mut of_latents = true;
         for layer in &cache.layers {
             match layer {
-                LayerCache::Kv(kv) if !kv.is_latent() && kv.num_rows() == 1 => {
+                LayerCache::Kv(kv) if kv.num_rows() == 1 => {
+                    of_latents &= kv.is_latent();
                     let own = (kv.len(), kv.capacity_for_next());
                     if *buffers.get_or_insert(own) != own {
                         return None;
@@ -78,8 +80,9 @@ impl Plan {
             }
         }
         let (len, capacity) = buffers.filter(|(len, _)| *len > 0)?;
-        // with more keys attention adds in another order
-        let until = if len < FEW_KEYS { capacity.min(FEW_KEYS) } else { capacity };
+        // with more keys attention adds in another order, but that of latents
+        let one_order = of_latents || len >= FEW_KEYS;
+        let until = if one_order { capacity } else { capacity.min(FEW_KEYS) };
         let steps = (until - len).min(i32::try_from(most).unwrap_or(i32::MAX));
         (steps >= FEWEST_STEPS).then_some(Self { len, until, capacity })
     }
@@ -108,7 +111,9 @@ impl Recorder for OnDevice {
 /// Layers of a cache that are recorded, to be made again of what a recording leaves.
 #[derive(Debug, Clone, Copy)]
 enum Part {
-    Kv,
+    Kv {
+        of_latents: bool,
+    },
     /// With so many arrays.
     State(usize),
 }
@@ -150,7 +155,7 @@ impl OnDeviceSteps {
         for layer in cache.layers {
             match layer {
                 LayerCache::Recorded(layer) => {
-                    parts.push(Part::Kv);
+                    parts.push(Part::Kv { of_latents: layer.is_latent() });
                     kv.push(layer.kv().clone());
                 }
                 LayerCache::State(state) => {
@@ -208,9 +213,9 @@ fn restored(
 ) -> Result<Cache> {
     let (mut kv, mut states) = (kv.into_iter(), states.into_iter());
     let layer = |part: &Part| match *part {
-        Part::Kv => {
+        Part::Kv { of_latents } => {
             let buffers = kv.next().ok_or_else(unexpected)?;
-            Ok(LayerCache::Kv(KvCache::from_buffers(buffers, len)))
+            Ok(LayerCache::Kv(KvCache::from_buffers(buffers, len, of_latents)))
         }
         Part::State(num_arrays) => {
             let arrays = states.by_ref().take(num_arrays).collect();
@@ -303,7 +308,6 @@ mod tests {
     fn layers_of_other_kinds_are_not_recorded() {
         let others = [
             LayerCache::Kv(KvCache::default()),
-            LayerCache::Kv(KvCache::of_latents()),
             LayerCache::Window(WindowCache::new(8, 0)),
             LayerCache::State(StateCache::new(1)),
             LayerCache::List(vec![kv(20)]),
@@ -322,13 +326,16 @@ mod tests {
     #[test]
     fn what_a_recording_leaves_is_an_ordinary_cache() {
         let array = |value: f32| Array::from_slice(&[value], &[1, 1, 1, 1]).unwrap();
-        let parts = [Part::State(2), Part::Kv, Part::State(1), Part::Kv];
+        let [keys, latents] = [false, true].map(|of_latents| Part::Kv { of_latents });
+        let parts = [Part::State(2), keys, Part::State(1), latents];
         let kv = vec![(array(1.0), array(2.0)), (array(3.0), array(4.0))];
         let states = vec![array(5.0), array(6.0), array(7.0)];
         let cache = restored(&parts, kv, states, 1).unwrap();
         let values: Vec<f32> = cache.arrays().map(|a| a.item().unwrap()).collect();
         assert_eq!(values, [5.0, 6.0, 1.0, 2.0, 7.0, 3.0, 4.0]);
         assert!(cache.layers.iter().all(|layer| layer.len() == 1));
-        assert!(matches!(cache.layers[1], LayerCache::Kv(_)));
+        let is_latent = |layer: &LayerCache| matches!(layer, LayerCache::Kv(kv) if kv.is_latent());
+        assert!(matches!(cache.layers[1], LayerCache::Kv(_)) && !is_latent(&cache.layers[1]));
+        assert!(is_latent(&cache.layers[3]));
     }
 }

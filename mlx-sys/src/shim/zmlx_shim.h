@@ -399,6 +399,15 @@ ArrayPtr fused_recorded_attention(
     const ArrayPtr& sinks,
     float scale,
     bool many_keys);
+ArrayPtr fused_recorded_latent_attention(
+    const Array& q,
+    const Array& q_rope,
+    const Array& latent,
+    const Array& k_rope,
+    const Array& latents,
+    const Array& keys,
+    const Array& lengths,
+    float scale);
 std::unique_ptr<Recording> fused_recorded_step(
     const Array& token,
     const Array& position,

@@ -11,6 +11,7 @@ use crate::error::Result;
 pub struct RecordedKvCache {
     kv: RecordedKv,
     input: StepInput,
+    is_latent: bool,
 }
 
 impl RecordedKvCache {
@@ -20,13 +21,18 @@ impl RecordedKvCache {
     /// `Mlx`.
     pub(crate) fn of(kv: &KvCache, input: &StepInput, capacity: i32) -> Result<Option<Self>> {
         let Some((keys, values)) = &kv.buffers else { return Ok(None) };
-        let kv = input.kv(keys, values, capacity)?;
-        Ok(Some(Self { kv, input: input.clone() }))
+        let recorded = input.kv(keys, values, capacity)?;
+        Ok(Some(Self { kv: recorded, input: input.clone(), is_latent: kv.is_latent() }))
     }
 
     /// The memory, for who records.
     pub(crate) fn kv(&self) -> &RecordedKv {
         &self.kv
+    }
+
+    /// Whether it holds latents.
+    pub fn is_latent(&self) -> bool {
+        self.is_latent
     }
 
     /// Tokens held before the step.
@@ -56,12 +62,27 @@ impl RecordedKvCache {
     pub fn attend(&self, qkv: [&Array; 3], scale: f32, sinks: Option<&Array>) -> Result<Array> {
         Ok(self.kv.attend(qkv, scale, sinks)?)
     }
+
+    /// The same of latent attention: `q` and the token's are of latents and, rotated, of keys.
+    ///
+    /// - `q`: `[1, H, 1, R]`, `[1, H, 1, P]`; `token`: `[1, 1, 1, R]`, `[1, 1, 1, P]`; returns `[1, H, 1, R]`
+    ///
+    /// # Errors
+    /// `Mlx`, also where there is no kernel.
+    pub fn attend_latents(
+        &self,
+        q: [&Array; 2],
+        token: [&Array; 2],
+        scale: f32,
+    ) -> Result<Array> {
+        Ok(self.kv.attend_latents(q, token, scale)?)
+    }
 }
 
 impl KvCache {
     /// One of buffers that hold `len` tokens: those of a recording that is over.
-    pub(crate) fn from_buffers(buffers: (Array, Array), len: i32) -> Self {
-        Self { buffers: Some(buffers), len, is_latent: false }
+    pub(crate) fn from_buffers(buffers: (Array, Array), len: i32, is_latent: bool) -> Self {
+        Self { buffers: Some(buffers), len, is_latent }
     }
 
     /// Tokens that there will be room for once there is another one.
