@@ -1,0 +1,121 @@
+// Softmax, choice and weights of a token's experts by one block; cuda.cu launches it.
+//
+// The first warp takes the softmax in the order of stock (mlx/backend/cuda/softmax.cu, of as many values as one warp reads at
+// once). Stock sorts all experts, stably and with NaN last, to choose some (sort.cu): here the rank of an expert is the number
+// of experts before it in that order, and the last top_k write their indices. Weights are added as by `row_reduce_simple`: by
+// one lane in turn, or by two whose sums are then added.
+
+#pragma once
+
+#include "cuda/rows.cuh"
+
+namespace zmlx::on_cuda {
+
+// Most threads of a block, experts, and experts of a token.
+inline constexpr int kMostRouterThreads = 1024;
+inline constexpr int kMostRouted = 256;
+inline constexpr int kMostChosen = 16;
+
+template <typename T>
+struct Router {
+  const T* logits; // [tokens, experts]
+  uint32_t* indices; // [tokens, top_k]
+  T* weights; // [tokens, top_k]
+  int experts, top_k;
+  bool normalize;
+};
+
+__device__ inline float max_over_warp(float v) {
+  for (int apart = 16; apart > 0; apart /= 2) {
+    float other = __shfl_xor_sync(0xffffffff, v, apart);
+    v = v < other ? other : v;
+  }
+  return v;
+}
+
+// Scores in the order of stock's sort: none is negative, and NaN comes last.
+template <typename T>
+__device__ inline uint32_t sort_key(T score) {
+  float value = static_cast<float>(score);
+  return isnan(value) ? 0xffffffff : __float_as_uint(value);
+}
+
+// Scores of all experts, by one warp.
+template <typename T>
+__device__ void softmax(const T* logits, T* scores, uint32_t* keys, int experts, int lane) {
+  float values[kReads<T>];
+  float most = -3.402823466e+38f;
+#pragma unroll
+  for (int i = 0; i < kReads<T>; i++) {
+    int expert = lane * kReads<T> + i;
+    values[i] = expert < experts ? static_cast<float>(logits[expert]) : -INFINITY;
+    most = most < values[i] ? values[i] : most;
+  }
+  float sum = __expf(values[0] - most);
+#pragma unroll
+  for (int i = 1; i < kReads<T>; i++) {
+    sum = __fadd_rn(sum, __expf(values[i] - most));
+  }
+  float before = most;
+  most = max_over_warp(most);
+  sum = sum_over_warp(__fmul_rn(sum, __expf(before - most)));
+  float factor = __fdiv_rn(1.0f, sum);
+#pragma unroll
+  for (int i = 0; i < kReads<T>; i++) {
+    int expert = lane * kReads<T> + i;
+    if (expert < experts) {
+      T score = to<T>(__fmul_rn(__expf(values[i] - most), factor));
+      scores[expert] = score;
+      keys[expert] = sort_key(score);
+    }
+  }
+}
+
+// One token, by a block of a thread at least for each expert. The logits may lie in shared memory.
+template <typename T>
+__device__ void route(const Router<T>& p, int64_t token) {
+  __shared__ T scores[kMostRouted];
+  __shared__ uint32_t keys[kMostRouted];
+  __shared__ uint32_t chosen[kMostChosen];
+  if (threadIdx.x < 32) {
+    softmax(p.logits + token * p.experts, scores, keys, p.experts, threadIdx.x);
+  }
+  __syncthreads();
+  // several lanes count for one expert
+  int parts = 8;
+  while (p.experts * parts > static_cast<int>(blockDim.x)) {
+    parts /= 2;
+  }
+  int expert = threadIdx.x / parts, part = threadIdx.x % parts;
+  uint32_t mine = expert < p.experts ? keys[expert] : 0;
+  int rank = 0;
+  for (int other = part; other < p.experts; other += parts) {
+    uint32_t its = keys[other];
+    rank += its < mine || (its == mine && other < expert);
+  }
+  for (int apart = parts / 2; apart > 0; apart /= 2) {
+    rank += __shfl_xor_sync(0xffffffff, rank, apart);
+  }
+  int place = rank - (p.experts - p.top_k);
+  if (part == 0 && expert < p.experts && place >= 0) {
+    chosen[place] = expert;
+  }
+  __syncthreads();
+  if (threadIdx.x >= p.top_k) {
+    return;
+  }
+  uint32_t choice = chosen[threadIdx.x];
+  T weight = scores[choice];
+  if (p.normalize) {
+    T sums[2] = {to<T>(0.0f), to<T>(0.0f)};
+    for (int k = 0; k < p.top_k; k++) {
+      T& sum = sums[k / kReads<T>];
+      sum = plus(sum, scores[chosen[k]]);
+    }
+    weight = weight / plus(sums[0], sums[1]);
+  }
+  p.indices[token * p.top_k + threadIdx.x] = choice;
+  p.weights[token * p.top_k + threadIdx.x] = weight;
+}
+
+} // namespace zmlx::on_cuda
