@@ -247,6 +247,14 @@ mod tests {
         LayerCache::Kv(kv)
     }
 
+    fn latents(len: i32) -> LayerCache {
+        let mut kv = KvCache::of_latents();
+        let [latent, key] =
+            [8, 4].map(|width| ops::zeros(&[1, 1, len, width], Dtype::F32).unwrap());
+        kv.update(&latent, &key).unwrap();
+        LayerCache::Kv(kv)
+    }
+
     fn state() -> LayerCache {
         let array = ops::zeros(&[1, 3, 4], Dtype::F32).unwrap();
         LayerCache::State(StateCache::from_arrays(vec![array], 1))
@@ -283,6 +291,17 @@ mod tests {
         let token = ops::zeros(&[1, 2, 24, 4], Dtype::F32).unwrap();
         long.update(&token, &token).unwrap();
         assert_eq!(plan(&long), Plan { len: 1024, until: 2024, capacity: 2024 });
+    }
+
+    #[test]
+    fn latents_are_one_order_at_every_length() {
+        for len in [1, 300, 1000, 1023, 5000] {
+            let plan = plan(vec![latents(len), latents(len)], 9999).unwrap();
+            assert_eq!(plan, Plan { len, until: grown(len), capacity: grown(len) });
+        }
+        // beside keys they end where those do
+        let both = plan(vec![kv(1000), latents(1000)], 9999).unwrap();
+        assert_eq!(both, Plan { len: 1000, until: 1024, capacity: grown(1000) });
     }
 
     #[test]

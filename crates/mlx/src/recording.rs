@@ -239,12 +239,7 @@ impl RecordedKv {
     ///
     /// # Errors
     /// `InvalidArgument`, also where there is no kernel; `Unsupported` without the feature.
-    pub fn attend_latents(
-        &self,
-        q: [&Array; 2],
-        token: [&Array; 2],
-        scale: f32,
-    ) -> Result<Array> {
+    pub fn attend_latents(&self, q: [&Array; 2], token: [&Array; 2], scale: f32) -> Result<Array> {
         let Kv { input, keys, values } = &*self.0;
         input.check_open()?;
         let kv = RecordedLatents { token, held: [keys, values], lengths: &input.0.length };

@@ -69,12 +69,7 @@ impl RecordedKvCache {
     ///
     /// # Errors
     /// `Mlx`, also where there is no kernel.
-    pub fn attend_latents(
-        &self,
-        q: [&Array; 2],
-        token: [&Array; 2],
-        scale: f32,
-    ) -> Result<Array> {
+    pub fn attend_latents(&self, q: [&Array; 2], token: [&Array; 2], scale: f32) -> Result<Array> {
         Ok(self.kv.attend_latents(q, token, scale)?)
     }
 }

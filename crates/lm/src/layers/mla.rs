@@ -374,3 +374,49 @@ impl Fusable for Mla {
         self.o_proj.sites(&at.pp("o_proj"), sites);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mlx::Dtype;
+
+    use super::*;
+
+    fn random(seed: u64, shape: &[i32]) -> Array {
+        let key = mlx::random::key(seed).unwrap();
+        mlx::random::normal(shape, Dtype::F32, 0.0, 1.0, Some(&key)).unwrap()
+    }
+
+    #[test]
+    fn products_by_vectors_are_those_by_rows() {
+        for (b, heads, tokens) in [(1, 5, 1), (1, 5, 2), (2, 3, 70), (1, 1, 9)] {
+            let [q, q_pe] = [(1, 16), (2, 8)].map(|(seed, dim)| random(seed, &[b, heads, 1, dim]));
+            let [latent, k_pe] =
+                [(3, 16), (4, 8)].map(|(seed, dim)| random(seed, &[b, 1, tokens, dim]));
+            let hidden: Vec<bool> = (0..b * tokens).map(|i| i % 7 == 3).collect();
+            let seen = Array::from_slice(&hidden, &[b, 1, 1, tokens]).unwrap();
+            for mask in [None, Some(ops::logical_not(&seen).unwrap())] {
+                let of_rope = ops::matmul(&q_pe, &ops::swapaxes(&k_pe, -1, -2).unwrap()).unwrap();
+                let scale = Array::scalar(0.3f32).unwrap();
+                let mut scores = ops::multiply(&of_rope, &scale).unwrap();
+                if let Some(mask) = &mask {
+                    scores = masked(&scores, mask).unwrap();
+                }
+                let expected = fast::scaled_dot_product_attention(
+                    &q,
+                    &latent,
+                    &latent,
+                    0.3,
+                    fast::Mask::Array(&scores),
+                    None,
+                );
+                let y = attend_by_vectors([&q, &q_pe], [&latent, &k_pe], 0.3, mask.as_ref());
+                let (y, expected) = (y.unwrap(), expected.unwrap());
+                assert_eq!(y.shape(), expected.shape());
+                let (y, expected) = (y.to_vec::<f32>().unwrap(), expected.to_vec::<f32>().unwrap());
+                for (y, expected) in y.iter().zip(&expected) {
+                    assert!((y - expected).abs() < 1e-4, "{y} {expected}");
+                }
+            }
+        }
+    }
+}
