@@ -16,6 +16,16 @@ constexpr const char* kName = "quantized_matmul";
 // From so many rows of x on a GPU's matrix units have work: they are stock's.
 constexpr size_t kMostRowsOnGpu = 8;
 
+// One vector for each of as many matrices, of which a GPU's kernel computes eight and more.
+bool is_vector_of_each_head(const array& x, const array& w) {
+#if ZMLX_BACKEND_CUDA
+  return x.ndim() == 4 && w.ndim() == 3 && x.shape(0) == 1 && x.shape(1) == w.shape(0) && x.shape(2) == 1 &&
+      x.shape(1) >= static_cast<int>(kMostRowsOnGpu);
+#else
+  return false;
+#endif
+}
+
 // `a` with its leading axes broadcast to `batch`.
 array broadcast_batch(const array& a, const Shape& batch, Stream s) {
   auto shape = batch;
@@ -51,7 +61,8 @@ array quantized_matmul(
       {"inner", inner},
       {"outer", outer}};
   require_support(kName, {s.device, dtype, precision, asked});
-  if (s.device == Device::gpu && (x_.size() / x_.shape(-1) >= kMostRowsOnGpu || weight_.w.ndim() > 2)) {
+  bool are_stocks = x_.size() / x_.shape(-1) >= kMostRowsOnGpu || weight_.w.ndim() > 2;
+  if (s.device == Device::gpu && are_stocks && !is_vector_of_each_head(x_, weight_.w)) {
     return mlx::core::quantized_matmul(
         astype(x_, dtype, s), weight_.w, weight_.scales, weight_.biases, transpose, group_size, bits, mode, s);
   }

@@ -1,8 +1,6 @@
 // CUDA backend of SwiGLUMLP: silu(x @ gate) * (x @ up) for fewer than eight rows of x, one launch in place of five. More are
 // stock's (op.cpp).
 
-#include <algorithm>
-
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
 #include "swiglu_mlp/kernel.cuh"
@@ -40,8 +38,7 @@ void eval(const SwiGLUMLP& primitive, const std::vector<array>& inputs, std::spa
         gpu_ptr<T>(out),
         K,
         N};
-    // rows in turn where there are more than the chip runs at once
-    unsigned blocks = std::min((N + kProductWarps - 1) / kProductWarps, 4 * multiprocessors(encoder));
+    unsigned blocks = swiglu_blocks(N, lines, multiprocessors(encoder));
     launch(encoder, swiglu_mlp_qmv<T, kBits, kGroup>, dim3(blocks, lines), kProductWarps * 32, bytes_of_x<kBits>(K),
            {in[P::kX], in[P::kGateW], in[P::kGateScales], in[P::kGateBiases], in[P::kUpW], in[P::kUpScales],
             in[P::kUpBiases]},

@@ -220,6 +220,20 @@ void check_latents(mx::Dtype dtype, int heads, int room, int length, bool rope, 
   check(what + " keys", held_keys, [&] { return own_copy(all_keys); });
 }
 
+// A vector by a matrix for each head; with gaps, the vectors are a part of wider ones.
+void check_heads(mx::Dtype dtype, Quantized q, int heads, int N, int K, Values v, bool gaps) {
+  auto w = random_weight(dtype, q, heads, N, K, v);
+  auto wide = random_array({1, 1, heads, gaps ? K + 64 : K}, dtype, v);
+  auto x = mx::transpose(mx::slice(wide, {0, 0, 0, 0}, {1, 1, heads, K}), {0, 2, 1, 3});
+  auto stock = [&] { return mx::quantized_matmul(x, w.w, w.scales, w.biases, true, q.group, q.bits); };
+  auto fused = zmlx::quantized_matmul(x, w, true, q.group, q.bits, "affine", zmlx::Precision::Exact);
+  check(
+      text("quantized_matmul ", dtype, " b", q.bits, " g", q.group, " of ", heads, " heads N", N, " K", K, " v", int(v),
+           gaps ? " gaps" : ""),
+      fused,
+      stock);
+}
+
 void check_swiglu_mlp(mx::Dtype dtype, Quantized q, int N, int K, int rows, Values v, bool gaps) {
   auto gate = random_weight(dtype, q, 1, N, K, v), up = random_weight(dtype, q, 1, N, K, v);
   for (auto* part : {&gate.w, &gate.scales, &*gate.biases, &up.w, &up.scales, &*up.biases}) {
@@ -398,6 +412,12 @@ void mlps(int only) {
         for (auto v : {Values::Normal, Values::Large, Values::Sprinkled}) {
           check_swiglu_mlp(dtype, q, 128, 256, 1, v, false);
           check_swiglu_mlp(dtype, q, 384, 768, 3, v, true);
+        }
+        for (auto v : {Values::Normal, Values::Large, Values::Sprinkled}) {
+          check_heads(dtype, q, 20, 512, group > 64 ? 256 : 192, v, true);
+          check_heads(dtype, q, 20, 256, 512, v, false);
+          check_heads(dtype, q, 8, 128, 128, v, false);
+          check_heads(dtype, q, 7, 128, 256, v, false);
         }
         check_swiglu_mlp(dtype, q, 1536, 2048, 1, Values::Normal, false);
         check_swiglu_mlp(dtype, q, 10240, 2048, 1, Values::Normal, false);
