@@ -38,7 +38,7 @@ enum Kind {
 }
 
 fn kinds_of(site: &Site<'_>) -> Vec<Kind> {
-    let kind = |question: &Box<dyn Ask>| {
+    let kind = |question: &dyn Ask| {
         let parameters = question.parameters();
         let value = |name| parameters.iter().find(|(n, _)| *n == name).map(|(_, value)| value);
         let width = |name| match value(name) {
@@ -52,5 +52,5 @@ fn kinds_of(site: &Site<'_>) -> Vec<Kind> {
             (latent_dim, rope_dim) => Some(Kind::Latents { latent_dim, rope_dim }),
         }
     };
-    site.questions.iter().flatten().filter_map(kind).collect()
+    site.questions.iter().flatten().filter_map(|question| kind(question.as_ref())).collect()
 }
