@@ -196,14 +196,22 @@ std::string refuse(const Request& r) {
 }
 
 std::string refuse_quantized(const Request& r) {
-  return r.flag("transpose") ? refuse_rows(r) : "weights that are not transposed have no CUDA kernel";
+  auto inner = r.integer("inner"), outer = r.integer("outer");
+  if (!r.flag("transpose")) {
+    return "weights that are not transposed have no CUDA kernel";
+  }
+  auto reason = refuse_few_rows(r);
+  if (!reason.empty() || outer % 128 == 0) {
+    return reason;
+  }
+  return "stock multiplies [" + std::to_string(outer) + ", " + std::to_string(inner) +
+      "] by its kernel `qmm_naive`, which has no fused counterpart";
 }
 
-std::string refuse_rows(const Request& r) {
+std::string refuse_few_rows(const Request& r) {
   auto bits = r.integer("bits");
   auto group_size = r.integer("group_size");
   auto inner = r.integer("inner");
-  auto outer = r.integer("outer");
   std::ostringstream reason;
   if (r.text("mode") != "affine") {
     reason << "the CUDA kernels are for mode 'affine', not '" << r.text("mode") << "'";
@@ -211,8 +219,8 @@ std::string refuse_rows(const Request& r) {
     reason << "stock multiplies float32 by its kernel `qmm_naive`, which has no fused counterpart";
   } else if (bits != 4 && bits != 8) {
     reason << "stock multiplies weights of " << bits << " bits by its kernel `qmm_naive`, which has no fused counterpart";
-  } else if (outer % 128 != 0 || inner % std::max<int64_t>(64, group_size) != 0) {
-    reason << "stock multiplies [" << outer << ", " << inner << "] in groups of " << group_size
+  } else if (inner % std::max<int64_t>(64, group_size) != 0) {
+    reason << "stock multiplies rows of " << inner << " in groups of " << group_size
            << " by its kernel `qmm_naive`, which has no fused counterpart";
   } else {
     return refuse(r);

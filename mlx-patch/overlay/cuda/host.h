@@ -55,8 +55,9 @@ void allow_shared(const void* kernel, size_t bytes);
 std::string refuse_device(const Request& request);
 std::string refuse(const Request& request);
 std::string refuse_quantized(const Request& request);
-// The same where there is no 'transpose'.
-std::string refuse_rows(const Request& request);
+// The same but for the number of rows of the weights, and where there is no 'transpose': what kernels for fewer than eight
+// rows of x do not do.
+std::string refuse_few_rows(const Request& request);
 
 // Whether stock computes so many rows by `gather_qmv`, and not on tensor cores (mlx/backend/cuda/quantized/quantized.cpp).
 inline bool stock_takes_qmv(int64_t rows) {

@@ -42,7 +42,7 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
         K,
         N};
     // rows in turn where there are more than the chip runs at once
-    unsigned blocks = std::min(N / kProductWarps, 6 * multiprocessors(encoder));
+    unsigned blocks = std::min((N + kProductWarps - 1) / kProductWarps, 6 * multiprocessors(encoder));
     launch(encoder, quantized_matmul_qmv<T, kBits, kGroup>, dim3(blocks, lines), kProductWarps * 32,
            bytes_of_x<kBits>(K), {in[P::kX], in[P::kW], in[P::kScales], in[P::kBiases]}, {out}, parameters);
   });
@@ -50,7 +50,10 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
 
 std::string refuse_on_cuda(const Request& r) {
   auto inner = r.integer("inner");
-  if (auto reason = on_cuda::refuse_quantized(r); !reason.empty()) {
+  if (!r.flag("transpose")) {
+    return "weights that are not transposed have no CUDA kernel";
+  }
+  if (auto reason = on_cuda::refuse_few_rows(r); !reason.empty()) {
     return reason;
   }
   if (r.integer("group_size") >= inner) {

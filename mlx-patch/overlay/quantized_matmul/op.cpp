@@ -20,7 +20,7 @@ constexpr size_t kMostRowsOnGpu = 8;
 bool is_vector_of_each_head(const array& x, const array& w) {
 #if ZMLX_BACKEND_CUDA
   return x.ndim() == 4 && w.ndim() == 3 && x.shape(0) == 1 && x.shape(1) == w.shape(0) && x.shape(2) == 1 &&
-      x.shape(1) >= static_cast<int>(kMostRowsOnGpu);
+      x.shape(1) >= static_cast<int>(kMostRowsOnGpu) && w.shape(1) % 128 == 0;
 #else
   return false;
 #endif

@@ -175,7 +175,7 @@ void check_recorded(mx::Dtype dtype, int dim, int heads, int kv_heads, int lengt
 // A copy of its own memory.
 array own_copy(const array& a) {
   auto copy = mx::contiguous(mx::concatenate({a, a}, 0));
-  copy = mx::contiguous(mx::slice(copy, mx::Shape(a.ndim(), 0), a.shape()) + array(0.0f, a.dtype()));
+  copy = mx::contiguous(mx::slice(copy, mx::Shape(a.ndim(), 0), a.shape()) * array(1.0f, a.dtype()));
   mx::eval(copy);
   return copy;
 }
@@ -377,6 +377,7 @@ void products(const std::string& part, int only) {
         }
         for (auto v : {Values::Normal, Values::Large, Values::Sprinkled}) {
           check_matmul(dtype, q, 128, 256, 1, v, false);
+          check_matmul(dtype, q, 576, 256, 1, v, false);
           check_matmul(dtype, q, 256, 768, 3, v, true);
           check_matmul(dtype, q, 512, 2048, 7, v, false);
         }
@@ -418,6 +419,7 @@ void mlps(int only) {
           check_heads(dtype, q, 20, 256, 512, v, false);
           check_heads(dtype, q, 8, 128, 128, v, false);
           check_heads(dtype, q, 7, 128, 256, v, false);
+          check_heads(dtype, q, 8, 192, 256, v, false);
         }
         check_swiglu_mlp(dtype, q, 1536, 2048, 1, Values::Normal, false);
         check_swiglu_mlp(dtype, q, 10240, 2048, 1, Values::Normal, false);
