@@ -87,7 +87,8 @@ void eval(const MoERouter& primitive, const std::vector<array>& inputs, std::spa
         gpu_ptr<T>(weights),
         logits.shape(-1),
         std::get<0>(state),
-        std::get<8>(state)};
+        std::get<8>(state),
+        std::get<1>(state) == RouterScoring::SoftmaxOfTopK};
     unsigned tokens = logits.size() / logits.shape(-1);
     launch(encoder, moe_router<T>, tokens, kMostRouterThreads, 0, {logits}, {indices, weights}, parameters);
   });
@@ -119,6 +120,9 @@ std::string refuse_on_cuda(const Request& r) {
     return reason;
   }
   int64_t reads = 16 / static_cast<int64_t>(r.dtype.size());
+  if (r.text("scoring") == "softmax_of_top_k" && r.flag("normalize")) {
+    return "weights that sum to one already are not divided by their sum in the CUDA kernel";
+  }
   if (r.integer("num_experts") > 32 * reads) {
     return "stock adds the scores of more than " + std::to_string(32 * reads) + " experts in another order";
   }

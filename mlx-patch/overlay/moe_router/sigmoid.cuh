@@ -52,12 +52,6 @@ struct SigmoidRouter {
   float epsilon, scale;
 };
 
-// In the order of stock's sort: both zeros are one, NaN comes last.
-__device__ inline uint32_t key_of_any_sign(float v) {
-  uint32_t bits = __float_as_uint(v + 0.0f); // -0 becomes 0
-  return isnan(v) ? 0xffffffff : bits >> 31 ? ~bits : bits | 0x80000000;
-}
-
 __device__ inline float sigmoid(float x) {
   float y = __fdiv_rn(1.0f, __fadd_rn(1.0f, cuda::std::exp(cuda::std::abs(x))));
   return x < 0 ? y : __fsub_rn(1.0f, y);
@@ -74,7 +68,7 @@ __device__ void route_by_sigmoid(const SigmoidRouter<T>& p, int64_t token) {
     float key = static_cast<float>(score);
     key = p.bias.data ? __fadd_rn(key, p.bias[expert]) : key;
     scores[expert] = score;
-    keys[expert] = key_of_any_sign(p.descending ? -key : key);
+    keys[expert] = sort_key(p.descending ? -key : key);
   }
   __syncthreads();
   // several lanes count for one expert

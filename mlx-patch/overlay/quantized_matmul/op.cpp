@@ -16,14 +16,11 @@ constexpr const char* kName = "quantized_matmul";
 // From so many rows of x on a GPU's matrix units have work: they are stock's.
 constexpr size_t kMostRowsOnGpu = 8;
 
-// One vector for each of as many matrices, of which a GPU's kernel computes eight and more.
-bool is_vector_of_each_head(const array& x, const array& w) {
-#if ZMLX_BACKEND_CUDA
-  return x.ndim() == 4 && w.ndim() == 3 && x.shape(0) == 1 && x.shape(1) == w.shape(0) && x.shape(2) == 1 &&
-      x.shape(1) >= static_cast<int>(kMostRowsOnGpu) && w.shape(1) % 128 == 0;
-#else
-  return false;
-#endif
+// One vector for each of as many matrices: eight and more have a kernel on CUDA.
+bool is_vector_of_each_head(const array& x, const array& w, const QuantParams& params, Stream s) {
+  return is_cuda(s.device) && params.affine() && x.ndim() == 4 && w.ndim() == 3 && x.shape(0) == 1 &&
+      x.shape(1) == w.shape(0) && x.shape(2) == 1 && x.shape(1) >= static_cast<int>(kMostRowsOnGpu) &&
+      w.shape(1) % 128 == 0;
 }
 
 // `a` with its leading axes broadcast to `batch`.
@@ -62,7 +59,7 @@ array quantized_matmul(
       {"outer", outer}};
   require_support(kName, {s.device, dtype, precision, asked});
   bool are_stocks = x_.size() / x_.shape(-1) >= kMostRowsOnGpu || weight_.w.ndim() > 2;
-  if (s.device == Device::gpu && are_stocks && !is_vector_of_each_head(x_, weight_.w)) {
+  if (s.device == Device::gpu && are_stocks && !is_vector_of_each_head(x_, weight_.w, params, s)) {
     return mlx::core::quantized_matmul(
         astype(x_, dtype, s), weight_.w, weight_.scales, weight_.biases, transpose, group_size, bits, mode, s);
   }
@@ -92,6 +89,31 @@ array quantized_matmul(
       std::move(inputs));
 }
 
+array quantized_linear(
+    const array& x,
+    const QuantizedWeight& w,
+    const array& bias,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    Precision precision,
+    StreamOrDevice s_) {
+  auto s = to_stream(s_);
+  auto y = quantized_matmul(x, w, true, group_size, bits, mode, precision, s);
+  auto* product = dynamic_cast<const QuantizedMatmulRows*>(&y.primitive());
+  if (!is_cuda(s.device) || !product || w.w.ndim() > 2 || bias.dtype() != y.dtype() || bias.shape() != Shape{y.shape(-1)}) {
+    return add(y, bias, s);
+  }
+  auto& params = product->params();
+  auto inputs = y.inputs();
+  inputs.push_back(bias);
+  return array(
+      y.shape(),
+      y.dtype(),
+      std::make_shared<QuantizedMatmulRows>(s, params.group_size, params.bits, params.mode, true, precision, true),
+      std::move(inputs));
+}
+
 namespace {
 
 std::optional<array> biases_of(const std::vector<array>& in, const QuantParams& p) {
@@ -99,10 +121,10 @@ std::optional<array> biases_of(const std::vector<array>& in, const QuantParams& 
 }
 
 // The definition: what the primitive computes, in a stock op. It has a vjp.
-Fallback stock(const QuantParams& p, Stream s) {
+Fallback stock(const QuantParams& p, bool has_bias, Stream s) {
   return [=](const std::vector<array>& in) {
     using P = QuantizedMatmulRows;
-    return std::vector<array>{mlx::core::quantized_matmul(
+    auto y = mlx::core::quantized_matmul(
         in[P::kX],
         in[P::kW],
         in[P::kScales],
@@ -111,12 +133,13 @@ Fallback stock(const QuantParams& p, Stream s) {
         p.group_size,
         p.bits,
         mode_name(p.mode),
-        s)};
+        s);
+    return std::vector<array>{has_bias ? add(y, in[P::bias_at(p)], s) : y};
   };
 }
 
 // The same on dequantized weights: every transformation works.
-Fallback dequantized(const QuantParams& p, Stream s) {
+Fallback dequantized(const QuantParams& p, bool has_bias, Stream s) {
   return [=](const std::vector<array>& in) {
     using P = QuantizedMatmulRows;
     auto dtype = p.affine() ? std::nullopt : std::optional<Dtype>(in[P::kX].dtype());
@@ -130,7 +153,8 @@ Fallback dequantized(const QuantParams& p, Stream s) {
         std::nullopt,
         dtype,
         s);
-    return std::vector<array>{matmul(in[P::kX], p.transpose ? swapaxes(w, -1, -2, s) : w, s)};
+    auto y = matmul(in[P::kX], p.transpose ? swapaxes(w, -1, -2, s) : w, s);
+    return std::vector<array>{has_bias ? add(y, in[P::bias_at(p)], s) : y};
   };
 }
 
@@ -138,7 +162,7 @@ Fallback dequantized(const QuantParams& p, Stream s) {
 
 Fallback QuantizedMatmulRows::fallback(const std::vector<int>& argnums) {
   bool only_x = argnums.size() == 1 && argnums[0] == kX;
-  return only_x ? stock(params_, stream()) : dequantized(params_, stream());
+  return only_x ? stock(params_, has_bias_, stream()) : dequantized(params_, has_bias_, stream());
 }
 
 std::vector<Shape> QuantizedMatmulRows::output_shapes(const std::vector<array>& inputs) {

@@ -48,7 +48,7 @@ void eval(const SwiGLUMLP& primitive, const std::vector<array>& inputs, std::spa
 
 std::string refuse_on_cuda(const Request& r) {
   auto inner = r.integer("inner");
-  if (auto reason = on_cuda::refuse_few_rows(r); !reason.empty()) {
+  if (auto reason = on_cuda::refuse_weights(r, on_cuda::Products::Few); !reason.empty()) {
     return reason;
   }
   if (r.integer("group_size") >= inner) {

@@ -10,6 +10,8 @@ pub(super) fn recorded_step(cache: &Cache, sites: &[Site<'_>]) -> Questions {
     for (i, layer) in cache.layers.iter().enumerate() {
         let kind = match layer {
             LayerCache::Kv(_) | LayerCache::State(_) => continue,
+            LayerCache::Window(window) if window.is_recorded() => continue,
+            LayerCache::Window(_) => "a window of 256 tokens or more",
             other => other.kind(),
         };
         return Err(format!("the cache of layer {i} is {kind}, which is not recorded"));
