@@ -115,63 +115,51 @@ __global__ __launch_bounds__(kProductWarps * 32, 3) void gather_qmm_combine_qmv(
   int blocks = p.N / kProductWarps;
   int64_t token = blockIdx.x / blocks;
   int row = blockIdx.x % blocks * kProductWarps + warp;
-  int turns = (p.K + kTurn<kBits> - 1) / kTurn<kBits>;
-  // a lane for each expert
-  int of_lane = p.experts[token * p.top_k + min(lane, p.top_k - 1)];
+  int turns = (p.K + kTurn<kBits> - 1) / kTurn<kBits>, all = turns * p.top_k;
+  auto* experts = p.experts + token * p.top_k;
 
-  // What is asked for next.
-  int ask_k = lane * kValues, ask_expert = 0;
-  int64_t ask_row = int64_t{__shfl_sync(0xffffffff, of_lane, 0)} * p.N + row;
   Piece<T> pieces[kAhead];
-  auto ask = [&](Piece<T>& piece) {
-    if (ask_expert < p.top_k && ask_k < p.K) {
-      piece.codes = __ldcs(reinterpret_cast<const uint2*>(p.down.w + (ask_row * p.K + ask_k) / 8 * kBits));
-      int64_t group = ask_row * (p.K / kGroup) + ask_k / kGroup;
+  auto ask = [&](Piece<T>& piece, int i) {
+    int k = i % turns * kTurn<kBits> + lane * kValues;
+    if (i < all && k < p.K) {
+      int64_t at = int64_t{experts[i / turns]} * p.N + row;
+      piece.codes = __ldcs(reinterpret_cast<const uint2*>(p.down.w + (at * p.K + k) / 8 * kBits));
+      int64_t group = at * (p.K / kGroup) + k / kGroup;
       piece.scale = p.down.scales[group];
       piece.bias = p.down.biases[group];
-    }
-    ask_k += kTurn<kBits>;
-    if (ask_k - lane * kValues >= p.K) {
-      ask_k = lane * kValues;
-      ask_expert++;
-      ask_row = int64_t{__shfl_sync(0xffffffff, of_lane, ask_expert % 32)} * p.N + row;
     }
   };
   // x was computed from the choice of experts, so that this was complete when the launch began
 #pragma unroll
   for (int a = 0; a < kAhead; a++) {
-    ask(pieces[a]);
+    ask(pieces[a], a);
   }
   wait_for_inputs();
   let_next_begin();
-  for (int expert = 0; expert < p.top_k; expert++) {
+  for (int i = threadIdx.x; i < p.top_k * p.K / 8; i += kProductWarps * 32) {
+    int expert = i / (p.K / 8), part = i % (p.K / 8);
     auto* x = reinterpret_cast<const uint4*>(p.x + (token * p.top_k + expert) * p.K);
-    for (int i = threadIdx.x; i < p.K / 8; i += kProductWarps * 32) {
-      LaneSums<T, kBits>::stage(shared + expert * turns * kBytesOfTurn, i, x[i]);
-    }
+    LaneSums<T, kBits>::stage(shared + expert * turns * kBytesOfTurn, part, x[part]);
   }
   __syncthreads();
 
   WeightedSum<T, Score> sum;
   LaneSums<T, kBits> sums;
-  int turn = 0, expert = 0;
-  auto* x = shared + lane * 16;
-  for (int first = 0; first < turns * p.top_k; first += kAhead) {
+  for (int first = 0; first < all; first += kAhead) {
 #pragma unroll
     for (int a = 0; a < kAhead; a++) {
-      if (expert < p.top_k) {
-        if (turn * kTurn<kBits> + lane * kValues < p.K) {
-          sums.add(pieces[a], x);
-        }
-        ask(pieces[a]);
-        x += kBytesOfTurn;
-        if (++turn == turns) {
-          float value = sum_over_warp(sums.total());
-          sum.add(Pairs<T>::round(value), p.scores[token * p.top_k + expert], p.top_k == 1);
-          sums = {};
-          turn = 0;
-          expert++;
-        }
+      int i = first + a;
+      if (i >= all) {
+        break;
+      }
+      if (i % turns * kTurn<kBits> + lane * kValues < p.K) {
+        sums.add(pieces[a], shared + i * kBytesOfTurn + lane * 16);
+      }
+      ask(pieces[a], i + kAhead);
+      if (i % turns == turns - 1) {
+        float value = sum_over_warp(sums.total());
+        sum.add(Pairs<T>::round(value), p.scores[token * p.top_k + i / turns], p.top_k == 1);
+        sums = {};
       }
     }
   }

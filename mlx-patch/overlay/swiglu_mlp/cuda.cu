@@ -38,7 +38,7 @@ void eval(const SwiGLUMLP& primitive, const std::vector<array>& inputs, std::spa
         gpu_ptr<T>(out),
         K,
         N};
-    unsigned blocks = swiglu_blocks(N, lines, multiprocessors(encoder));
+    unsigned blocks = even_blocks(N, kProductWarps, lines, kSwigluBlocks * multiprocessors(encoder));
     launch(encoder, swiglu_mlp_qmv<T, kBits, kGroup>, dim3(blocks, lines), kProductWarps * 32, bytes_of_x<kBits>(K),
            {in[P::kX], in[P::kGateW], in[P::kGateScales], in[P::kGateBiases], in[P::kUpW], in[P::kUpScales],
             in[P::kUpBiases]},

@@ -3,8 +3,6 @@
 
 #pragma once
 
-#include <algorithm>
-
 #include "cuda/glu.cuh"
 #include "quantized_matmul/kernel.cuh"
 
@@ -82,14 +80,6 @@ __device__ void swiglu_by_rows(
       y[row] = silu_gated(Pairs<T>::round(gate_sum), Pairs<T>::round(up_sum));
     }
   }
-}
-
-// Blocks for the rows of each of `lines`, so that all have as many turns and the chip runs them at once.
-inline unsigned swiglu_blocks(int N, unsigned lines, int multiprocessors) {
-  unsigned needed = (N + kProductWarps - 1) / kProductWarps;
-  unsigned in_line = std::max(1u, kSwigluBlocks * multiprocessors / lines);
-  unsigned turns = (needed + in_line - 1) / in_line;
-  return (needed + turns - 1) / turns;
 }
 
 template <typename T, int kBits, int kGroup>

@@ -256,7 +256,7 @@ impl Mla {
 /// Attention of one token over latents, where every product is of a matrix and a vector: what
 /// [`scaled_dot_product_attention`](fast::scaled_dot_product_attention) is made of where stock has no kernel for it, with the heads
 /// of a product in columns. In rows, as there, stock's backend for CUDA asks cuBLAS, whose order of additions changes with
-/// the number of keys; so it is its own kernel, and takes less time on the CPU (docs/adr/0017-latents-on-cuda.md).
+/// the number of keys; so it is its own kernel (docs/adr/0017-latents-on-cuda.md).
 ///
 /// - `q`: `[B, H, 1, rank]` and, rotated, `[B, H, 1, D_rope]`; `kv`: `[B, 1, T, rank]` and, rotated, `[B, 1, T, D_rope]`
 /// - returns `[B, H, 1, rank]`
