@@ -74,6 +74,7 @@ impl Plan {
                     same(&mut held, kv.len()) && same(&mut room, kv.capacity_for_next())
                 }
                 LayerCache::Window(window) if window.is_recorded() && window.num_rows() == 1 => {
+                    of_latents = false;
                     same(&mut held, window.len())
                 }
                 LayerCache::State(state) => state.num_rows() == Some(1),
