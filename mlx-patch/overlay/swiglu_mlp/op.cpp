@@ -65,7 +65,7 @@ array swiglu_mlp(
       glu.alpha,
       glu.limit,
       projections.gate_bias.has_value()};
-  if (s.device == Device::gpu && x.size() / x.shape(-1) >= kMostRowsOnGpu) {
+  if (s.device == Device::gpu && x.size() != 0 && x.size() / x.shape(-1) >= kMostRowsOnGpu) {
     return stock(state, s)(inputs)[0];
   }
   return array(std::move(shape), dtype, std::make_shared<SwiGLUMLP>(s, state), std::move(inputs));
