@@ -6,7 +6,7 @@
 #include <cmath>
 #include <optional>
 
-#include "tests/cuda/check.h"
+#include "tests/cuda/compare.h"
 
 namespace zmlx::tests {
 

@@ -2,25 +2,19 @@
 // shapes on both sides of stock's choice of a kernel, layouts and extreme values. Stock itself is asked twice each time: a
 // reference that disagrees with itself proves nothing.
 //
-//   product [--seed S] [--quick] [--part bf16|f16|mlps|mxfp4|routers|rows|recorded|latents] [--group 32|64|128]
+//   product [--seed S] [--quick] [--part bf16|f16|mlps|mxfp4|routers|rows|recorded|latents|tokens|joined] [--group 32|64|128]
 //
 // MLX compiles its kernels when they are first used, for minutes in all; parts can run beside one another.
 //
 // Where there is no GPU that the kernels are for it says so, and compares nothing.
 
-#include <sstream>
-
 #include "mlx/backend/gpu/device_info.h"
-#include "tests/cuda/check.h"
+#include "tests/cuda/joined.h"
 #include "tests/cuda/latents.h"
 
 using namespace zmlx::tests;
 
 namespace {
-
-array gather_qmm(const array& x, const zmlx::QuantizedWeight& w, const array& experts, Quantized q) {
-  return mx::gather_qmm(x, w.w, w.scales, w.biases, std::nullopt, experts, true, q.group, q.bits);
-}
 
 void check_swiglu(mx::Dtype dtype, Quantized q, int N, int K, int tokens, int top_k, int rows, Values v, bool gaps) {
   constexpr int E = 5;
@@ -385,6 +379,7 @@ void products(const std::string& part, int only) {
         check_matmul(dtype, q, 4096, 2048, 1, Values::Normal, false);
         check_matmul(dtype, q, 2048, 4096, 1, Values::Normal, false);
         check_matmul(dtype, q, 16384, 1408, 1, Values::Normal, false);
+        check_matmul(dtype, q, 65536, 2048, 1, Values::Sprinkled, false);
         check_matmul(dtype, q, 2048, 11008, 2, Values::Normal, false);
         check_matmul(dtype, q, 128, 256, 8, Values::Normal, false);
         check_swiglu(dtype, q, 768, 2048, 1, 8, 1, Values::Normal, false);
@@ -567,6 +562,12 @@ int main(int argc, char** argv) {
   }
   if (part.empty() || part == "latents") {
     latents();
+  }
+  if (part.empty() || part == "tokens") {
+    tokens();
+  }
+  if (part.empty() || part == "joined") {
+    joined();
   }
   if (unstable) {
     std::printf("stock disagrees with itself in %d cases\n", unstable);
