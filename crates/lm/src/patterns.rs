@@ -83,6 +83,7 @@ const GPU: &[&str] = &[
     "quantized_linear",
     "qk_norm_rope",
     "add_norm",
+    "greedy_token",
     "recorded_step",
 ];
 /// On by default on a Mac, where launches cost more than they compute: what has a kernel there and is one launch in place

@@ -13,6 +13,9 @@ use crate::step::Step;
 /// Fewest steps that a recording is made for: making one copies the caches and takes as long as a few steps.
 const FEWEST_STEPS: i32 = 16;
 
+/// Most steps for which room is made at once.
+const MOST_STEPS: i32 = 1024;
+
 /// Makes recordings. Tests have one that needs no GPU.
 pub(crate) trait Recorder: Debug {
     /// Takes the step after `token` `[1]` and records it, where that is possible and pays.
@@ -56,7 +59,7 @@ pub(crate) struct Plan {
     pub(crate) len: i32,
     /// Tokens held after its last one.
     pub(crate) until: i32,
-    /// Tokens that buffers of every token have room for, as many as those of a growing cache would.
+    /// Tokens that buffers of every token have room for, as many as those of a growing cache would that they came to at once.
     pub(crate) capacity: i32,
 }
 
@@ -64,6 +67,7 @@ impl Plan {
     /// One for a cache of which every layer can be recorded, where at least a few of the `most` steps that are still wanted
     /// have room.
     pub(crate) fn of(cache: &Cache, most: usize) -> Option<Self> {
+        let most = i32::try_from(most).unwrap_or(i32::MAX);
         let (mut held, mut room) = (None, None);
         let same = |all: &mut Option<i32>, own| *all.get_or_insert(own) == own;
         let mut of_latents = true;
@@ -71,7 +75,8 @@ impl Plan {
             let fits = match layer {
                 LayerCache::Kv(kv) if kv.num_rows() == 1 => {
                     of_latents &= kv.is_latent();
-                    same(&mut held, kv.len()) && same(&mut room, kv.capacity_for_next())
+                    same(&mut held, kv.len())
+                        && same(&mut room, kv.capacity_for(ahead(kv.len(), most)))
                 }
                 LayerCache::Window(window) if window.is_recorded() && window.num_rows() == 1 => {
                     of_latents = false;
@@ -85,7 +90,6 @@ impl Plan {
             }
         }
         let len = held.filter(|len| *len > 0)?;
-        let most = i32::try_from(most).unwrap_or(i32::MAX);
         // windows have room for every token
         let capacity = room.unwrap_or(len.saturating_add(most).min(i32::MAX - 1));
         // with more keys attention adds in another order, but that of latents
@@ -94,6 +98,12 @@ impl Plan {
         let steps = (until - len).min(most);
         (steps >= FEWEST_STEPS).then_some(Self { len, until, capacity })
     }
+}
+
+/// Steps behind `len` tokens for which there should be room, of `most` that are wanted.
+fn ahead(len: i32, most: i32) -> i32 {
+    let room = if len < FEW_KEYS { FEW_KEYS - len } else { MOST_STEPS };
+    most.clamp(1, room)
 }
 
 /// Records what the device runs.
@@ -296,21 +306,25 @@ mod tests {
         Plan::of(&Cache { layers }, most)
     }
 
-    /// The room that a growing cache has after one more token.
-    fn grown(len: i32) -> i32 {
+    /// The room that a growing cache has after so many more tokens.
+    fn grown(len: i32, added: i32) -> i32 {
         let LayerCache::Kv(mut cache) = kv(len) else { unreachable!() };
-        let token = ops::zeros(&[1, 2, 1, 4], Dtype::F32).unwrap();
-        cache.update(&token, &token).unwrap();
+        let tokens = ops::zeros(&[1, 2, added, 4], Dtype::F32).unwrap();
+        cache.update(&tokens, &tokens).unwrap();
         cache.capacity()
     }
 
     #[test]
     fn buffers_have_the_room_that_growing_ones_have() {
-        assert_eq!(plan(vec![kv(256)], 1000).unwrap().capacity, 256 + GROW_STEP);
+        assert_eq!(plan(vec![kv(256)], 100).unwrap().capacity, 256 + GROW_STEP);
+        assert_eq!(plan(vec![kv(256)], 1000).unwrap().capacity, FEW_KEYS);
         for len in [1, 200, 238, 256, 300, 512, 700, 768] {
-            let plan = plan(vec![kv(len), state(), kv(len)], 1000).unwrap();
-            assert_eq!(plan.capacity, grown(len), "{len}");
-            assert_eq!(plan, Plan { len, until: plan.capacity, capacity: plan.capacity });
+            for most in [20, 300, 2000] {
+                let plan = plan(vec![kv(len), state(), kv(len)], most as usize).unwrap();
+                assert_eq!(plan.capacity, grown(len, most.min(FEW_KEYS - len)), "{len}");
+                let until = plan.capacity.min(FEW_KEYS);
+                assert_eq!(plan, Plan { len, until, capacity: plan.capacity });
+            }
         }
         // as many as a prompt left room for
         let mut long = KvCache::default();
@@ -322,25 +336,26 @@ mod tests {
         assert_eq!(plan(&long), Plan { len: 1000, until: 1024, capacity: 2024 });
         let token = ops::zeros(&[1, 2, 24, 4], Dtype::F32).unwrap();
         long.update(&token, &token).unwrap();
-        assert_eq!(plan(&long), Plan { len: 1024, until: 2024, capacity: 2024 });
+        assert_eq!(plan(&long), Plan { len: 1024, until: 2048, capacity: 2048 });
     }
 
     #[test]
     fn latents_are_one_order_at_every_length() {
         for len in [1, 300, 1000, 1100, 5000] {
             let plan = plan(vec![latents(len), latents(len)], 9999).unwrap();
-            assert_eq!(plan, Plan { len, until: grown(len), capacity: grown(len) });
+            let capacity = grown(len, ahead(len, 9999));
+            assert_eq!(plan, Plan { len, until: capacity, capacity });
         }
         // beside keys they end where those do
         let both = plan(vec![kv(1000), latents(1000)], 9999).unwrap();
-        assert_eq!(both, Plan { len: 1000, until: 1024, capacity: grown(1000) });
+        assert_eq!(both, Plan { len: 1000, until: 1024, capacity: grown(1000, 24) });
     }
 
     #[test]
     fn windows_do_not_limit_a_recording() {
-        let capacity = grown(300);
+        let capacity = grown(300, 200);
         for ring in [window(8, 300, 300), window(8, 5, 300), window(128, 299, 300)] {
-            let both = plan(vec![ring.clone(), kv(300), ring.clone()], 1000).unwrap();
+            let both = plan(vec![ring.clone(), kv(300), ring.clone()], 200).unwrap();
             assert_eq!(both, Plan { len: 300, until: capacity, capacity });
             let alone = plan(vec![ring.clone(), state()], 100).unwrap();
             assert_eq!(alone, Plan { len: 300, until: 400, capacity: 400 });
@@ -357,12 +372,9 @@ mod tests {
         for (len, most, pays) in [
             (10, 15, false),
             (10, 16, true),
-            (240, 1000, true),
-            (241, 1000, false),
-            (255, 1000, false),
+            (255, 15, false),
+            (255, 16, true),
             (256, 1000, true),
-            (496, 1000, true),
-            (497, 1000, false),
             (1008, 1000, true),
             (1009, 1000, false),
             (1024, 1000, true),

@@ -95,11 +95,11 @@ impl KvCache {
         Self { buffers: Some(buffers), len, is_latent }
     }
 
-    /// Tokens that there will be room for once there is another one.
-    pub(crate) fn capacity_for_next(&self) -> i32 {
+    /// Tokens that there will be room for once there are so many more.
+    pub(crate) fn capacity_for(&self, tokens: i32) -> i32 {
         match self.capacity() {
-            held if self.len < held => held,
-            _ => self.len + buffer::room_for(1, self.len),
+            held if tokens <= held - self.len => held,
+            _ => self.len + buffer::room_for(tokens, self.len),
         }
     }
 

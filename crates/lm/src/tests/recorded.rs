@@ -141,20 +141,20 @@ fn spans(fake: &Fake) -> Vec<(i32, i32)> {
 }
 
 #[test]
-fn recordings_follow_the_buffers() {
+fn recordings_have_room_for_what_is_wanted() {
     let loaded = loaded();
     let fake = Fake::new(&loaded);
-    let options = options(530);
+    let options = options(1100);
     let said = recorded(&fake, PROMPT, &options);
     assert_eq!(said.token_ids, ordinary(&loaded, PROMPT, &options));
     assert_eq!(said.not_recorded, None);
     // from the prompt but its last token
-    assert_eq!(spans(&fake), [(6, 256), (256, 512), (512, 768)]);
+    assert_eq!(spans(&fake), [(6, 1024), (1024, 1280)]);
     // a prompt of one token leaves nothing to copy
     let fake = Fake::new(&loaded);
     let said = recorded(&fake, &PROMPT[..1], &options);
     assert_eq!(said.token_ids, ordinary(&loaded, &PROMPT[..1], &options));
-    assert_eq!(spans(&fake), [(1, 256), (256, 512), (512, 768)]);
+    assert_eq!(spans(&fake), [(1, 1024), (1024, 1280)]);
     // too few to be worth it
     let fake = Fake::new(&loaded);
     recorded(&fake, PROMPT, &GenerateOptions { max_tokens: 15, ..options });
@@ -276,7 +276,7 @@ fn what_cannot_be_recorded_is_told_once_and_goes_on() {
     let said = recorded(&fake, PROMPT, &options(300));
     assert_eq!(said.token_ids, ordinary(&loaded, PROMPT, &options(300)));
     assert!(said.not_recorded.unwrap().contains("nobody knows how"));
-    assert_eq!(spans(&fake), [(6, 256)]);
+    assert_eq!(spans(&fake), [(6, 518)]);
 }
 
 #[test]
