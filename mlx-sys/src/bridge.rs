@@ -565,6 +565,16 @@ pub mod ffi {
             many_keys: bool,
             ring: &[i32],
         ) -> Result<UniquePtr<Array>>;
+        fn fused_recorded_latent_attention(
+            q: &Array,
+            q_rope: &Array,
+            latent: &Array,
+            k_rope: &Array,
+            latents: &Array,
+            keys: &Array,
+            lengths: &Array,
+            scale: f32,
+        ) -> Result<UniquePtr<Array>>;
         fn fused_recorded_step(
             token: &Array,
             position: &Array,

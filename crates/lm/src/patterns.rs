@@ -79,6 +79,7 @@ const GPU: &[&str] = &[
     "moe_mlp",
     "moe_combine",
     "moe_router",
+    "swiglu_mlp",
     "quantized_linear",
     "qk_norm_rope",
     "add_norm",

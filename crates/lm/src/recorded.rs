@@ -70,13 +70,16 @@ impl Plan {
         let most = i32::try_from(most).unwrap_or(i32::MAX);
         let (mut held, mut room) = (None, None);
         let same = |all: &mut Option<i32>, own| *all.get_or_insert(own) == own;
+        let mut of_latents = true;
         for layer in &cache.layers {
             let fits = match layer {
-                LayerCache::Kv(kv) if !kv.is_latent() && kv.num_rows() == 1 => {
+                LayerCache::Kv(kv) if kv.num_rows() == 1 => {
+                    of_latents &= kv.is_latent();
                     same(&mut held, kv.len())
                         && same(&mut room, kv.capacity_for(ahead(kv.len(), most)))
                 }
                 LayerCache::Window(window) if window.is_recorded() && window.num_rows() == 1 => {
+                    of_latents = false;
                     same(&mut held, window.len())
                 }
                 LayerCache::State(state) => state.num_rows() == Some(1),
@@ -89,8 +92,9 @@ impl Plan {
         let len = held.filter(|len| *len > 0)?;
         // windows have room for every token
         let capacity = room.unwrap_or(len.saturating_add(most).min(i32::MAX - 1));
-        // with more keys attention adds in another order
-        let until = if len < FEW_KEYS { capacity.min(FEW_KEYS) } else { capacity };
+        // with more keys attention adds in another order, but that of latents
+        let one_order = of_latents || len >= FEW_KEYS;
+        let until = if one_order { capacity } else { capacity.min(FEW_KEYS) };
         let steps = (until - len).min(most);
         (steps >= FEWEST_STEPS).then_some(Self { len, until, capacity })
     }
@@ -125,7 +129,9 @@ impl Recorder for OnDevice {
 /// Layers of a cache that are recorded, to be made again of what a recording leaves.
 #[derive(Debug, Clone, Copy)]
 enum Part {
-    Kv,
+    Kv {
+        of_latents: bool,
+    },
     /// As it was before the recorded step.
     Window(Ring),
     /// With so many arrays.
@@ -172,7 +178,8 @@ impl OnDeviceSteps {
         for layer in cache.layers {
             match layer {
                 LayerCache::Recorded(layer) => {
-                    parts.push(layer.kv().ring().map_or(Part::Kv, Part::Window));
+                    let kv_part = Part::Kv { of_latents: layer.is_latent() };
+                    parts.push(layer.kv().ring().map_or(kv_part, Part::Window));
                     kv.push(layer.kv().clone());
                 }
                 LayerCache::State(state) => {
@@ -232,9 +239,9 @@ fn restored(
 ) -> Result<Cache> {
     let (mut kv, mut states) = (kv.into_iter(), states.into_iter());
     let layer = |part: &Part| match *part {
-        Part::Kv => {
+        Part::Kv { of_latents } => {
             let buffers = kv.next().ok_or_else(unexpected)?;
-            Ok(LayerCache::Kv(KvCache::from_buffers(buffers, len)))
+            Ok(LayerCache::Kv(KvCache::from_buffers(buffers, len, of_latents)))
         }
         Part::Window(ring) => {
             let buffers = kv.next().ok_or_else(unexpected)?;
@@ -267,6 +274,14 @@ mod tests {
         let mut kv = KvCache::default();
         let tokens = ops::zeros(&[1, 2, len, 4], Dtype::F32).unwrap();
         kv.update(&tokens, &tokens).unwrap();
+        LayerCache::Kv(kv)
+    }
+
+    fn latents(len: i32) -> LayerCache {
+        let mut kv = KvCache::of_latents();
+        let [latent, key] =
+            [8, 4].map(|width| ops::zeros(&[1, 1, len, width], Dtype::F32).unwrap());
+        kv.update(&latent, &key).unwrap();
         LayerCache::Kv(kv)
     }
 
@@ -325,6 +340,18 @@ mod tests {
     }
 
     #[test]
+    fn latents_are_one_order_at_every_length() {
+        for len in [1, 300, 1000, 1100, 5000] {
+            let plan = plan(vec![latents(len), latents(len)], 9999).unwrap();
+            let capacity = grown(len, ahead(len, 9999));
+            assert_eq!(plan, Plan { len, until: capacity, capacity });
+        }
+        // beside keys they end where those do
+        let both = plan(vec![kv(1000), latents(1000)], 9999).unwrap();
+        assert_eq!(both, Plan { len: 1000, until: 1024, capacity: grown(1000, 24) });
+    }
+
+    #[test]
     fn windows_do_not_limit_a_recording() {
         let capacity = grown(300, 200);
         for ring in [window(8, 300, 300), window(8, 5, 300), window(128, 299, 300)] {
@@ -360,7 +387,6 @@ mod tests {
     fn layers_of_other_kinds_are_not_recorded() {
         let others = [
             LayerCache::Kv(KvCache::default()),
-            LayerCache::Kv(KvCache::of_latents()),
             LayerCache::Window(WindowCache::new(8, 0)),
             LayerCache::State(StateCache::new(1)),
             LayerCache::List(vec![kv(20)]),
@@ -380,14 +406,18 @@ mod tests {
     fn what_a_recording_leaves_is_an_ordinary_cache() {
         let array = |value: f32| Array::from_slice(&[value], &[1, 1, 1, 1]).unwrap();
         let ring = Ring { size: 1, keep: 0, index: 1 };
-        let parts = [Part::State(2), Part::Kv, Part::State(1), Part::Window(ring)];
-        let kv = vec![(array(1.0), array(2.0)), (array(3.0), array(4.0))];
+        let [keys, latents] = [false, true].map(|of_latents| Part::Kv { of_latents });
+        let parts = [Part::State(2), keys, Part::State(1), Part::Window(ring), latents];
+        let kv = [[1.0, 2.0], [3.0, 4.0], [8.0, 9.0]];
+        let kv = kv.map(|[k, v]| (array(k), array(v))).to_vec();
         let states = vec![array(5.0), array(6.0), array(7.0)];
         let cache = restored(&parts, kv, states, [1, 1]).unwrap();
         let values: Vec<f32> = cache.arrays().map(|a| a.item().unwrap()).collect();
-        assert_eq!(values, [5.0, 6.0, 1.0, 2.0, 7.0, 3.0, 4.0]);
+        assert_eq!(values, [5.0, 6.0, 1.0, 2.0, 7.0, 3.0, 4.0, 8.0, 9.0]);
         assert!(cache.layers.iter().all(|layer| layer.len() == 1));
-        assert!(matches!(cache.layers[1], LayerCache::Kv(_)));
+        let is_latent = |layer: &LayerCache| matches!(layer, LayerCache::Kv(kv) if kv.is_latent());
+        assert!(matches!(cache.layers[1], LayerCache::Kv(_)) && !is_latent(&cache.layers[1]));
         assert!(matches!(cache.layers[3], LayerCache::Window(_)));
+        assert!(is_latent(&cache.layers[4]));
     }
 }

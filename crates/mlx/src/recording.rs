@@ -38,7 +38,10 @@ use std::rc::Rc;
 use zmlx_sys::{UniquePtr, ffi};
 
 use crate::bounds::Bounds;
-use crate::primitives::{Carried, RecordedKeysValues, recorded_attention, recorded_step};
+use crate::primitives::{
+    Carried, RecordedKeysValues, RecordedLatents, recorded_attention, recorded_latent_attention,
+    recorded_step,
+};
 use crate::{Array, Dtype, Error, Result, eval, ops};
 
 /// Most keys that stock's attention of one query adds in one order; with more it has another. A recording is of one of both.
@@ -75,7 +78,7 @@ impl StepInput {
     ///
     /// - `token`: the last token, `uint32`, one element; it and all that follow are below `vocab_size`
     /// - `until`: how many tokens the caches may come to hold; the recording ends there. Not beyond [`FEW_KEYS`] where `len`
-    ///   is below
+    ///   is below, but for latents
     ///
     /// # Errors
     /// `InvalidArgument`; whatever computing `token` reports.
@@ -86,9 +89,6 @@ impl StepInput {
         }
         if len < 1 || until <= len || until == i32::MAX {
             return Err(invalid(format!("{len} tokens are held, and {until} is the most")));
-        }
-        if len < FEW_KEYS && FEW_KEYS < until {
-            return Err(invalid(format!("from {len} to {until} tokens attention is two kernels")));
         }
         let below = i64::from(vocab_size) - 1;
         token.require("recorded_step", "the token", 0..=below)?;
@@ -277,6 +277,11 @@ impl RecordedKv {
     ) -> Result<Array> {
         let Kv { input, keys, values, ring } = &*self.0;
         input.check_open()?;
+        let Inputs { len, until, .. } = *input.0;
+        let most = ring.map_or(until, |ring| ring.size);
+        if len < FEW_KEYS && FEW_KEYS < most.min(until) {
+            return Err(invalid(format!("from {len} to {until} tokens attention is two kernels")));
+        }
         let most = ring.map_or(i32::MAX, |ring| ring.size);
         let kv = RecordedKeysValues {
             token: [k, v],
@@ -286,6 +291,20 @@ impl RecordedKv {
             ring: ring.map(|ring| [ring.keep, ring.index - input.held()]),
         };
         recorded_attention(q, &kv, sinks, scale)
+    }
+
+    /// The same where keys are latents, `[1, 1, T, R]`, and values rotated keys, `[1, 1, T, P]`, with the bits of products that
+    /// stock makes by its kernel for a matrix and a vector.
+    ///
+    /// - `q`: `[1, H, 1, R]` and, rotated, `[1, H, 1, P]`; `token`: `[1, 1, 1, R]` and `[1, 1, 1, P]`; returns `[1, H, 1, R]`
+    ///
+    /// # Errors
+    /// `InvalidArgument`, also where there is no kernel; `Unsupported` without the feature.
+    pub fn attend_latents(&self, q: [&Array; 2], token: [&Array; 2], scale: f32) -> Result<Array> {
+        let Kv { input, keys, values, .. } = &*self.0;
+        input.check_open()?;
+        let kv = RecordedLatents { token, held: [keys, values], lengths: &input.0.length };
+        recorded_latent_attention(q, &kv, scale)
     }
 
     /// Tokens that there is room for.
@@ -510,7 +529,11 @@ mod tests {
         refused(new(&token(10), 10, 5, 8).map(drop), "from 0 to 9");
         refused(new(&token(1), 10, 0, 8).map(drop), "0 tokens are held");
         refused(new(&token(1), 10, 8, 8).map(drop), "8 is the most");
-        refused(new(&token(1), 10, 1023, 1025).map(drop), "two kernels");
+        let both = new(&token(1), 10, 1023, 1025).unwrap();
+        let keys = random(1, &[1, 2, 1023, 4]);
+        let both = both.kv(&keys, &keys, 1030).unwrap();
+        let one = random(1, &[1, 2, 1, 4]);
+        refused(both.attend([&one, &one, &one], 1.0, None).map(drop), "two kernels");
         refused(new(&Array::scalar(1).unwrap(), 10, 5, 8).map(drop), "one uint32");
         refused(new(&ops::zeros(&[2], Dtype::U32).unwrap(), 10, 5, 8).map(drop), "one uint32");
         let input = new(&token(1), 10, 5, 8).unwrap();
@@ -545,6 +568,7 @@ mod tests {
         let kv = input.kv(&keys, &keys, 8).unwrap();
         let one = random(1, &[1, 2, 1, 64]);
         assert!(kv.attend([&one, &one, &one], 1.0, None).is_err());
+        assert!(kv.attend_latents([&one, &one], [&one, &one], 1.0).is_err());
         let chosen = ops::argmax(&random(1, &[1, 10]), -1, false).unwrap();
         assert!(Recording::record(input.clone(), &chosen, vec![kv], Vec::new()).is_err());
         // once recorded, or tried to be, its memory is nobody's

@@ -194,14 +194,16 @@ std::string refuse(const Request& r) {
 }
 
 std::string refuse_quantized(const Request& r, Products products) {
+  return r.flag("transpose") ? refuse_weights(r, products) : "weights that are not transposed have no CUDA kernel";
+}
+
+std::string refuse_weights(const Request& r, Products products) {
   auto bits = r.integer("bits");
   auto group_size = r.integer("group_size");
   auto inner = r.integer("inner");
   auto outer = r.integer("outer");
   std::ostringstream reason;
-  if (!r.flag("transpose")) {
-    reason << "weights that are not transposed have no CUDA kernel";
-  } else if (r.text("mode") != "affine") {
+  if (r.text("mode") != "affine") {
     reason << "the CUDA kernels are for mode 'affine', not '" << r.text("mode") << "'";
   } else if (r.dtype == float32) {
     reason << "stock multiplies float32 by its kernel `qmm_naive`, which has no fused counterpart";

@@ -78,6 +78,8 @@ std::string refuse(const Request& request);
 //   Few: fewer than eight products are meant, for which stock has one kernel for every width
 enum class Products { All, Few };
 std::string refuse_quantized(const Request& request, Products products = Products::All);
+// The same where there is no 'transpose'.
+std::string refuse_weights(const Request& request, Products products);
 // The same for those in mode mxfp4, by `vectors` x that lie in shared memory at the same time.
 std::string refuse_mxfp4(const Request& request, int64_t vectors = 1);
 

@@ -98,9 +98,9 @@ void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, s
         bool qmv = stock_takes_qmv(tokens * top_k);
         auto kernel =
             qmv ? gather_qmm_combine_qmv<T, Score, kBits, kGroup> : gather_qmm_combine_mma<T, Score, kBits, kGroup>;
-        unsigned grid = tokens * (N / (qmv ? 8 : 16));
-        unsigned block = qmv ? 256 : warps * 32;
-        launch(encoder, kernel, grid, block, qmv ? 0 : warps * of_warp,
+        unsigned grid = tokens * (N / (qmv ? kProductWarps : 16));
+        unsigned block = qmv ? kProductWarps * 32 : warps * 32;
+        launch(encoder, kernel, grid, block, qmv ? top_k * bytes_of_x<kBits>(K) : warps * of_warp,
                {in[P::kX], in[P::kRhsIndices], in[P::kScores], in[P::kW], in[P::kScales], in[P::kBiases]}, {out},
                parameters);
       }

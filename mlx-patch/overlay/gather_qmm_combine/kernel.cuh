@@ -9,6 +9,7 @@
 
 #include "cuda/depend.cuh"
 #include "cuda/qmv.cuh"
+#include "quantized_matmul/kernel.cuh"
 
 namespace zmlx::on_cuda {
 
@@ -102,20 +103,65 @@ __global__ __launch_bounds__(kMostCombineWarps * 32) void gather_qmm_combine_mma
   }
 }
 
+// Weights of an expert are asked for while the one before is multiplied.
 template <typename T, typename Score, int kBits, int kGroup>
-__global__ __launch_bounds__(256) void gather_qmm_combine_qmv(const __grid_constant__ Combine<T, Score> p) {
+__global__ __launch_bounds__(kProductWarps * 32, 3) void gather_qmm_combine_qmv(
+    const __grid_constant__ Combine<T, Score> p) {
+  extern __shared__ __align__(16) char shared[];
+  constexpr int kAhead = 6;
+  constexpr int kValues = kTurn<kBits> / 32;
+  constexpr size_t kBytesOfTurn = bytes_of_x<kBits>(1);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int blocks = p.N / 8;
+  int blocks = p.N / kProductWarps;
   int64_t token = blockIdx.x / blocks;
-  int row = blockIdx.x % blocks * 8 + warp;
+  int row = blockIdx.x % blocks * kProductWarps + warp;
+  int turns = (p.K + kTurn<kBits> - 1) / kTurn<kBits>, all = turns * p.top_k;
+  auto* experts = p.experts + token * p.top_k;
+
+  Piece<T> pieces[kAhead];
+  auto ask = [&](Piece<T>& piece, int i) {
+    int k = i % turns * kTurn<kBits> + lane * kValues;
+    if (i < all && k < p.K) {
+      int64_t at = int64_t{experts[i / turns]} * p.N + row;
+      piece.codes = __ldcs(reinterpret_cast<const uint2*>(p.down.w + (at * p.K + k) / 8 * kBits));
+      int64_t group = at * (p.K / kGroup) + k / kGroup;
+      piece.scale = p.down.scales[group];
+      piece.bias = p.down.biases[group];
+    }
+  };
+  // x was computed from the choice of experts, so that this was complete when the launch began
+#pragma unroll
+  for (int a = 0; a < kAhead; a++) {
+    ask(pieces[a], a);
+  }
   wait_for_inputs();
   let_next_begin();
+  for (int i = threadIdx.x; i < p.top_k * p.K / 8; i += kProductWarps * 32) {
+    int expert = i / (p.K / 8), part = i % (p.K / 8);
+    auto* x = reinterpret_cast<const uint4*>(p.x + (token * p.top_k + expert) * p.K);
+    LaneSums<T, kBits>::stage(shared + expert * turns * kBytesOfTurn, part, x[part]);
+  }
+  __syncthreads();
+
   WeightedSum<T, Score> sum;
-  for (int k = 0; k < p.top_k; k++) {
-    int64_t product = token * p.top_k + k;
-    auto down = rows_of<T, kBits, kGroup>(p.down, p.experts[product], row, p.N, p.K);
-    float value = qmv_row<T, kBits, kGroup>(p.x + product * p.K, down.w, down.scales, down.biases, p.K, lane);
-    sum.add(Pairs<T>::round(value), p.scores[product], p.top_k == 1);
+  LaneSums<T, kBits> sums;
+  for (int first = 0; first < all; first += kAhead) {
+#pragma unroll
+    for (int a = 0; a < kAhead; a++) {
+      int i = first + a;
+      if (i >= all) {
+        break;
+      }
+      if (i % turns * kTurn<kBits> + lane * kValues < p.K) {
+        sums.add(pieces[a], shared + i * kBytesOfTurn + lane * 16);
+      }
+      ask(pieces[a], i + kAhead);
+      if (i % turns == turns - 1) {
+        float value = sum_over_warp(sums.total());
+        sum.add(Pairs<T>::round(value), p.scores[token * p.top_k + i / turns], p.top_k == 1);
+        sums = {};
+      }
+    }
   }
   if (lane == 0) {
     p.y[token * p.N + row] = sum.result();

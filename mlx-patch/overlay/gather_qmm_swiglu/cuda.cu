@@ -91,9 +91,10 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, st
     auto kernel = qmv ? gather_qmm_swiglu_qmv<T, kBits, kGroup> : gather_qmm_swiglu_mma<T, kBits, kGroup>;
     int warps = swiglu_warps(
         lines * (N / 8), N / 8, SixteenRows<T, kBits, kGroup>::bytes(K), K * sizeof(T), multiprocessors(encoder));
-    unsigned grid = lines * (N / (qmv ? 8 : 8 * warps));
-    unsigned block = qmv ? 256 : warps * 32;
-    size_t shared = qmv ? 0 : swiglu_shared_bytes<T, kBits, kGroup>(K, warps);
+    unsigned blocks = even_blocks(N, kProductWarps, lines, kSwigluBlocks * multiprocessors(encoder));
+    auto grid = qmv ? dim3(blocks, lines) : dim3(lines * (N / (8 * warps)));
+    unsigned block = qmv ? kProductWarps * 32 : warps * 32;
+    size_t shared = qmv ? bytes_of_x<kBits>(K) : swiglu_shared_bytes<T, kBits, kGroup>(K, warps);
     launch(encoder, kernel, grid, block, shared,
            {in[P::kX], in[P::kLhsIndices], in[P::kRhsIndices], in[P::kGateW], in[P::kGateScales], in[P::kGateBiases],
             in[P::kUpW], in[P::kUpScales], in[P::kUpBiases]},

@@ -1,7 +1,7 @@
 // The kernels of gather_qmm_swiglu; cuda.cu launches them.
 //
 // A warp has eight rows of gate and the same eight of up as the 16 rows of one product on tensor cores, so that both sums of
-// an output end in one lane. Below eight rows stock adds in another order, in which a warp has one output.
+// an output end in one lane. Below eight rows stock adds in another order, in which a warp has one output at a time.
 
 #pragma once
 
@@ -10,6 +10,7 @@
 #include "cuda/depend.cuh"
 #include "cuda/glu.cuh"
 #include "cuda/qmv.cuh"
+#include "swiglu_mlp/kernel.cuh"
 
 namespace zmlx::on_cuda {
 
@@ -74,23 +75,18 @@ __global__ __launch_bounds__(kMostSwigluWarps * 32) void gather_qmm_swiglu_mma(c
   }
 }
 
+// As swiglu_mlp's: a block has rows of one line.
 template <typename T, int kBits, int kGroup>
-__global__ __launch_bounds__(256) void gather_qmm_swiglu_qmv(const __grid_constant__ Swiglu<T> p) {
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int blocks = p.N / 8;
-  int64_t line = blockIdx.x / blocks;
-  int row = blockIdx.x % blocks * 8 + warp;
+__global__ __launch_bounds__(kProductWarps * 32, kSwigluBlocks) void gather_qmm_swiglu_qmv(
+    const __grid_constant__ Swiglu<T> p) {
+  extern __shared__ __align__(16) char shared[];
+  int64_t line = blockIdx.y;
   wait_for_inputs();
   let_next_begin();
   int64_t expert = p.rhs[line / p.M];
-  auto* x = p.vector(line);
-  auto gate = rows_of<T, kBits, kGroup>(p.gate, expert, row, p.N, p.K);
-  auto up = rows_of<T, kBits, kGroup>(p.up, expert, row, p.N, p.K);
-  float gate_sum = qmv_row<T, kBits, kGroup>(x, gate.w, gate.scales, gate.biases, p.K, lane);
-  float up_sum = qmv_row<T, kBits, kGroup>(x, up.w, up.scales, up.biases, p.K, lane);
-  if (lane == 0) {
-    p.y[line * p.N + row] = silu_gated(Pairs<T>::round(gate_sum), Pairs<T>::round(up_sum));
-  }
+  auto gate = rows_of<T, kBits, kGroup>(p.gate, expert, 0, p.N, p.K);
+  auto up = rows_of<T, kBits, kGroup>(p.up, expert, 0, p.N, p.K);
+  swiglu_by_rows<T, kBits, kGroup>(gate, up, p.vector(line), p.y + line * p.N, p.K, p.N, shared, [] {});
 }
 
 } // namespace zmlx::on_cuda

@@ -1,7 +1,8 @@
-// CUDA backend of QuantizedMatmulRows: fewer than eight rows of x. More are stock's (op.cpp).
+// CUDA backend of QuantizedMatmulRows: fewer than eight rows of x, and one for each head (heads.cu). More are stock's (op.cpp).
 
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
+#include "quantized_matmul/heads.h"
 #include "quantized_matmul/kernel.cuh"
 #include "quantized_matmul/mxfp4.cuh"
 #include "quantized_matmul/quantized_matmul.h"
@@ -41,6 +42,10 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
   allocate(out, encoder);
   if (out.size() == 0) {
     return;
+  }
+  if (inputs[P::kW].ndim() > 2) {
+    auto [group_size, bits] = std::make_pair(std::get<0>(primitive.state()), std::get<1>(primitive.state()));
+    return quantized_heads(inputs, bits, group_size, out, encoder);
   }
   std::vector<array> in;
   for (auto& input : inputs) {

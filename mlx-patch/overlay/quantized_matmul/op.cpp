@@ -16,6 +16,17 @@ constexpr const char* kName = "quantized_matmul";
 // From so many rows of x on a GPU's matrix units have work: they are stock's.
 constexpr size_t kMostRowsOnGpu = 8;
 
+bool has_rows_for_matrix_units(const array& x) {
+  return x.size() != 0 && x.size() / x.shape(-1) >= kMostRowsOnGpu;
+}
+
+// One vector for each of as many matrices: eight and more have a kernel on CUDA.
+bool is_vector_of_each_head(const array& x, const array& w, const QuantParams& params, Stream s) {
+  return is_cuda(s.device) && params.affine() && x.ndim() == 4 && w.ndim() == 3 && x.shape(0) == 1 &&
+      x.shape(1) == w.shape(0) && x.shape(2) == 1 && x.shape(1) >= static_cast<int>(kMostRowsOnGpu) &&
+      w.shape(1) % 128 == 0;
+}
+
 // `a` with its leading axes broadcast to `batch`.
 array broadcast_batch(const array& a, const Shape& batch, Stream s) {
   auto shape = batch;
@@ -51,7 +62,8 @@ array quantized_matmul(
       {"inner", inner},
       {"outer", outer}};
   require_support(kName, {s.device, dtype, precision, asked});
-  if (s.device == Device::gpu && (x_.size() / x_.shape(-1) >= kMostRowsOnGpu || weight_.w.ndim() > 2)) {
+  bool are_stocks = has_rows_for_matrix_units(x_) || weight_.w.ndim() > 2;
+  if (s.device == Device::gpu && are_stocks && !is_vector_of_each_head(x_, weight_.w, params, s)) {
     return mlx::core::quantized_matmul(
         astype(x_, dtype, s), weight_.w, weight_.scales, weight_.biases, transpose, group_size, bits, mode, s);
   }
@@ -93,7 +105,7 @@ array quantized_linear(
   auto s = to_stream(s_);
   auto y = quantized_matmul(x, w, true, group_size, bits, mode, precision, s);
   auto* product = dynamic_cast<const QuantizedMatmulRows*>(&y.primitive());
-  if (!is_cuda(s.device) || !product || bias.dtype() != y.dtype() || bias.shape() != Shape{y.shape(-1)}) {
+  if (!is_cuda(s.device) || !product || w.w.ndim() > 2 || bias.dtype() != y.dtype() || bias.shape() != Shape{y.shape(-1)}) {
     return add(y, bias, s);
   }
   auto& params = product->params();

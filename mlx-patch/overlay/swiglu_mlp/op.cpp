@@ -13,6 +13,11 @@ namespace {
 
 constexpr const char* kName = "swiglu_mlp";
 
+// From so many rows of x on a GPU's matrix units have work: they are stock's.
+constexpr size_t kMostRowsOnGpu = 8;
+
+Fallback stock(const SwiGLUMLP::State& state, Stream s);
+
 } // namespace
 
 array swiglu_mlp(
@@ -60,6 +65,9 @@ array swiglu_mlp(
       glu.alpha,
       glu.limit,
       projections.gate_bias.has_value()};
+  if (s.device == Device::gpu && x.size() != 0 && x.size() / x.shape(-1) >= kMostRowsOnGpu) {
+    return stock(state, s)(inputs)[0];
+  }
   return array(std::move(shape), dtype, std::make_shared<SwiGLUMLP>(s, state), std::move(inputs));
 }
 

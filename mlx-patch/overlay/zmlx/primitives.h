@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -243,6 +244,18 @@ array recorded_attention(
     float scale,
     bool many_keys,
     const std::optional<Ring>& ring = {},
+    StreamOrDevice s = {});
+
+// The same of latent attention: latents [B, 1, T, R] are keys and values of all heads, keys [B, 1, T, P] are rotated ones.
+//   q: [B, H, 1, R] and, rotated, [B, H, 1, P]; token: [B, 1, 1, R] and [B, 1, 1, P]; held: the buffers
+//   lengths as above
+//   -> [B, H, 1, R]
+array recorded_latent_attention(
+    const std::array<array, 2>& q,
+    const std::array<array, 2>& token,
+    const std::array<array, 2>& held,
+    const array& lengths,
+    float scale,
     StreamOrDevice s = {});
 
 // What a step of decode is made of besides the model.

@@ -333,6 +333,21 @@ ArrayPtr fused_recorded_attention(
           q.a, k.a, v.a, keys.a, values.a, lengths.a, opt(sinks), scale, many_keys, of_window, current())));
 }
 
+ArrayPtr fused_recorded_latent_attention(
+    const Array& q,
+    const Array& q_rope,
+    const Array& latent,
+    const Array& k_rope,
+    const Array& latents,
+    const Array& keys,
+    const Array& lengths,
+    float scale) {
+  ZMLX_OP(
+      "recorded_latent_attention",
+      box(zmlx::recorded_latent_attention(
+          {q.a, q_rope.a}, {latent.a, k_rope.a}, {latents.a, keys.a}, lengths.a, scale, current())));
+}
+
 std::unique_ptr<Recording> fused_recorded_step(
     const Array& token,
     const Array& position,

@@ -406,6 +406,15 @@ ArrayPtr fused_recorded_attention(
     float scale,
     bool many_keys,
     Ints ring); // empty, or what stays and the shift
+ArrayPtr fused_recorded_latent_attention(
+    const Array& q,
+    const Array& q_rope,
+    const Array& latent,
+    const Array& k_rope,
+    const Array& latents,
+    const Array& keys,
+    const Array& lengths,
+    float scale);
 std::unique_ptr<Recording> fused_recorded_step(
     const Array& token,
     const Array& position,

@@ -19,8 +19,12 @@ pub(super) fn whole_steps(added: i32) -> i32 {
 /// the buffers are never of whole steps.
 pub(super) fn room_for(added: i32, held: i32) -> i32 {
     let room = whole_steps(added);
-    let is_cuda = cfg!(not(target_os = "macos")) && mlx::default_device() == mlx::Device::Gpu;
-    if is_cuda && (held + room) % GROW_STEP == 0 { room + BESIDE_STEPS } else { room }
+    if on_cuda() && (held + room) % GROW_STEP == 0 { room + BESIDE_STEPS } else { room }
+}
+
+/// Whether ops run on a CUDA device.
+pub(crate) fn on_cuda() -> bool {
+    cfg!(not(target_os = "macos")) && mlx::default_device() == mlx::Device::Gpu
 }
 
 /// Tokens more than whole steps.

@@ -16,6 +16,7 @@ use mlx::quantization::QuantizedWeight;
 use mlx::{Array, Dtype, ops};
 
 pub use self::buffer::GROW_STEP;
+pub(crate) use self::buffer::on_cuda;
 pub use self::file::{SavedCache, save};
 pub use self::fixed::{Clock, FixedKvCache};
 pub use self::kv::KvCache;

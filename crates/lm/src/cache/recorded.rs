@@ -11,6 +11,7 @@ use crate::error::Result;
 pub struct RecordedKvCache {
     kv: RecordedKv,
     input: StepInput,
+    is_latent: bool,
 }
 
 impl RecordedKvCache {
@@ -20,8 +21,8 @@ impl RecordedKvCache {
     /// `Mlx`.
     pub(crate) fn of(kv: &KvCache, input: &StepInput, capacity: i32) -> Result<Option<Self>> {
         let Some((keys, values)) = &kv.buffers else { return Ok(None) };
-        let kv = input.kv(keys, values, capacity)?;
-        Ok(Some(Self { kv, input: input.clone() }))
+        let recorded = input.kv(keys, values, capacity)?;
+        Ok(Some(Self { kv: recorded, input: input.clone(), is_latent: kv.is_latent() }))
     }
 
     /// What `window` holds, copied into a ring of its whole size; `None` where it holds nothing.
@@ -31,7 +32,7 @@ impl RecordedKvCache {
     pub(crate) fn of_window(window: &WindowCache, input: &StepInput) -> Result<Option<Self>> {
         let Some(((keys, values), ring)) = window.ring()? else { return Ok(None) };
         let kv = input.window(&keys, &values, ring)?;
-        Ok(Some(Self { kv, input: input.clone() }))
+        Ok(Some(Self { kv, input: input.clone(), is_latent: false }))
     }
 
     /// Whether what a token sees of its sequence is what is held: everything, or `window` tokens.
@@ -42,6 +43,11 @@ impl RecordedKvCache {
     /// The memory, for who records.
     pub(crate) fn kv(&self) -> &RecordedKv {
         &self.kv
+    }
+
+    /// Whether it holds latents.
+    pub fn is_latent(&self) -> bool {
+        self.is_latent
     }
 
     /// Tokens held before the step.
@@ -71,12 +77,22 @@ impl RecordedKvCache {
     pub fn attend(&self, qkv: [&Array; 3], scale: f32, sinks: Option<&Array>) -> Result<Array> {
         Ok(self.kv.attend(qkv, scale, sinks)?)
     }
+
+    /// The same of latent attention: `q` and the token's are of latents and, rotated, of keys.
+    ///
+    /// - `q`: `[1, H, 1, R]`, `[1, H, 1, P]`; `token`: `[1, 1, 1, R]`, `[1, 1, 1, P]`; returns `[1, H, 1, R]`
+    ///
+    /// # Errors
+    /// `Mlx`, also where there is no kernel.
+    pub fn attend_latents(&self, q: [&Array; 2], token: [&Array; 2], scale: f32) -> Result<Array> {
+        Ok(self.kv.attend_latents(q, token, scale)?)
+    }
 }
 
 impl KvCache {
     /// One of buffers that hold `len` tokens: those of a recording that is over.
-    pub(crate) fn from_buffers(buffers: (Array, Array), len: i32) -> Self {
-        Self { buffers: Some(buffers), len, is_latent: false }
+    pub(crate) fn from_buffers(buffers: (Array, Array), len: i32, is_latent: bool) -> Self {
+        Self { buffers: Some(buffers), len, is_latent }
     }
 
     /// Tokens that there will be room for once there are so many more.

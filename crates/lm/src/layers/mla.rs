@@ -5,7 +5,7 @@ use super::{
     Fusable, Fusion, Indexer, IndexerOptions, Linear, Mixer, ModuleKind, ModulePath, MultiLinear,
     Path, RmsNorm, Rope, Site,
 };
-use crate::cache::{KeysValues, KvCache, LayerCache, Position, masked};
+use crate::cache::{KeysValues, KvCache, LayerCache, Position, masked, on_cuda};
 use crate::error::{Error, Result};
 use crate::placement::Split;
 use crate::step::LayerRows;
@@ -198,6 +198,11 @@ impl Mla {
         index: Option<[Array; 3]>,
         cache: &mut LayerCache,
     ) -> Result<Array> {
+        if let LayerCache::Recorded(cache) = cache {
+            let q = self.embed_q.forward(&q_nope)?; // [1, H, 1, rank]
+            let y = cache.attend_latents([&q, &q_pe], [&kv[0], &kv[1]], self.scale)?;
+            return self.unembed_out.forward(&y);
+        }
         let l = q_nope.dim(2);
         let (cache, index_cache) = match cache {
             LayerCache::List(parts) => match &mut parts[..] {
@@ -234,12 +239,46 @@ impl Mla {
         };
         if l == 1 {
             let q = self.embed_q.forward(&q_nope)?; // [B, H, 1, rank]
-            return self.unembed_out.forward(&attend(&q, &latent, &latent)?);
+            let y = match self.path {
+                Path::Stock if on_cuda() => {
+                    attend_by_vectors([&q, &q_pe], [&latent, &k_pe], self.scale, mask.as_ref())?
+                }
+                _ => attend(&q, &latent, &latent)?,
+            };
+            return self.unembed_out.forward(&y);
         }
         let k = self.embed_q.forward_transposed(&latent)?; // [B, H, T, D_nope]
         let v = self.unembed_out.forward(&latent)?; // [B, H, T, D_v]
         attend(&q_nope, &k, &v)
     }
+}
+
+/// Attention of one token over latents, where every product is of a matrix and a vector: what
+/// [`scaled_dot_product_attention`](fast::scaled_dot_product_attention) is made of where stock has no kernel for it, with the heads
+/// of a product in columns. In rows, as there, stock's backend for CUDA asks cuBLAS, whose order of additions changes with
+/// the number of keys; so it is its own kernel (docs/adr/0017-latents-on-cuda.md).
+///
+/// - `q`: `[B, H, 1, rank]` and, rotated, `[B, H, 1, D_rope]`; `kv`: `[B, 1, T, rank]` and, rotated, `[B, 1, T, D_rope]`
+/// - returns `[B, H, 1, rank]`
+fn attend_by_vectors(
+    [q, q_pe]: [&Array; 2],
+    [latent, k_pe]: [&Array; 2],
+    scale: f32,
+    mask: Option<&Array>,
+) -> Result<Array> {
+    let (b, heads) = (q.dim(0), q.dim(1));
+    let product = |matrix: &Array, vectors: &Array| -> Result<Array> {
+        let columns = vectors.reshape(&[b, heads, -1, 1])?;
+        Ok(ops::matmul(matrix, &columns)?.reshape(&[b, heads, 1, -1])?)
+    };
+    let scaled = |q: &Array| ops::multiply(q, &Array::scalar_like(scale, q)?);
+    let mut rotated = product(k_pe, &scaled(q_pe)?)?; // [B, H, 1, T]
+    if let Some(mask) = mask {
+        rotated = masked(&rotated, mask)?;
+    }
+    let scores = ops::add(&product(latent, &scaled(q)?)?, &rotated)?;
+    let rows = ops::contiguous(&ops::swapaxes(latent, -1, -2)?)?; // [B, 1, rank, T]
+    product(&rows, &ops::softmax(&scores, -1, true)?)
 }
 
 fn no_cache(kind: &str) -> Error {
@@ -333,5 +372,51 @@ impl Fusable for Mla {
         self.embed_q.sites(&at.pp("embed_q"), sites);
         self.unembed_out.sites(&at.pp("unembed_out"), sites);
         self.o_proj.sites(&at.pp("o_proj"), sites);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx::Dtype;
+
+    use super::*;
+
+    fn random(seed: u64, shape: &[i32]) -> Array {
+        let key = mlx::random::key(seed).unwrap();
+        mlx::random::normal(shape, Dtype::F32, 0.0, 1.0, Some(&key)).unwrap()
+    }
+
+    #[test]
+    fn products_by_vectors_are_those_by_rows() {
+        for (b, heads, tokens) in [(1, 5, 1), (1, 5, 2), (2, 3, 70), (1, 1, 9)] {
+            let [q, q_pe] = [(1, 16), (2, 8)].map(|(seed, dim)| random(seed, &[b, heads, 1, dim]));
+            let [latent, k_pe] =
+                [(3, 16), (4, 8)].map(|(seed, dim)| random(seed, &[b, 1, tokens, dim]));
+            let hidden: Vec<bool> = (0..b * tokens).map(|i| i % 7 == 3).collect();
+            let seen = Array::from_slice(&hidden, &[b, 1, 1, tokens]).unwrap();
+            for mask in [None, Some(ops::logical_not(&seen).unwrap())] {
+                let of_rope = ops::matmul(&q_pe, &ops::swapaxes(&k_pe, -1, -2).unwrap()).unwrap();
+                let scale = Array::scalar(0.3f32).unwrap();
+                let mut scores = ops::multiply(&of_rope, &scale).unwrap();
+                if let Some(mask) = &mask {
+                    scores = masked(&scores, mask).unwrap();
+                }
+                let expected = fast::scaled_dot_product_attention(
+                    &q,
+                    &latent,
+                    &latent,
+                    0.3,
+                    fast::Mask::Array(&scores),
+                    None,
+                );
+                let y = attend_by_vectors([&q, &q_pe], [&latent, &k_pe], 0.3, mask.as_ref());
+                let (y, expected) = (y.unwrap(), expected.unwrap());
+                assert_eq!(y.shape(), expected.shape());
+                let (y, expected) = (y.to_vec::<f32>().unwrap(), expected.to_vec::<f32>().unwrap());
+                for (y, expected) in y.iter().zip(&expected) {
+                    assert!((y - expected).abs() < 1e-4, "{y} {expected}");
+                }
+            }
+        }
     }
 }

@@ -48,9 +48,17 @@ impl MultiLinear {
     pub fn forward_transposed(&self, x: &Array) -> Result<Array> {
         match &self.weight {
             Weight::Dense(w) => Ok(ops::matmul(x, w)?),
-            Weight::Quantized(q) => quantized_product(x, q, false, self.path),
+            Weight::Quantized(q) => {
+                let path = if on_gpu() { Path::Stock } else { self.path };
+                quantized_product(x, q, false, path)
+            }
         }
     }
+}
+
+/// Prompts take the way back, which is stock's business on a GPU.
+fn on_gpu() -> bool {
+    mlx::default_device() == mlx::Device::Gpu
 }
 
 /// Asks about both directions: prefill and decode take different ones.
@@ -60,7 +68,10 @@ impl Fusable for MultiLinear {
         let along = QuantizedMatmul::of(weight);
         let QuantizedMatmul { inner, outer, .. } = along;
         let back = QuantizedMatmul { transpose: false, inner: outer, outer: inner, ..along };
-        let questions: Vec<Box<dyn Ask>> = vec![Box::new(along), Box::new(back)];
+        let mut questions: Vec<Box<dyn Ask>> = vec![Box::new(along)];
+        if !on_gpu() {
+            questions.push(Box::new(back));
+        }
         sites.push(Site {
             module: at.clone(),
             kind: ModuleKind::Linear,

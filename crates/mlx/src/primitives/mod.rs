@@ -22,6 +22,7 @@ mod moe_router;
 mod qk_norm_rope;
 mod quantized_matmul;
 mod recorded_attention;
+mod recorded_latent_attention;
 mod recorded_step;
 mod rms_norm;
 mod short_conv;
@@ -47,13 +48,16 @@ pub use qk_norm_rope::{QkNormRope, ScaledRope, qk_norm_rope, qk_norm_rope_dynami
 pub use quantized_matmul::{QuantizedMatmul, quantized_linear, quantized_matmul};
 pub use recorded_attention::RecordedAttention;
 pub(crate) use recorded_attention::{RecordedKeysValues, recorded_attention};
+pub use recorded_latent_attention::RecordedLatentAttention;
+pub(crate) use recorded_latent_attention::{RecordedLatents, recorded_latent_attention};
 pub use recorded_step::RecordedStep;
 pub(crate) use recorded_step::{Carried, recorded_step};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use short_conv::{ShortConv, short_conv};
 pub use swiglu_mlp::{SwigluMlp, swiglu_mlp};
 
-/// Each primitive with a typical question: Qwen3-30B-A3B at 4 bits; of recurrent layers, LFM2-8B-A1B and Qwen3.5-35B-A3B.
+/// Each primitive with a typical question: Qwen3-30B-A3B at 4 bits; of recurrent layers, LFM2-8B-A1B and
+/// Qwen3.5-35B-A3B; of latents, GLM-4.7-Flash.
 pub const TYPICAL: &[&dyn Ask] = &[
     &GatherQmmSwiglu::TYPICAL,
     &GatherQmmCombine::TYPICAL,
@@ -69,6 +73,7 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &GreedyToken::TYPICAL,
     &SwigluMlp::TYPICAL,
     &RecordedAttention::TYPICAL,
+    &RecordedLatentAttention::TYPICAL,
     &RecordedStep,
 ];
 

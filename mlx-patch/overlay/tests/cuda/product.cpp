@@ -2,7 +2,7 @@
 // shapes on both sides of stock's choice of a kernel, layouts and extreme values. Stock itself is asked twice each time: a
 // reference that disagrees with itself proves nothing.
 //
-//   product [--seed S] [--quick] [--part bf16|f16|mxfp4|routers|rows|recorded|tokens|joined] [--group 32|64|128]
+//   product [--seed S] [--quick] [--part bf16|f16|mlps|mxfp4|routers|rows|recorded|latents|tokens|joined] [--group 32|64|128]
 //
 // MLX compiles its kernels when they are first used, for minutes in all; parts can run beside one another.
 //
@@ -10,6 +10,7 @@
 
 #include "mlx/backend/gpu/device_info.h"
 #include "tests/cuda/joined.h"
+#include "tests/cuda/latents.h"
 
 using namespace zmlx::tests;
 
@@ -371,6 +372,7 @@ void products(const std::string& part, int only) {
         }
         for (auto v : {Values::Normal, Values::Large, Values::Sprinkled}) {
           check_matmul(dtype, q, 128, 256, 1, v, false);
+          check_matmul(dtype, q, 576, 256, 1, v, false);
           check_matmul(dtype, q, 256, 768, 3, v, true);
           check_matmul(dtype, q, 512, 2048, 7, v, false);
         }
@@ -542,17 +544,24 @@ int main(int argc, char** argv) {
   }
   mx::set_default_device(mx::Device::gpu);
   products(part, group);
+  if (part.empty() || part == "mlps") {
+    mlps(group);
+  }
   if (part.empty() || part == "mxfp4") {
     mxfp4();
   }
   if (part.empty() || part == "routers") {
     routers();
+    sigmoid_routers();
   }
   if (part.empty() || part == "rows") {
     rows();
   }
   if (part.empty() || part == "recorded") {
     recorded();
+  }
+  if (part.empty() || part == "latents") {
+    latents();
   }
   if (part.empty() || part == "tokens") {
     tokens();
