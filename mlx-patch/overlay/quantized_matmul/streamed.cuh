@@ -67,6 +67,7 @@ class CopyBarrier {
 
 template <typename T, int kBits, int kGroup>
 __global__ __launch_bounds__(kProductWarps * 32, 2) void streamed_product(const __grid_constant__ Product<T> p) {
+#if __CUDA_ARCH__ >= 900 // others have no bulk copies, and are refused
   extern __shared__ __align__(16) char shared[];
   __shared__ uint64_t barriers[kMostTilesAtOnce];
   constexpr int kValues = kTurn<kBits> / 32;
@@ -137,6 +138,7 @@ __global__ __launch_bounds__(kProductWarps * 32, 2) void streamed_product(const 
       ask(n + at_once);
     }
   }
+#endif
 }
 
 } // namespace zmlx::on_cuda

@@ -29,9 +29,17 @@ constexpr int routing_threads(int experts) {
   return experts / kRoutingBlocks / 2 * 32;
 }
 
+// Architectures without clusters are refused, but may be compiled for.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define ZMLX_ROUTING_CLUSTER __cluster_dims__(kRoutingBlocks, 1, 1)
+#else
+#define ZMLX_ROUTING_CLUSTER
+#endif
+
 template <typename T, int kGroup>
-__global__ __cluster_dims__(kRoutingBlocks, 1, 1) __launch_bounds__(routing_threads(kMostRouted), 2)
-    void normed_routing(const __grid_constant__ Routing<T> p) {
+__global__ ZMLX_ROUTING_CLUSTER __launch_bounds__(routing_threads(kMostRouted), 2) void normed_routing(
+    const __grid_constant__ Routing<T> p) {
+#if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) char shared[];
   __shared__ __align__(16) T logits[kMostRouted];
   auto cluster = cooperative_groups::this_cluster();
@@ -59,6 +67,9 @@ __global__ __cluster_dims__(kRoutingBlocks, 1, 1) __launch_bounds__(routing_thre
     router.logits = logits;
     route(router, 0);
   }
+#endif
 }
+
+#undef ZMLX_ROUTING_CLUSTER
 
 } // namespace zmlx::on_cuda
