@@ -1,8 +1,10 @@
-// CUDA backend of GatherQMMSwiGLU: silu(x @ gate) * (x @ up) for all experts of all rows, one launch in place of five.
+// CUDA backend of GatherQMMSwiGLU: silu(x @ gate) * (x @ up) for all experts of all rows, one launch in place of five, or two
+// where there are many rows (grouped.cu).
 
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
 #include "gather_qmm_swiglu/gather_qmm_swiglu.h"
+#include "gather_qmm_swiglu/grouped.h"
 #include "gather_qmm_swiglu/kernel.cuh"
 
 namespace zmlx {
@@ -31,6 +33,9 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, st
   for (auto& input : inputs) {
     bool as_it_is = one_x && in.size() == P::kLhsIndices;
     in.push_back(as_it_is ? input : in_rows(input, encoder));
+  }
+  if (swiglu_grouped(primitive, in, out, encoder)) {
+    return;
   }
   auto state = primitive.state();
   int K = in[P::kX].shape(-1), N = out.shape(-1), M = in[P::kX].shape(-2);

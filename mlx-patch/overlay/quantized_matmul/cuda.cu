@@ -1,7 +1,8 @@
-// CUDA backend of QuantizedMatmulRows: fewer than eight rows of x. More are stock's (op.cpp).
+// CUDA backend of QuantizedMatmulRows; from eight rows of x on, where stock takes another kernel, grouped.cu.
 
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
+#include "quantized_matmul/grouped.h"
 #include "quantized_matmul/kernel.cuh"
 #include "quantized_matmul/quantized_matmul.h"
 
@@ -23,6 +24,9 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
   std::vector<array> in;
   for (auto& input : inputs) {
     in.push_back(in_rows(input, encoder));
+  }
+  if (!stock_takes_qmv(out.size() / out.shape(-1))) {
+    return multiply_many_rows(primitive, in, out, encoder);
   }
   auto state = primitive.state();
   int K = in[P::kX].shape(-1), N = out.shape(-1);

@@ -2,6 +2,7 @@
 
 #include <sstream>
 
+#include "cuda/tile.h"
 #include "mlx/ops.h"
 #include "zmlx/fallback.h"
 
@@ -13,8 +14,19 @@ namespace {
 
 constexpr const char* kName = "quantized_matmul";
 
-// From so many rows of x on a GPU's matrix units have work: they are stock's.
-constexpr size_t kMostRowsOnGpu = 8;
+// From so many rows of x on a GPU's matrix units have work.
+constexpr size_t kManyRows = 8;
+
+// What is stock's on a GPU: batches of matrices, and many rows where there is no kernel of ours for them.
+bool is_stocks_on_gpu(size_t rows, const QuantizedWeight& weight, const QuantParams& params, int inner) {
+#if ZMLX_BACKEND_CUDA
+  auto shared = on_cuda::grouped_shared_bytes(params.bits, params.group_size, inner);
+#else
+  auto shared = on_cuda::kMostShared + 1;
+#endif
+  bool has_kernel = shared <= on_cuda::kMostShared;
+  return weight.w.ndim() > 2 || (rows >= kManyRows && !has_kernel);
+}
 
 // `a` with its leading axes broadcast to `batch`.
 array broadcast_batch(const array& a, const Shape& batch, Stream s) {
@@ -51,7 +63,7 @@ array quantized_matmul(
       {"inner", inner},
       {"outer", outer}};
   require_support(kName, {s.device, dtype, precision, asked});
-  if (s.device == Device::gpu && (x_.size() / x_.shape(-1) >= kMostRowsOnGpu || weight_.w.ndim() > 2)) {
+  if (s.device == Device::gpu && is_stocks_on_gpu(x_.size() / x_.shape(-1), weight_, params, inner)) {
     return mlx::core::quantized_matmul(
         astype(x_, dtype, s), weight_.w, weight_.scales, weight_.biases, transpose, group_size, bits, mode, s);
   }
