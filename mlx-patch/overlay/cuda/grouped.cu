@@ -1,5 +1,7 @@
 #include "cuda/grouped.h"
 
+#include "cuda/dispatch.h"
+#include "cuda/grouped.cuh"
 #include "cuda/grouping.cuh"
 
 namespace zmlx::on_cuda {
@@ -32,6 +34,46 @@ Groups group_by_expert(const std::optional<array>& lhs, const array& rhs, int M,
   launch(encoder, group_lines, num_experts, kGroupingThreads, 0, {lhs ? *lhs : rhs, rhs}, {groups.tiles, groups.lines},
          parameters);
   return groups;
+}
+
+namespace {
+
+// Lines of a tile of one matrix: as many as leave a block for every multiprocessor, if there are.
+unsigned lines_of_tile(unsigned lines, unsigned blocks, Encoder& encoder) {
+  unsigned of_tile = kTileLines;
+  while (of_tile > 16 && (lines + of_tile - 1) / of_tile * blocks < static_cast<unsigned>(multiprocessors(encoder))) {
+    of_tile /= 2;
+  }
+  return of_tile;
+}
+
+} // namespace
+
+void multiply_lines(const array& x, const Matrices& matrices, const Groups* groups, array& y, Encoder& encoder) {
+  int K = x.shape(-1), N = y.shape(-1);
+  unsigned lines = y.size() / N, blocks = N / kBlockRows;
+  unsigned of_tile = groups ? kTileLines : lines_of_tile(lines, blocks, encoder);
+  unsigned tiles = groups ? groups->num_tiles : (lines + of_tile - 1) / of_tile;
+  // what stands for them is no dependency more
+  const array& tile_list = groups ? groups->tiles : x;
+  const array& line_list = groups ? groups->lines : x;
+  dispatch_quantized(y.dtype(), matrices.bits, matrices.group_size, [&](auto type, auto bits, auto group) {
+    using T = typename decltype(type)::type;
+    constexpr int kBits = bits, kGroup = group;
+    Grouped<T, 1> parameters = {
+        gpu_ptr<T>(x),
+        groups ? gpu_ptr<Tile>(groups->tiles) : nullptr,
+        groups ? gpu_ptr<Line>(groups->lines) : nullptr,
+        {{gpu_ptr<char>(matrices.w), gpu_ptr<T>(matrices.scales), gpu_ptr<T>(matrices.biases)}},
+        gpu_ptr<T>(y),
+        K,
+        N,
+        lines,
+        of_tile};
+    launch(encoder, grouped_product<T, kBits, kGroup, 1>, tiles * blocks, kGroupedThreads,
+           grouped_shared_bytes(kBits, kGroup, K),
+           {x, tile_list, line_list, matrices.w, matrices.scales, matrices.biases}, {y}, parameters);
+  });
 }
 
 } // namespace zmlx::on_cuda

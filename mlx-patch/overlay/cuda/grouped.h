@@ -22,4 +22,14 @@ struct Groups {
 // for M lines.
 Groups group_by_expert(const std::optional<array>& lhs, const array& rhs, int M, int num_experts, Encoder& encoder);
 
+// A quantized matrix, or one of each expert.
+struct Matrices {
+  const array &w, &scales, &biases;
+  int bits, group_size;
+};
+
+// y [lines, N] = x @ matrices, for the lines of `groups`, or for all rows of x where there are none. For shapes that stock
+// multiplies by `qmm_sm80`, with its bits, if a block has room for them (grouped_shared_bytes).
+void multiply_lines(const array& x, const Matrices& matrices, const Groups* groups, array& y, Encoder& encoder);
+
 } // namespace zmlx::on_cuda

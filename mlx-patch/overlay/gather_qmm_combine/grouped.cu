@@ -3,7 +3,6 @@
 #include "gather_qmm_combine/grouped.h"
 
 #include "cuda/dispatch.h"
-#include "cuda/grouped.cuh"
 #include "cuda/grouped.h"
 #include "gather_qmm_combine/kernel.cuh"
 
@@ -75,26 +74,15 @@ bool combine_grouped(const GatherQMMCombine& primitive, const std::vector<array>
   if (lines < kGroupedFrom || shared > kMostShared) {
     return false;
   }
-  dispatch_quantized(out.dtype(), params.bits, params.group_size, [&](auto type, auto bits, auto group) {
+  int num_experts = in[P::kScales].size() / (int64_t{N} * (K / params.group_size));
+  auto groups = group_by_expert(std::nullopt, in[P::kRhsIndices], 1, num_experts, encoder);
+  array products({static_cast<int>(lines), N}, out.dtype(), nullptr, {});
+  allocate(products, encoder);
+  encoder.add_temporary(products);
+  Matrices down = {in[P::kW], in[P::kScales], in[P::kBiases], params.bits, params.group_size};
+  multiply_lines(in[P::kX], down, &groups, products, encoder);
+  dispatch_half(out.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr int kBits = bits, kGroup = group;
-    int num_experts = in[P::kScales].size() / (int64_t{N} * (K / kGroup));
-    auto groups = group_by_expert(std::nullopt, in[P::kRhsIndices], 1, num_experts, encoder);
-    array products({static_cast<int>(lines), N}, out.dtype(), nullptr, {});
-    allocate(products, encoder);
-    encoder.add_temporary(products);
-    Grouped<T, 1> parameters = {
-        gpu_ptr<T>(in[P::kX]),
-        gpu_ptr<Tile>(groups.tiles),
-        gpu_ptr<Line>(groups.lines),
-        {{gpu_ptr<char>(in[P::kW]), gpu_ptr<T>(in[P::kScales]), gpu_ptr<T>(in[P::kBiases])}},
-        gpu_ptr<T>(products),
-        K,
-        N,
-        0,
-        0};
-    launch(encoder, grouped_product<T, kBits, kGroup, 1>, groups.num_tiles * (N / kBlockRows), kGroupedThreads, shared,
-           {in[P::kX], groups.tiles, groups.lines, in[P::kW], in[P::kScales], in[P::kBiases]}, {products}, parameters);
     in[P::kScores].dtype() == mlx::core::float32
         ? add<T, float>(products, in[P::kScores], out, top_k, encoder)
         : add<T, T>(products, in[P::kScores], out, top_k, encoder);

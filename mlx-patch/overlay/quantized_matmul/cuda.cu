@@ -1,8 +1,8 @@
-// CUDA backend of QuantizedMatmulRows; from eight rows of x on, where stock takes another kernel, grouped.cu.
+// CUDA backend of QuantizedMatmulRows; from eight rows of x on, where stock takes another kernel, cuda/grouped.cu.
 
 #include "cuda/dispatch.h"
+#include "cuda/grouped.h"
 #include "cuda/host.h"
-#include "quantized_matmul/grouped.h"
 #include "quantized_matmul/kernel.cuh"
 #include "quantized_matmul/quantized_matmul.h"
 
@@ -25,10 +25,11 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
   for (auto& input : inputs) {
     in.push_back(in_rows(input, encoder));
   }
-  if (!stock_takes_qmv(out.size() / out.shape(-1))) {
-    return multiply_many_rows(primitive, in, out, encoder);
-  }
   auto state = primitive.state();
+  if (!stock_takes_qmv(out.size() / out.shape(-1))) {
+    Matrices matrix = {in[P::kW], in[P::kScales], in[P::kBiases], std::get<1>(state), std::get<0>(state)};
+    return multiply_lines(in[P::kX], matrix, nullptr, out, encoder);
+  }
   int K = in[P::kX].shape(-1), N = out.shape(-1);
   unsigned lines = out.size() / N;
   dispatch_quantized(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
