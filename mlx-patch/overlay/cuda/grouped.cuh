@@ -35,22 +35,6 @@ struct Grouped {
   }
 };
 
-// What lies where in the shared memory of a block: stages, each with the x and the codes of a step, and scales behind them.
-template <int kBits, int kGroup>
-struct GroupedLayout {
-  static constexpr int kXBytes = kTileLines * kStep * 2;
-  static constexpr int kCodeBytes = kStep * kBits / 8;
-  static constexpr int kCodeStride = code_stride(kBits);
-  static constexpr int kStageBytes = kXBytes + kBlockRows * kCodeStride;
-  static_assert(kStageBytes % 1024 == 0); // as wgmma reads x
-  static constexpr int kScales = kStages * kStageBytes;
-
-  // Those of a row, and as many biases.
-  static __device__ int scale_bytes(int K) {
-    return K / kGroup * 2;
-  }
-};
-
 __device__ inline void copy_16_bytes_of_line(char* shared, const char* global) {
   uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
@@ -78,11 +62,15 @@ __device__ uint32_t weights_of(const char* codes, typename Pairs<T>::Pair scale,
   }
 }
 
-// One tile of up to 16 * kSixteens lines by 128 rows of weights.
+// One tile of up to 16 * kSixteens lines by 128 rows of weights. In shared memory lie, one behind the other,
+//   x       kStages times 64 values of every line
+//   codes   so many pieces of 64 bytes of every row, of two steps for 4 bits
+//   scales  and biases of every row
+// Of rows of 64, 128 and more bytes the pieces of 16 are in another order in every row, so that eight lanes that read eight
+// rows meet no bank twice.
 template <typename T, int kBits, int kGroup, int kMatrices, int kSixteens, bool kWgmma>
 class GroupedTile {
  public:
-  using Layout = GroupedLayout<kBits, kGroup>;
   static constexpr int kOuts = kBlockRows / kMatrices;
   static constexpr int kSums = 8 * kSixteens;
 
@@ -96,18 +84,21 @@ class GroupedTile {
       x_[i] = reinterpret_cast<const char*>(p.x + int64_t{p.line(tile.first + line).from} * p.K) + thread % 8 * 16;
     }
 #pragma unroll
-    for (int i = 0; i < kPieces; i++) {
-      int row = thread / kPieces + kRowsAtOnce * i;
-      int64_t at = int64_t{tile.expert} * p.N + out + row % kOuts;
-      w_[i] = p.weights[row / kOuts].w + at * (p.K / 8 * kBits) + thread % kPieces * 16;
+    for (int i = 0; i < kMatrices; i++) {
+      w_[i] = p.weights[i].w + (int64_t{tile.expert} * p.N + out + thread / 4) * row_bytes() + thread % 4 * 16;
     }
+    scales_ = shared + kScales + row_of_lane(0, 0) * scale_bytes();
+    swizzle_ = scale_swizzle(lane_ / 4) * 16;
   }
 
   __device__ void run() {
     fetch_scales();
     for (int i = 0; i < kStages - 1; i++) {
       if (i < steps()) {
-        fetch(i);
+        fetch_x(i);
+      }
+      if (i < kCodePieces) {
+        fetch_codes<0, 4>(i);
       }
       close_group_of_copies();
     }
@@ -123,9 +114,13 @@ class GroupedTile {
   }
 
  private:
-  // Pieces of 16 bytes that a row of codes has in a step, of which a thread fetches one of so many rows.
-  static constexpr int kPieces = Layout::kCodeBytes / 16;
-  static constexpr int kRowsAtOnce = kGroupedThreads / kPieces;
+  static constexpr int kXBytes = kTileLines * kStep * 2;
+  static constexpr int kCodePieces = code_pieces(kBits);
+  static constexpr int kPieceBytes = kBlockRows * kCodeBytes;
+  static constexpr int kCodes = kStages * kXBytes;
+  static constexpr int kScales = kCodes + kCodePieces * kPieceBytes;
+  // Steps that a piece has codes for.
+  static constexpr int kPieceSteps = 8 / kBits;
   static constexpr int kGroups = kGroup < kStep ? kStep / kGroup : 1;
   using Pair = typename Pairs<T>::Pair;
 
@@ -135,23 +130,42 @@ class GroupedTile {
   __device__ int steps() const {
     return p_.K / kStep;
   }
-
-  __device__ char* stage(int step) const {
-    return shared_ + step % kStages * Layout::kStageBytes;
+  __device__ int row_bytes() const {
+    return p_.K / 8 * kBits;
+  }
+  // Scales of a row, and as many biases.
+  __device__ int scale_bytes() const {
+    return p_.K / kGroup * 2;
   }
 
-  __device__ void fetch(int step) {
-    char* x = stage(step);
-    char* w = x + Layout::kXBytes;
+  __device__ char* x_of(int step) const {
+    return shared_ + step % kStages * kXBytes;
+  }
+  __device__ char* codes_of(int piece) const {
+    return shared_ + kCodes + piece % kCodePieces * kPieceBytes;
+  }
+
+  __device__ void fetch_x(int step) {
     int row = threadIdx.x / 8, piece = threadIdx.x % 8;
+    char* to = x_of(step) + row * 128 + (piece ^ row % 8) * 16;
 #pragma unroll
     for (int i = 0; i < kSixteens; i++) {
-      copy_16_bytes(x + (row + 16 * i) * 128 + (piece ^ row % 8) * 16, x_[i] + step * 128);
+      copy_16_bytes(to + i * 16 * 128, x_[i] + step * 128);
     }
+  }
+
+  // Of the block's rows, 32 at a time, the kFrom-th and on.
+  template <int kFrom, int kTo>
+  __device__ void fetch_codes(int piece) {
+    int row = threadIdx.x / 4, place = threadIdx.x % 4;
+    char* to = codes_of(piece) + row * kCodeBytes + (place ^ row / 2 % 4) * 16;
+    if (piece * kCodeBytes + place * 16 < row_bytes()) {
 #pragma unroll
-    for (int i = 0; i < kPieces; i++) {
-      int at = (threadIdx.x / kPieces + kRowsAtOnce * i) * Layout::kCodeStride + threadIdx.x % kPieces * 16;
-      copy_16_bytes_of_line(w + at, w_[i] + step * Layout::kCodeBytes);
+      for (int i = kFrom; i < kTo; i++) {
+        int matrix = 32 * i / kOuts;
+        auto* from = w_[matrix] + int64_t{32 * i % kOuts} * row_bytes() + piece * kCodeBytes;
+        copy_16_bytes_of_line(to + i * 32 * kCodeBytes, from);
+      }
     }
   }
 
@@ -164,20 +178,29 @@ class GroupedTile {
     __syncthreads();
   }
 
-  // Asks for what takes the place of the step before `step`, which all threads are done with.
+  // Asks for what takes the place of that which all threads are done with: x of the step before `step`, and codes of `step`
+  // and before.
   __device__ void fetch_after(int step) {
     int next = step + kStages - 1;
     if (next < steps()) {
-      fetch(next);
+      fetch_x(next);
+    }
+    if constexpr (kPieceSteps == 1) {
+      if (next < steps()) {
+        fetch_codes<0, 4>(next);
+      }
+    } else if (step % 2 == 1) {
+      fetch_codes<0, 2>(step / 2 + kCodePieces);
+    } else if (step > 0) {
+      fetch_codes<2, 4>(step / 2 - 1 + kCodePieces);
     }
     close_group_of_copies();
   }
 
-  // Where the scales of a row begin, and which of its pieces of 16 bytes lies in place of the first: eight rows in eight
-  // banks, where rows are 2, 4 or a multiple of 8 pieces long.
-  __device__ int swizzle(int row) const {
-    int bytes = Layout::scale_bytes(p_.K), pieces = bytes / 16;
-    if (bytes % 16 != 0 || (pieces & (pieces - 1)) != 0) {
+  // Which of the pieces of 16 bytes of a row's scales lies in place of the first.
+  __device__ int scale_swizzle(int row) const {
+    int pieces = scale_bytes() / 16;
+    if (scale_bytes() % 16 != 0 || (pieces & (pieces - 1)) != 0) {
       return 0;
     }
     return (pieces >= 8 ? row : row * pieces / 8) % 8 & (pieces - 1);
@@ -185,15 +208,15 @@ class GroupedTile {
 
   // Those of the block's rows lie one behind the other, kOuts of each matrix.
   __device__ void fetch_scales() {
-    int bytes = Layout::scale_bytes(p_.K), pieces = kOuts * bytes / 16;
+    int bytes = scale_bytes(), pieces = kOuts * bytes / 16;
 #pragma unroll
     for (int matrix = 0; matrix < kMatrices; matrix++) {
-      int64_t at = (int64_t{tile_.expert} * p_.N + out_) * (p_.K / kGroup);
-      auto* scales = reinterpret_cast<const char*>(p_.weights[matrix].scales + at);
-      auto* biases = reinterpret_cast<const char*>(p_.weights[matrix].biases + at);
-      char* to = shared_ + Layout::kScales + matrix * kOuts * bytes;
+      int64_t first = (int64_t{tile_.expert} * p_.N + out_) * (p_.K / kGroup);
+      auto* scales = reinterpret_cast<const char*>(p_.weights[matrix].scales + first);
+      auto* biases = reinterpret_cast<const char*>(p_.weights[matrix].biases + first);
+      char* to = shared_ + kScales + matrix * kOuts * bytes;
       for (int piece = threadIdx.x; piece < pieces; piece += kGroupedThreads) {
-        int at = (piece ^ swizzle(piece * 16 / bytes)) * 16;
+        int at = (piece ^ scale_swizzle(piece * 16 / bytes)) * 16;
         copy_16_bytes(to + at, scales + piece * 16);
         copy_16_bytes(to + kBlockRows * bytes + at, biases + piece * 16);
       }
@@ -205,34 +228,32 @@ class GroupedTile {
     return 64 * part + 16 * warp_ + 8 * half + lane_ / 4;
   }
 
-  // The weights of this lane in a step.
-  __device__ void weights(int step, int part, uint32_t (&a)[4][4]) const {
-    int bytes = Layout::scale_bytes(p_.K), t = lane_ % 4;
+  // The weights of this lane in a step: of each 16 values two pairs, those that it has of an operand.
+  __device__ void weights(int step, Weights& a) const {
+    int t = lane_ % 4, place = step % kPieceSteps * 2;
+    const char* codes = codes_of(step / kPieceSteps) + row_of_lane(0, 0) * kCodeBytes + t * kBits / 4;
+    const char* scales = scales_ + ((step * kStep / kGroup * 2) ^ swizzle_);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      int row = row_of_lane(part, half);
-      int at = row * bytes + ((step * kStep / kGroup * 2) ^ swizzle(row) * 16);
-      const char* scales = shared_ + Layout::kScales + at;
-      Pair scale[kGroups], bias[kGroups];
+    for (int part = 0; part < 2; part++) {
 #pragma unroll
-      for (int group = 0; group < kGroups; group++) {
-        scale[group] = twice<T>(scales + 2 * group);
-        bias[group] = twice<T>(scales + kBlockRows * bytes + 2 * group);
-      }
-      // two pairs of each 16 values, those that this lane has of an operand
-      const char* codes = stage(step) + Layout::kXBytes + row * Layout::kCodeStride + t * kBits / 4;
+      for (int half = 0; half < 2; half++) {
+        int row = 64 * part + 8 * half;
+        Pair scale[kGroups], bias[kGroups];
 #pragma unroll
-      for (int block = 0; block < 4; block++) {
-        int group = block * kGroups / 4;
-        a[block][half] = weights_of<T, kBits>(codes + block * 2 * kBits, scale[group], bias[group]);
-        a[block][2 + half] = weights_of<T, kBits>(codes + block * 2 * kBits + kBits, scale[group], bias[group]);
+        for (int group = 0; group < kGroups; group++) {
+          scale[group] = twice<T>(scales + row * scale_bytes() + 2 * group);
+          bias[group] = twice<T>(scales + (kBlockRows + row) * scale_bytes() + 2 * group);
+        }
+#pragma unroll
+        for (int block = 0; block < 4; block++) {
+          int group = block * kGroups / 4;
+          // a place has 16 bytes: two blocks for 4 bits, one for 8
+          int at = row * kCodeBytes + ((place + block * kBits / 8) ^ lane_ / 8) * 16 + block * 2 * kBits % 16;
+          a[part][block][half] = weights_of<T, kBits>(codes + at, scale[group], bias[group]);
+          a[part][block][2 + half] = weights_of<T, kBits>(codes + at + kBits, scale[group], bias[group]);
+        }
       }
     }
-  }
-
-  __device__ void weights(int step, Weights& a) const {
-    weights(step, 0, a[0]);
-    weights(step, 1, a[1]);
   }
 
   // Weights of the next step are dequantized while tensor cores multiply those of this one.
@@ -249,37 +270,42 @@ class GroupedTile {
   }
 
   __device__ void multiply(int step, const Weights& a, Weights& next, float (&sums)[2][kSums]) {
-    auto* type = static_cast<const T*>(nullptr);
     if constexpr (kWgmma) {
-      uint64_t rows = rows_in_shared(stage(step));
+      uint64_t rows = rows_in_shared(x_of(step));
       wgmma_begin();
 #pragma unroll
       for (int block = 0; block < 4; block++) {
-        wgmma(sums[0], a[0][block], rows + 2 * block, type);
-        wgmma(sums[1], a[1][block], rows + 2 * block, type);
+        wgmma(sums[0], a[0][block], rows + 2 * block, static_cast<const T*>(nullptr));
+        wgmma(sums[1], a[1][block], rows + 2 * block, static_cast<const T*>(nullptr));
       }
       wgmma_commit();
     }
     arrive(kStages - 3);
     fetch_after(step);
+    if constexpr (!kWgmma) {
+      multiply_by_warps(step, a, sums);
+    }
     // at the end those of the last step once more, for nothing
     weights(min(step + 1, steps() - 1), next);
     if constexpr (kWgmma) {
       wgmma_wait(sums);
-    } else {
-      int row = lane_ % 8;
-      const char* x = stage(step) + (lane_ / 16 * 8 + row) * 128;
+    }
+  }
+
+  __device__ void multiply_by_warps(int step, const Weights& a, float (&sums)[2][kSums]) {
+    int row = lane_ % 8;
+    const char* x = x_of(step) + (lane_ / 16 * 8 + row) * 128;
 #pragma unroll
-      for (int block = 0; block < 4; block++) {
+    for (int block = 0; block < 4; block++) {
 #pragma unroll
-        for (int i = 0; i < kSixteens; i++) {
-          uint32_t b[4];
-          load_four_matrices(b, x + i * 16 * 128 + ((2 * block + lane_ / 8 % 2) ^ row) * 16);
+      for (int i = 0; i < kSixteens; i++) {
+        uint32_t b[4];
+        load_four_matrices(b, x + i * 16 * 128 + ((2 * block + lane_ / 8 % 2) ^ row) * 16);
 #pragma unroll
-          for (int part = 0; part < 2; part++) {
-            mma(reinterpret_cast<float(&)[4]>(sums[part][8 * i]), a[part][block], b[0], b[1], type);
-            mma(reinterpret_cast<float(&)[4]>(sums[part][8 * i + 4]), a[part][block], b[2], b[3], type);
-          }
+        for (int part = 0; part < 2; part++) {
+          auto* type = static_cast<const T*>(nullptr);
+          mma(reinterpret_cast<float(&)[4]>(sums[part][8 * i]), a[part][block], b[0], b[1], type);
+          mma(reinterpret_cast<float(&)[4]>(sums[part][8 * i + 4]), a[part][block], b[2], b[3], type);
         }
       }
     }
@@ -317,7 +343,9 @@ class GroupedTile {
   char* shared_;
   int warp_, lane_;
   const char* x_[kSixteens];
-  const char* w_[kPieces];
+  const char* w_[kMatrices];
+  const char* scales_;
+  int swizzle_;
 };
 
 // Which tiles are multiplied by a warpgroup, and not by its warps: those of this many times 16 lines and more.

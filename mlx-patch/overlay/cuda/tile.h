@@ -22,20 +22,29 @@ struct Tile {
 
 inline constexpr int kTileLines = 64;
 
-// What else a block has (grouped.cuh): rows of weights, threads, values along K in a step, steps that lie in shared memory.
+// What else a block has (grouped.cuh): rows of weights, threads, values along K in a step, steps whose x lies in shared memory.
 inline constexpr int kBlockRows = 128;
 inline constexpr int kGroupedThreads = 128;
 inline constexpr int kStep = 64;
 inline constexpr int kStages = 4;
 
-// Rows of codes lie 16 bytes further apart than they are long, so that eight of them meet no bank twice.
-constexpr int code_stride(int bits) {
-  return kStep * bits / 8 + 16;
+// Bytes of codes that a block fetches of a row at once, and for how many of these there is room.
+inline constexpr int kCodeBytes = 64;
+
+constexpr int code_pieces(int bits) {
+  return bits == 4 ? 3 : 4;
 }
 
-// Shared memory of a block: x and codes of its steps, scales and biases of its rows.
+// Shared memory of a block: x of some steps, codes, scales and biases of its rows.
 constexpr size_t grouped_shared_bytes(int bits, int group_size, int64_t K) {
-  return kStages * (kTileLines * kStep * 2 + kBlockRows * code_stride(bits)) + 2 * kBlockRows * (K / group_size) * 2;
+  return kStages * kTileLines * kStep * 2 + code_pieces(bits) * kBlockRows * kCodeBytes +
+      2 * kBlockRows * (K / group_size) * 2;
+}
+
+// Whether these products were held to stock on a device, for all shapes (tests/cuda/product.cpp). Other types and groups take
+// the kernels for single lines, or stock's.
+constexpr bool grouped_is_held(bool is_bfloat16, int group_size) {
+  return is_bfloat16 && group_size == 64;
 }
 
 // Tiles that there is room for, whatever the lines of each expert are.

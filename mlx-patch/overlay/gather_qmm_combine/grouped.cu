@@ -4,6 +4,7 @@
 
 #include "cuda/dispatch.h"
 #include "cuda/grouped.h"
+#include "cuda/tile.h"
 #include "gather_qmm_combine/kernel.cuh"
 
 namespace zmlx::on_cuda {
@@ -71,7 +72,8 @@ bool combine_grouped(const GatherQMMCombine& primitive, const std::vector<array>
   int K = in[P::kX].shape(-1), N = out.shape(-1), top_k = in[P::kRhsIndices].shape(-1);
   auto lines = static_cast<int64_t>(in[P::kRhsIndices].size());
   size_t shared = grouped_shared_bytes(params.bits, params.group_size, K);
-  if (lines < kGroupedFrom || shared > kMostShared) {
+  bool held = grouped_is_held(out.dtype() == mlx::core::bfloat16, params.group_size);
+  if (lines < kGroupedFrom || shared > kMostShared || !held) {
     return false;
   }
   int num_experts = in[P::kScales].size() / (int64_t{N} * (K / params.group_size));

@@ -16,7 +16,8 @@ bool swiglu_grouped(const GatherQMMSwiGLU& primitive, const std::vector<array>& 
   int K = in[P::kX].shape(-1), N = out.shape(-1), M = in[P::kX].shape(-2);
   auto lines = static_cast<int64_t>(out.size()) / N;
   size_t shared = grouped_shared_bytes(params.bits, params.group_size, K);
-  if (lines < kGroupedFrom || shared > kMostShared) {
+  bool held = grouped_is_held(out.dtype() == mlx::core::bfloat16, params.group_size);
+  if (lines < kGroupedFrom || shared > kMostShared || !held) {
     return false;
   }
   dispatch_quantized(out.dtype(), params.bits, params.group_size, [&](auto type, auto bits, auto group) {

@@ -17,15 +17,16 @@ constexpr const char* kName = "quantized_matmul";
 // From so many rows of x on a GPU's matrix units have work.
 constexpr size_t kManyRows = 8;
 
-// What is stock's on a GPU: batches of matrices, and many rows where there is no kernel of ours for them.
-bool is_stocks_on_gpu(size_t rows, const QuantizedWeight& weight, const QuantParams& params, int inner) {
+// Whether there is a kernel for them, with the bits of stock's.
+bool has_kernel_for_many_rows(Dtype dtype, const QuantParams& params, int inner) {
 #if ZMLX_BACKEND_CUDA
-  auto shared = on_cuda::grouped_shared_bytes(params.bits, params.group_size, inner);
+  using namespace on_cuda;
+  return grouped_is_held(dtype == bfloat16, params.group_size) &&
+      grouped_shared_bytes(params.bits, params.group_size, inner) <= kMostShared;
 #else
-  auto shared = on_cuda::kMostShared + 1;
+  (void)dtype, (void)params, (void)inner;
+  return false;
 #endif
-  bool has_kernel = shared <= on_cuda::kMostShared;
-  return weight.w.ndim() > 2 || (rows >= kManyRows && !has_kernel);
 }
 
 // `a` with its leading axes broadcast to `batch`.
@@ -63,7 +64,8 @@ array quantized_matmul(
       {"inner", inner},
       {"outer", outer}};
   require_support(kName, {s.device, dtype, precision, asked});
-  if (s.device == Device::gpu && is_stocks_on_gpu(x_.size() / x_.shape(-1), weight_, params, inner)) {
+  bool many = x_.size() / x_.shape(-1) >= kManyRows && !has_kernel_for_many_rows(dtype, params, inner);
+  if (s.device == Device::gpu && (many || weight_.w.ndim() > 2)) {
     return mlx::core::quantized_matmul(
         astype(x_, dtype, s), weight_.w, weight_.scales, weight_.biases, transpose, group_size, bits, mode, s);
   }

@@ -2,7 +2,7 @@
 // shapes on both sides of stock's choice of a kernel, layouts and extreme values. Stock itself is asked twice each time: a
 // reference that disagrees with itself proves nothing.
 //
-//   product [--seed S] [--quick] [--part bf16|f16|grouped-bf16|grouped-f16|routers|rows|recorded] [--group 32|64|128]
+//   product [--seed S] [--quick] [--part bf16|f16|grouped-bf16|grouped-f16|routers|rows|recorded] [--group 32|64|128] [--bits 4|8]
 //
 // MLX compiles its kernels when they are first used, for minutes in all; parts can run beside one another.
 //
@@ -314,7 +314,7 @@ void products(const std::string& part, int only) {
 }
 
 // Lines enough for kernels that read weights once for many.
-void grouped(const std::string& part, int only) {
+void grouped(const std::string& part, int only, int only_bits) {
   const std::vector<int> uneven = {0, 1, 7, 8, 9, 15, 16, 17, 0, 31, 33, 48, 49, 63, 64, 65, 129, 200, 0, 13};
   for (auto dtype : {mx::bfloat16, mx::float16}) {
     if (!part.empty() && part != (dtype == mx::bfloat16 ? "grouped-bf16" : "grouped-f16")) {
@@ -322,7 +322,7 @@ void grouped(const std::string& part, int only) {
     }
     for (int bits : {4, 8}) {
       for (int group : {32, 64, 128}) {
-        if ((only && group != only) || (quick && group != 64)) {
+        if ((only && group != only) || (only_bits && bits != only_bits) || (quick && group != 64)) {
           continue;
         }
         Quantized q = {bits, group};
@@ -437,12 +437,14 @@ std::string reason_against() {
 
 int main(int argc, char** argv) {
   std::string part;
-  int group = 0;
+  int group = 0, bits = 0;
   read_options(argc, argv, [&](auto& option, auto value) {
     if (option == "--part") {
       part = value;
     } else if (option == "--group") {
       group = std::atoi(value);
+    } else if (option == "--bits") {
+      bits = std::atoi(value);
     }
     return 1;
   });
@@ -453,7 +455,7 @@ int main(int argc, char** argv) {
   mx::set_default_device(mx::Device::gpu);
   products(part, group);
   if (part.empty() || part.rfind("grouped", 0) == 0) {
-    grouped(part, group);
+    grouped(part, group, bits);
   }
   if (part.empty() || part == "routers") {
     routers();
