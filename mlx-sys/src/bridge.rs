@@ -489,6 +489,13 @@ pub mod ffi {
             q: &QuantParams,
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
+        fn fused_quantized_linear(
+            x: &Array,
+            w: &ArrayVec,
+            bias: &Array,
+            q: &QuantParams,
+            fast: bool,
+        ) -> Result<UniquePtr<Array>>;
         fn fused_short_conv(
             x: &Array,
             weight: &Array,
@@ -556,6 +563,7 @@ pub mod ffi {
             sinks: &UniquePtr<Array>,
             scale: f32,
             many_keys: bool,
+            ring: &[i32],
         ) -> Result<UniquePtr<Array>>;
         fn fused_recorded_step(
             token: &Array,

@@ -3,9 +3,9 @@
 use std::fmt::Debug;
 
 use mlx::Array;
-use mlx::recording::{FEW_KEYS, Recording, StepInput};
+use mlx::recording::{FEW_KEYS, Recording, Ring, StepInput};
 
-use crate::cache::{Cache, KvCache, LayerCache, RecordedKvCache, StateCache};
+use crate::cache::{Cache, KvCache, LayerCache, RecordedKvCache, StateCache, WindowCache};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::step::Step;
@@ -56,7 +56,7 @@ pub(crate) struct Plan {
     pub(crate) len: i32,
     /// Tokens held after its last one.
     pub(crate) until: i32,
-    /// Tokens that the buffers have room for, as many as those of a growing cache would.
+    /// Tokens that buffers of every token have room for, as many as those of a growing cache would.
     pub(crate) capacity: i32,
 }
 
@@ -64,23 +64,30 @@ impl Plan {
     /// One for a cache of which every layer can be recorded, where at least a few of the `most` steps that are still wanted
     /// have room.
     pub(crate) fn of(cache: &Cache, most: usize) -> Option<Self> {
-        let mut buffers: Option<(i32, i32)> = None;
+        let (mut held, mut room) = (None, None);
+        let same = |all: &mut Option<i32>, own| *all.get_or_insert(own) == own;
         for layer in &cache.layers {
-            match layer {
+            let fits = match layer {
                 LayerCache::Kv(kv) if !kv.is_latent() && kv.num_rows() == 1 => {
-                    let own = (kv.len(), kv.capacity_for_next());
-                    if *buffers.get_or_insert(own) != own {
-                        return None;
-                    }
+                    same(&mut held, kv.len()) && same(&mut room, kv.capacity_for_next())
                 }
-                LayerCache::State(state) if state.num_rows() == Some(1) => {}
-                _ => return None,
+                LayerCache::Window(window) if window.is_recorded() && window.num_rows() == 1 => {
+                    same(&mut held, window.len())
+                }
+                LayerCache::State(state) => state.num_rows() == Some(1),
+                _ => false,
+            };
+            if !fits {
+                return None;
             }
         }
-        let (len, capacity) = buffers.filter(|(len, _)| *len > 0)?;
+        let len = held.filter(|len| *len > 0)?;
+        let most = i32::try_from(most).unwrap_or(i32::MAX);
+        // windows have room for every token
+        let capacity = room.unwrap_or(len.saturating_add(most).min(i32::MAX - 1));
         // with more keys attention adds in another order
         let until = if len < FEW_KEYS { capacity.min(FEW_KEYS) } else { capacity };
-        let steps = (until - len).min(i32::try_from(most).unwrap_or(i32::MAX));
+        let steps = (until - len).min(most);
         (steps >= FEWEST_STEPS).then_some(Self { len, until, capacity })
     }
 }
@@ -109,6 +116,8 @@ impl Recorder for OnDevice {
 #[derive(Debug, Clone, Copy)]
 enum Part {
     Kv,
+    /// As it was before the recorded step.
+    Window(Ring),
     /// With so many arrays.
     State(usize),
 }
@@ -131,6 +140,9 @@ impl OnDeviceSteps {
                 LayerCache::Kv(kv) => LayerCache::Recorded(
                     RecordedKvCache::of(kv, &input, capacity)?.ok_or_else(unexpected)?,
                 ),
+                LayerCache::Window(window) => LayerCache::Recorded(
+                    RecordedKvCache::of_window(window, &input)?.ok_or_else(unexpected)?,
+                ),
                 LayerCache::State(state) => {
                     let of = |array: &Array| Ok(input.state(array)?);
                     let own = state.arrays().map(of).collect::<Result<Vec<_>>>()?;
@@ -150,7 +162,7 @@ impl OnDeviceSteps {
         for layer in cache.layers {
             match layer {
                 LayerCache::Recorded(layer) => {
-                    parts.push(Part::Kv);
+                    parts.push(layer.kv().ring().map_or(Part::Kv, Part::Window));
                     kv.push(layer.kv().clone());
                 }
                 LayerCache::State(state) => {
@@ -194,23 +206,29 @@ impl RecordedSteps for OnDeviceSteps {
     fn settle(&mut self) -> Result<Cache> {
         let recording = self.recording.take().ok_or_else(settled)?;
         let len = recording.len();
+        let steps = recording.num_started() as i32; // as many as `len` counts
         let finished = recording.finish();
-        restored(&self.parts, finished.kv, finished.states, len)
+        restored(&self.parts, finished.kv, finished.states, [len, steps])
     }
 }
 
-/// An ordinary cache of `parts`, from the buffers and the states of all its layers in order, which hold `len` tokens.
+/// An ordinary cache of `parts`, from the buffers and the states of all its layers in order, which hold `len` tokens after
+/// `steps`.
 fn restored(
     parts: &[Part],
     kv: Vec<(Array, Array)>,
     states: Vec<Array>,
-    len: i32,
+    [len, steps]: [i32; 2],
 ) -> Result<Cache> {
     let (mut kv, mut states) = (kv.into_iter(), states.into_iter());
     let layer = |part: &Part| match *part {
         Part::Kv => {
             let buffers = kv.next().ok_or_else(unexpected)?;
             Ok(LayerCache::Kv(KvCache::from_buffers(buffers, len)))
+        }
+        Part::Window(ring) => {
+            let buffers = kv.next().ok_or_else(unexpected)?;
+            Ok(LayerCache::Window(WindowCache::from_ring(buffers, ring.after(steps), len)))
         }
         Part::State(num_arrays) => {
             let arrays = states.by_ref().take(num_arrays).collect();
@@ -240,6 +258,18 @@ mod tests {
         let tokens = ops::zeros(&[1, 2, len, 4], Dtype::F32).unwrap();
         kv.update(&tokens, &tokens).unwrap();
         LayerCache::Kv(kv)
+    }
+
+    /// A window that was handed a prompt, and then `len` tokens in all.
+    fn window(max_size: i32, prompt: i32, len: i32) -> LayerCache {
+        let mut window = WindowCache::new(max_size, 0);
+        let mut update = |n: i32| {
+            let tokens = ops::zeros(&[1, 2, n, 4], Dtype::F32).unwrap();
+            window.update(&tokens, &tokens).unwrap();
+        };
+        update(prompt);
+        (prompt..len).for_each(|_| update(1));
+        LayerCache::Window(window)
     }
 
     fn state() -> LayerCache {
@@ -278,6 +308,22 @@ mod tests {
         let token = ops::zeros(&[1, 2, 24, 4], Dtype::F32).unwrap();
         long.update(&token, &token).unwrap();
         assert_eq!(plan(&long), Plan { len: 1024, until: 2024, capacity: 2024 });
+    }
+
+    #[test]
+    fn windows_do_not_limit_a_recording() {
+        let capacity = grown(300);
+        for ring in [window(8, 300, 300), window(8, 5, 300), window(128, 299, 300)] {
+            let both = plan(vec![ring.clone(), kv(300), ring.clone()], 1000).unwrap();
+            assert_eq!(both, Plan { len: 300, until: capacity, capacity });
+            let alone = plan(vec![ring.clone(), state()], 100).unwrap();
+            assert_eq!(alone, Plan { len: 300, until: 400, capacity: 400 });
+            let alone = plan(vec![ring], usize::MAX).unwrap();
+            assert_eq!((alone.len, alone.until), (300, FEW_KEYS));
+        }
+        assert_eq!(plan(vec![window(8, 5, 20), kv(21)], 100), None);
+        // stock attends these by cuDNN
+        assert_eq!(plan(vec![window(256, 5, 20), kv(20)], 100), None);
     }
 
     #[test]
@@ -322,13 +368,15 @@ mod tests {
     #[test]
     fn what_a_recording_leaves_is_an_ordinary_cache() {
         let array = |value: f32| Array::from_slice(&[value], &[1, 1, 1, 1]).unwrap();
-        let parts = [Part::State(2), Part::Kv, Part::State(1), Part::Kv];
+        let ring = Ring { size: 1, keep: 0, index: 1 };
+        let parts = [Part::State(2), Part::Kv, Part::State(1), Part::Window(ring)];
         let kv = vec![(array(1.0), array(2.0)), (array(3.0), array(4.0))];
         let states = vec![array(5.0), array(6.0), array(7.0)];
-        let cache = restored(&parts, kv, states, 1).unwrap();
+        let cache = restored(&parts, kv, states, [1, 1]).unwrap();
         let values: Vec<f32> = cache.arrays().map(|a| a.item().unwrap()).collect();
         assert_eq!(values, [5.0, 6.0, 1.0, 2.0, 7.0, 3.0, 4.0]);
         assert!(cache.layers.iter().all(|layer| layer.len() == 1));
         assert!(matches!(cache.layers[1], LayerCache::Kv(_)));
+        assert!(matches!(cache.layers[3], LayerCache::Window(_)));
     }
 }

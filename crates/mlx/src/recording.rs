@@ -150,16 +150,49 @@ impl StepInput {
                 "{len} tokens of keys {keys:?} and values {values:?} do not go into {capacity} that may become {until}"
             )));
         }
+        self.kv_of([keys, values], len, capacity, None)
+    }
+
+    /// A layer's keys and values of the last tokens, copied into a ring.
+    ///
+    /// - `keys`, `values`: `[1, H, T, D]`, rows of the ring from its first one on; those that hold a token are among them
+    ///
+    /// # Errors
+    /// As [`StepInput::kv`].
+    pub fn window(&self, keys: &Array, values: &Array, ring: Ring) -> Result<RecordedKv> {
+        self.check_open()?;
+        let Ring { size, keep, index } = ring;
+        let held = self.0.len.min(size);
+        let fits = |a: &Array| matches!(a.shape(), [1, _, rows, _] if (held..=size).contains(rows));
+        let is_sound = (0..size).contains(&keep) && (0..=size).contains(&index);
+        if !is_sound || !fits(keys) || !fits(values) {
+            let (keys, values) = (keys.shape(), values.shape());
+            return Err(invalid(format!(
+                "{held} tokens of keys {keys:?} and values {values:?} do not go into {ring:?}"
+            )));
+        }
+        self.kv_of([keys, values], keys.dim(2).min(values.dim(2)), size, Some(ring))
+    }
+
+    /// The first `rows` of `held`, copied into buffers of `capacity`.
+    fn kv_of(
+        &self,
+        held: [&Array; 2],
+        rows: i32,
+        capacity: i32,
+        ring: Option<Ring>,
+    ) -> Result<RecordedKv> {
         // joined, so that the memory is new
         let copy = |a: &Array| {
             let mut room = a.shape().to_vec();
-            room[2] = capacity - len;
+            room[2] = capacity - rows;
             let room = ops::zeros(&room, a.dtype())?;
-            ops::concatenate(&[ops::slice_axis(a, 2, 0, len)?, room], 2)
+            ops::concatenate(&[ops::slice_axis(a, 2, 0, rows)?, room], 2)
         };
+        let [keys, values] = held;
         let (keys, values) = (copy(keys)?, copy(values)?);
         eval([&keys, &values])?;
-        Ok(RecordedKv(Rc::new(Kv { input: self.clone(), keys, values })))
+        Ok(RecordedKv(Rc::new(Kv { input: self.clone(), keys, values, ring })))
     }
 
     /// A copy of a recurrent layer's state.
@@ -193,11 +226,36 @@ impl StepInput {
     }
 }
 
+/// Where the tokens of a window stand in its buffers: one behind the other up to the end, then over those that came first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ring {
+    /// Rows, and tokens that count.
+    pub size: i32,
+    /// First rows that are not written over.
+    pub keep: i32,
+    /// Row of the step's token; `size` where it starts over.
+    pub index: i32,
+}
+
+impl Ring {
+    /// The same after so many steps.
+    pub fn after(self, steps: i32) -> Self {
+        let (past, around) = (self.index + steps - self.size, self.size - self.keep);
+        let index = match past {
+            ..=0 => self.index + steps,
+            // the last row is followed by `size`
+            _ => self.keep + (past - 1) % around + 1,
+        };
+        Self { index, ..self }
+    }
+}
+
 #[derive(Debug)]
 struct Kv {
     input: StepInput,
     keys: Array,
     values: Array,
+    ring: Option<Ring>,
 }
 
 /// A layer's keys and values of a step that is going to be recorded. A clone is the same memory.
@@ -217,13 +275,15 @@ impl RecordedKv {
         scale: f32,
         sinks: Option<&Array>,
     ) -> Result<Array> {
-        let Kv { input, keys, values } = &*self.0;
+        let Kv { input, keys, values, ring } = &*self.0;
         input.check_open()?;
+        let most = ring.map_or(i32::MAX, |ring| ring.size);
         let kv = RecordedKeysValues {
             token: [k, v],
             held: [keys, values],
             lengths: &input.0.length,
-            many: input.held() >= FEW_KEYS,
+            many: input.held().min(most - 1) >= FEW_KEYS,
+            ring: ring.map(|ring| [ring.keep, ring.index - input.held()]),
         };
         recorded_attention(q, &kv, sinks, scale)
     }
@@ -231,6 +291,11 @@ impl RecordedKv {
     /// Tokens that there is room for.
     pub fn capacity(&self) -> i32 {
         self.0.keys.dim(2)
+    }
+
+    /// Where they stand, in a window.
+    pub fn ring(&self) -> Option<Ring> {
+        self.0.ring
     }
 }
 
@@ -251,7 +316,8 @@ impl RecordedState {
 /// What a recording leaves: arrays like any other.
 #[derive(Debug, Default)]
 pub struct Finished {
-    /// Buffers of keys and values, of which the first [`Recording::len`] tokens count, in the order in which they came.
+    /// Buffers of keys and values, of which the first [`Recording::len`] tokens count or, in a window, as its
+    /// [`Ring::after`] as many steps says; in the order in which they came.
     pub kv: Vec<(Array, Array)>,
     /// States, likewise.
     pub states: Vec<Array>,
@@ -401,6 +467,37 @@ mod tests {
         let swapped = ops::swapaxes(&random(3, &[1, 3, 4]), 1, 2).unwrap();
         let state = input.state(&swapped).unwrap();
         assert_eq!(bytes(state.before()), bytes(&swapped));
+    }
+
+    #[test]
+    fn window_starts_over_behind_what_stays() {
+        let ring = Ring { size: 4, keep: 1, index: 2 };
+        let indices = (0..9).map(|steps| ring.after(steps).index).collect::<Vec<_>>();
+        assert_eq!(indices, [2, 3, 4, 2, 3, 4, 2, 3, 4]);
+        let full = Ring { size: 3, keep: 0, index: 3 };
+        let indices = (0..6).map(|steps| full.after(steps).index).collect::<Vec<_>>();
+        assert_eq!(indices, [3, 1, 2, 3, 1, 2]);
+
+        let input = StepInput::new(&token(7), 10, 5, 100).unwrap();
+        let (keys, values) = (random(1, &[1, 2, 4, 4]), random(2, &[1, 2, 4, 4]));
+        let kv = input.window(&keys, &values, ring).unwrap();
+        assert_eq!((kv.capacity(), kv.ring()), (4, Some(ring)));
+        assert_eq!([bytes(&kv.0.keys), bytes(&kv.0.values)], [bytes(&keys), bytes(&values)]);
+        // not full yet, with room for it
+        let wide = Ring { size: 6, keep: 0, index: 5 };
+        let five = random(3, &[1, 2, 5, 4]);
+        let kv = input.window(&five, &five, wide).unwrap();
+        assert_eq!(bytes(&ops::slice_axis(&kv.0.keys, 2, 0, 5).unwrap()), bytes(&five));
+        assert_eq!(kv.capacity(), 6);
+        for (held, ring) in [
+            (&keys, wide),
+            (&five, ring),
+            (&keys, Ring { index: 5, ..ring }),
+            (&keys, Ring { keep: 4, ..ring }),
+        ] {
+            let message = input.window(held, held, ring).unwrap_err().to_string();
+            assert!(message.contains("do not go into Ring"), "{message}");
+        }
     }
 
     #[test]

@@ -195,7 +195,7 @@ std::string refuse(const Request& r) {
   return refuse_device(r);
 }
 
-std::string refuse_quantized(const Request& r) {
+std::string refuse_quantized(const Request& r, Products products) {
   auto bits = r.integer("bits");
   auto group_size = r.integer("group_size");
   auto inner = r.integer("inner");
@@ -209,13 +209,32 @@ std::string refuse_quantized(const Request& r) {
     reason << "stock multiplies float32 by its kernel `qmm_naive`, which has no fused counterpart";
   } else if (bits != 4 && bits != 8) {
     reason << "stock multiplies weights of " << bits << " bits by its kernel `qmm_naive`, which has no fused counterpart";
-  } else if (outer % 128 != 0 || inner % std::max<int64_t>(64, group_size) != 0) {
+  } else if ((products == Products::All && outer % 128 != 0) || inner % std::max<int64_t>(64, group_size) != 0) {
     reason << "stock multiplies [" << outer << ", " << inner << "] in groups of " << group_size
            << " by its kernel `qmm_naive`, which has no fused counterpart";
   } else {
     return refuse(r);
   }
   return reason.str();
+}
+
+std::string refuse_mxfp4(const Request& r, int64_t vectors) {
+  auto inner = r.integer("inner");
+  if (!r.flag("transpose")) {
+    return "weights that are not transposed have no CUDA kernel";
+  }
+  if (r.dtype == float32) {
+    return "weights in mode 'mxfp4' by float32 have no CUDA kernel";
+  }
+  // where it has no other kernel for eight rows and more
+  if (inner % 64 != 0) {
+    return "stock multiplies rows of " + std::to_string(inner) + " values in mode 'mxfp4' by `qmv` alone";
+  }
+  constexpr int64_t turn = 512, most = 220 * 1024;
+  if ((inner + turn - 1) / turn * turn * 2 * vectors > most) {
+    return std::to_string(vectors) + " rows of " + std::to_string(inner) + " values are too long for the shared memory of a block";
+  }
+  return refuse(r);
 }
 
 } // namespace zmlx::on_cuda

@@ -32,6 +32,14 @@ array written_in_place(const array& a, const char* name);
 // Of the encoder's device.
 int multiprocessors(Encoder& encoder);
 
+// Blocks for the `rows` of each of `lines`, of which a block takes `at_once`, so that all blocks have as many turns and no more
+// than `most` blocks run, or as few as there are lines.
+inline unsigned even_blocks(int rows, int at_once, unsigned lines, unsigned most) {
+  unsigned needed = (rows + at_once - 1) / at_once, in_line = most / lines > 0 ? most / lines : 1;
+  unsigned turns = (needed + in_line - 1) / in_line;
+  return (needed + turns - 1) / turns;
+}
+
 // Adds a launch after everything that `inputs` depend on. `arguments` are those of the kernel.
 template <typename... Parameters, typename... Arguments>
 void launch(
@@ -54,7 +62,11 @@ void allow_shared(const void* kernel, size_t bytes);
 // Where the kernels were not held to stock, what none of them does, and what those for quantized weights do not.
 std::string refuse_device(const Request& request);
 std::string refuse(const Request& request);
-std::string refuse_quantized(const Request& request);
+//   Few: fewer than eight products are meant, for which stock has one kernel for every width
+enum class Products { All, Few };
+std::string refuse_quantized(const Request& request, Products products = Products::All);
+// The same for those in mode mxfp4, by `vectors` x that lie in shared memory at the same time.
+std::string refuse_mxfp4(const Request& request, int64_t vectors = 1);
 
 // Whether stock computes so many rows by `gather_qmv`, and not on tensor cores (mlx/backend/cuda/quantized/quantized.cpp).
 inline bool stock_takes_qmv(int64_t rows) {

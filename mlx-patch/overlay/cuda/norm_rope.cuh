@@ -25,6 +25,7 @@ struct NormRope {
   bool traditional;
   float eps;
   float log2_base, scale;
+  float input_scale = 1; // of what is turned, before
 
   // For a token at `at`; needs nothing of the head.
   __device__ Turn turn(uint32_t at, int lane) const {
@@ -67,14 +68,14 @@ struct NormRope {
 #pragma unroll
       for (int i = 0; i < kReads<T>; i++) {
         if (first + i < D) {
-          normed[first + i] = normalized(values[i], factor, weight[first + i]);
+          normed[first + i] = scaled(normalized(values[i], factor, weight[first + i]), first + i);
         }
       }
     } else {
 #pragma unroll
       for (int i = 0; i < kReads<T>; i++) {
         if (first + i < D) {
-          normed[first + i] = values[i];
+          normed[first + i] = scaled(values[i], first + i);
         }
       }
     }
@@ -97,6 +98,11 @@ struct NormRope {
     for (int i = dims + lane; i < D; i += 32) {
       y[i] = normed[i];
     }
+  }
+
+ private:
+  __device__ T scaled(T x, int i) const {
+    return input_scale != 1 && i < dims ? times(x, to<T>(input_scale)) : x;
   }
 };
 

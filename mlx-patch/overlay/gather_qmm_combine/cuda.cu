@@ -8,6 +8,7 @@
 #include "gather_qmm_combine/gather_qmm_combine.h"
 #include "gather_qmm_combine/grouped.h"
 #include "gather_qmm_combine/kernel.cuh"
+#include "gather_qmm_combine/mxfp4.cuh"
 
 namespace zmlx {
 
@@ -25,6 +26,39 @@ void dispatch_score(Dtype score, Dtype dtype, F&& f) {
   score == float32 ? f(on_cuda::Type<float>()) : on_cuda::dispatch_half(dtype, f);
 }
 
+// Fewer than eight products; op.cpp leaves more to stock.
+void eval_mxfp4(const GatherQMMCombine& primitive, const std::vector<array>& in, array& out, on_cuda::Encoder& encoder) {
+  using P = GatherQMMCombine;
+  using namespace on_cuda;
+  int K = in[P::kX].shape(-1), N = out.shape(-1), top_k = in[P::kRhsIndices].shape(-1);
+  unsigned tokens = out.size() / N;
+  int bias = P::bias_at(primitive.params());
+  dispatch_half(out.dtype(), [&](auto type) {
+    dispatch_score(in[P::kScores].dtype(), out.dtype(), [&](auto score) {
+      using T = typename decltype(type)::type;
+      using Score = typename decltype(score)::type;
+      if constexpr (std::is_same_v<Score, float> || std::is_same_v<Score, T>) {
+        Mxfp4Combine<T, Score> parameters = {
+            gpu_ptr<T>(in[P::kX]),
+            gpu_ptr<uint32_t>(in[P::kRhsIndices]),
+            gpu_ptr<Score>(in[P::kScores]),
+            {gpu_ptr<char>(in[P::kW]), gpu_ptr<uint8_t>(in[P::kScales])},
+            primitive.has_bias() ? gpu_ptr<T>(in[bias]) : nullptr,
+            gpu_ptr<T>(out),
+            K,
+            N,
+            top_k};
+        for (auto& input : in) {
+          encoder.set_input_array(input);
+        }
+        unsigned blocks = (N + kMxfp4Outputs - 1) / kMxfp4Outputs;
+        launch(encoder, gather_qmm_combine_mxfp4<T, Score>, dim3(blocks, tokens), kMxfp4CombineWarps * 32,
+               top_k * mxfp4_bytes_of_x(K), {}, {out}, parameters);
+      }
+    });
+  });
+}
+
 void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, std::span<array> outputs) {
   using P = GatherQMMCombine;
   using namespace on_cuda;
@@ -37,6 +71,9 @@ void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, s
   std::vector<array> in;
   for (auto& input : inputs) {
     in.push_back(in_rows(input, encoder));
+  }
+  if (!primitive.params().affine()) {
+    return eval_mxfp4(primitive, in, out, encoder);
   }
   if (combine_grouped(primitive, in, out, encoder)) {
     return;
@@ -77,6 +114,12 @@ void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, s
 
 std::string refuse_on_cuda(const Request& r) {
   auto inner = r.integer("inner");
+  if (r.text("mode") == "mxfp4") {
+    return on_cuda::refuse_mxfp4(r, r.integer("top_k"));
+  }
+  if (r.text("bias") != "none") {
+    return "in mode 'affine' biases have no CUDA kernel";
+  }
   size_t shared = inner * 2 + 16 * (inner * r.integer("bits") / 8 + inner / 8 + 64);
   if (r.integer("top_k") > on_cuda::kMostExperts) {
     return "stock adds more than " + std::to_string(on_cuda::kMostExperts) + " experts in another order";
@@ -91,7 +134,7 @@ std::string refuse_on_cuda(const Request& r) {
 } // namespace
 
 GpuBackend gather_qmm_combine_gpu() {
-  return gpu_backend<GatherQMMCombine, eval>(refuse_on_cuda);
+  return gpu_backend<GatherQMMCombine, eval>(refuse_on_cuda, {"bias"});
 }
 
 } // namespace zmlx

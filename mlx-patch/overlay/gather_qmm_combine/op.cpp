@@ -15,6 +15,8 @@ namespace {
 
 constexpr const char* kName = "gather_qmm_combine";
 
+Fallback stock(const QuantParams& p, bool has_bias, Stream s);
+
 [[noreturn]] void bad_shape(const char* what, const array& got, const array& x) {
   std::ostringstream msg;
   msg << "[" << kName << "] " << what << " should have the shape of x without its last two axes but received "
@@ -80,6 +82,9 @@ array gather_qmm_combine(
   }
   for (auto& in : inputs) {
     in = in_rows_on_metal(in, s);
+  }
+  if (are_stocks_on_cuda(params, s.device, rhs_indices.size())) {
+    return stock(params, bias.has_value(), s)(inputs)[0];
   }
   Shape shape(routed.begin(), routed.end() - 1);
   shape.push_back(outer);

@@ -1,11 +1,12 @@
-// CUDA backend of GatherQMMSwiGLU: silu(x @ gate) * (x @ up) for all experts of all rows, one launch in place of five, or two
-// where there are many rows (grouped.cu).
+// CUDA backend of GatherQMMSwiGLU: silu(x @ gate) * (x @ up), or what else joins both, for all experts of all rows, one launch
+// in place of five or more, or two where there are many rows (grouped.cu).
 
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
 #include "gather_qmm_swiglu/gather_qmm_swiglu.h"
 #include "gather_qmm_swiglu/grouped.h"
 #include "gather_qmm_swiglu/kernel.cuh"
+#include "gather_qmm_swiglu/mxfp4.cuh"
 
 namespace zmlx {
 
@@ -16,6 +17,39 @@ namespace {
 template <typename T>
 on_cuda::EightRows<T> matrices(const array& w, const array& scales, const array& biases) {
   return {gpu_ptr<char>(w), gpu_ptr<T>(scales), gpu_ptr<T>(biases)};
+}
+
+// Fewer than eight products; op.cpp leaves more to stock.
+void eval_mxfp4(const GatherQMMSwiGLU::State& state, const std::vector<array>& in, array& out, bool one_x, on_cuda::Encoder& encoder) {
+  using P = GatherQMMSwiGLU;
+  using namespace on_cuda;
+  int K = in[P::kX].shape(-1), N = out.shape(-1), M = in[P::kX].shape(-2);
+  unsigned lines = out.size() / N;
+  auto matrix = [&](int w, int scales) { return Mxfp4{gpu_ptr<char>(in[w]), gpu_ptr<uint8_t>(in[scales])}; };
+  int bias = P::bias_at(state.params());
+  dispatch_half(out.dtype(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    Mxfp4Swiglu<T> parameters = {
+        gpu_ptr<T>(in[P::kX]),
+        gpu_ptr<uint32_t>(in[P::kLhsIndices]),
+        gpu_ptr<uint32_t>(in[P::kRhsIndices]),
+        matrix(P::kGateW, P::kGateScales),
+        matrix(P::kUpW, P::kUpScales),
+        state.has_bias ? gpu_ptr<T>(in[bias]) : nullptr,
+        state.has_bias ? gpu_ptr<T>(in[bias + 1]) : nullptr,
+        gpu_ptr<T>(out),
+        K,
+        N,
+        M,
+        one_x,
+        {state.activation == Activation::ClippedSwiglu, static_cast<T>(state.alpha), static_cast<T>(state.limit)}};
+    for (auto& input : in) {
+      encoder.set_input_array(input);
+    }
+    unsigned blocks = even_blocks(N, kMxfp4SwigluWarps, lines, 3 * multiprocessors(encoder));
+    launch(encoder, gather_qmm_swiglu_mxfp4<T>, dim3(blocks, lines), kMxfp4SwigluWarps * 32, mxfp4_bytes_of_x(K), {}, {out},
+           parameters);
+  });
 }
 
 void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, std::span<array> outputs) {
@@ -33,6 +67,9 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, st
   for (auto& input : inputs) {
     bool as_it_is = one_x && in.size() == P::kLhsIndices;
     in.push_back(as_it_is ? input : in_rows(input, encoder));
+  }
+  if (!primitive.params().params().affine()) {
+    return eval_mxfp4(primitive.params(), in, out, one_x, encoder);
   }
   if (swiglu_grouped(primitive, in, out, encoder)) {
     return;
@@ -69,6 +106,12 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, st
 }
 
 std::string refuse_on_cuda(const Request& r) {
+  if (r.text("mode") == "mxfp4") {
+    return r.text("activation") == "gelu_tanh" ? "gelu_tanh of the gate has no CUDA kernel" : on_cuda::refuse_mxfp4(r);
+  }
+  if (r.text("bias") != "none" || r.text("activation") != "silu") {
+    return "in mode 'affine' biases and activations other than silu have no CUDA kernel";
+  }
   auto reason = on_cuda::refuse_quantized(r);
   auto inner = r.integer("inner");
   size_t shared = inner * 2 + 16 * (inner * r.integer("bits") / 8 + inner / 8 + 64);
@@ -81,7 +124,7 @@ std::string refuse_on_cuda(const Request& r) {
 } // namespace
 
 GpuBackend gather_qmm_swiglu_gpu() {
-  return gpu_backend<GatherQMMSwiGLU, eval>(refuse_on_cuda);
+  return gpu_backend<GatherQMMSwiGLU, eval>(refuse_on_cuda, {"bias", "activation"});
 }
 
 } // namespace zmlx

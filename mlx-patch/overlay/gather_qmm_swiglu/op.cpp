@@ -14,6 +14,8 @@ namespace {
 
 constexpr const char* kName = "gather_qmm_swiglu";
 
+Fallback stock(const GatherQMMSwiGLU::State& state, Stream s);
+
 } // namespace
 
 array gather_qmm_swiglu(
@@ -73,6 +75,9 @@ array gather_qmm_swiglu(
       glu.alpha,
       glu.limit,
       gate_bias.has_value()};
+  if (are_stocks_on_cuda(params, s.device, static_cast<int64_t>(indices[0].size()) * x.shape(-2))) {
+    return stock(state, s)(inputs)[0];
+  }
   return array(std::move(shape), dtype, std::make_shared<GatherQMMSwiGLU>(s, state), std::move(inputs));
 }
 

@@ -48,7 +48,8 @@ void eval(const MoERouter& primitive, const std::vector<array>& inputs, std::spa
         gpu_ptr<T>(weights),
         logits.shape(-1),
         std::get<0>(state),
-        std::get<8>(state)};
+        std::get<8>(state),
+        std::get<1>(state) == RouterScoring::SoftmaxOfTopK};
     unsigned tokens = logits.size() / logits.shape(-1);
     launch(encoder, moe_router<T>, tokens, kMostRouterThreads, 0, {logits}, {indices, weights}, parameters);
   });
@@ -56,6 +57,13 @@ void eval(const MoERouter& primitive, const std::vector<array>& inputs, std::spa
 
 std::string refuse_on_cuda(const Request& r) {
   int64_t reads = 16 / static_cast<int64_t>(r.dtype.size());
+  auto scoring = r.text("scoring");
+  if (scoring != "softmax" && scoring != "softmax_of_top_k") {
+    return "experts scored by " + std::string(scoring) + " have no CUDA kernel";
+  }
+  if (scoring == "softmax_of_top_k" && r.flag("normalize")) {
+    return "weights that sum to one already are not divided by their sum in the CUDA kernel";
+  }
   if (r.integer("num_experts") > 32 * reads) {
     return "stock adds the scores of more than " + std::to_string(32 * reads) + " experts in another order";
   }
@@ -68,7 +76,7 @@ std::string refuse_on_cuda(const Request& r) {
 } // namespace
 
 GpuBackend moe_router_gpu() {
-  return gpu_backend<MoERouter, eval>(refuse_on_cuda);
+  return gpu_backend<MoERouter, eval>(refuse_on_cuda, {"scoring"});
 }
 
 } // namespace zmlx

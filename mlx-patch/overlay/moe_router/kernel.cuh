@@ -4,6 +4,7 @@
 // once). Stock sorts all experts, stably and with NaN last, to choose some (sort.cu): here the rank of an expert is the number
 // of experts before it in that order, and the last top_k write their indices. Weights are added as by `row_reduce_simple`: by
 // one lane in turn, or by two whose sums are then added.
+// Where the softmax is over the chosen experts, it is that of as many values.
 
 #pragma once
 
@@ -23,6 +24,7 @@ struct Router {
   T* weights; // [tokens, top_k]
   int experts, top_k;
   bool normalize;
+  bool of_top_k; // softmax over the chosen experts alone
 };
 
 __device__ inline float max_over_warp(float v) {
@@ -33,16 +35,17 @@ __device__ inline float max_over_warp(float v) {
   return v;
 }
 
-// Scores in the order of stock's sort: none is negative, and NaN comes last.
+// Scores in the order of stock's sort: NaN comes last, and both zeros are one.
 template <typename T>
 __device__ inline uint32_t sort_key(T score) {
-  float value = static_cast<float>(score);
-  return isnan(value) ? 0xffffffff : __float_as_uint(value);
+  float value = static_cast<float>(score) + 0.0f; // -0 becomes 0
+  uint32_t bits = __float_as_uint(value);
+  return isnan(value) ? 0xffffffff : bits >> 31 ? ~bits : bits | 0x80000000;
 }
 
 // Scores of all experts, by one warp.
 template <typename T>
-__device__ void softmax(const T* logits, T* scores, uint32_t* keys, int experts, int lane) {
+__device__ void softmax(const T* logits, T* scores, int experts, int lane) {
   float values[kReads<T>];
   float most = -3.402823466e+38f;
 #pragma unroll
@@ -64,9 +67,7 @@ __device__ void softmax(const T* logits, T* scores, uint32_t* keys, int experts,
   for (int i = 0; i < kReads<T>; i++) {
     int expert = lane * kReads<T> + i;
     if (expert < experts) {
-      T score = to<T>(__fmul_rn(__expf(values[i] - most), factor));
-      scores[expert] = score;
-      keys[expert] = sort_key(score);
+      scores[expert] = to<T>(__fmul_rn(__expf(values[i] - most), factor));
     }
   }
 }
@@ -77,8 +78,16 @@ __device__ void route(const Router<T>& p, int64_t token) {
   __shared__ T scores[kMostRouted];
   __shared__ uint32_t keys[kMostRouted];
   __shared__ uint32_t chosen[kMostChosen];
+  auto* logits = p.logits + token * p.experts;
   if (threadIdx.x < 32) {
-    softmax(p.logits + token * p.experts, scores, keys, p.experts, threadIdx.x);
+    int lane = threadIdx.x;
+    if (!p.of_top_k) {
+      softmax(logits, scores, p.experts, lane);
+      __syncwarp();
+    }
+    for (int expert = lane; expert < p.experts; expert += 32) {
+      keys[expert] = sort_key(p.of_top_k ? logits[expert] : scores[expert]);
+    }
   }
   __syncthreads();
   // several lanes count for one expert
@@ -101,11 +110,21 @@ __device__ void route(const Router<T>& p, int64_t token) {
     chosen[place] = expert;
   }
   __syncthreads();
+  if (p.of_top_k && threadIdx.x < 32) {
+    int lane = threadIdx.x;
+    __shared__ T gathered[kMostChosen];
+    if (lane < p.top_k) {
+      gathered[lane] = logits[chosen[lane]];
+    }
+    __syncwarp();
+    softmax(gathered, scores, p.top_k, lane);
+    __syncwarp();
+  }
   if (threadIdx.x >= p.top_k) {
     return;
   }
   uint32_t choice = chosen[threadIdx.x];
-  T weight = scores[choice];
+  T weight = scores[p.of_top_k ? threadIdx.x : choice];
   if (p.normalize) {
     T sums[2] = {to<T>(0.0f), to<T>(0.0f)};
     for (int k = 0; k < p.top_k; k++) {

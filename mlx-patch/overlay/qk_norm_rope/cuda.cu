@@ -87,7 +87,8 @@ void eval(const QKNormRope& primitive, const std::vector<array>& inputs, std::sp
          traditional,
          eps,
          std::log2(base),
-         scale}};
+         scale,
+         input_scale}};
     unsigned blocks = (parameters.heads + kWarps - 1) / kWarps;
     launch(encoder, qk_norm_rope<T>, blocks, kWarps * 32, kWarps * D * sizeof(T), {x, offset, weight, freqs}, {out},
            parameters);
@@ -105,7 +106,7 @@ std::string refuse_on_cuda(const Request& r) {
 } // namespace
 
 GpuBackend qk_norm_rope_gpu() {
-  return gpu_backend<QKNormRope, eval>(refuse_on_cuda);
+  return gpu_backend<QKNormRope, eval>(refuse_on_cuda, {"input_scale"});
 }
 
 } // namespace zmlx

@@ -4,6 +4,7 @@
 #include "cuda/grouped.h"
 #include "cuda/host.h"
 #include "quantized_matmul/kernel.cuh"
+#include "quantized_matmul/mxfp4.cuh"
 #include "quantized_matmul/quantized_matmul.h"
 
 namespace zmlx {
@@ -11,6 +12,26 @@ namespace zmlx {
 using namespace mlx::core;
 
 namespace {
+
+void eval_mxfp4(const std::vector<array>& in, const array* bias, array& out, on_cuda::Encoder& encoder) {
+  using P = QuantizedMatmulRows;
+  using namespace on_cuda;
+  int K = in[P::kX].shape(-1), N = out.shape(-1);
+  unsigned lines = out.size() / N;
+  dispatch_half(out.dtype(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    Mxfp4Product<T> parameters = {
+        gpu_ptr<T>(in[P::kX]),
+        {gpu_ptr<char>(in[P::kW]), gpu_ptr<uint8_t>(in[P::kScales])},
+        bias ? gpu_ptr<T>(*bias) : nullptr,
+        gpu_ptr<T>(out),
+        K,
+        N};
+    unsigned blocks = even_blocks(N, kMxfp4Warps, lines, 4 * multiprocessors(encoder));
+    launch(encoder, quantized_matmul_mxfp4<T>, dim3(blocks, lines), kMxfp4Warps * 32, mxfp4_bytes_of_x(K),
+           {in[P::kX], in[P::kW], in[P::kScales], in.back()}, {out}, parameters);
+  });
+}
 
 void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs, std::span<array> outputs) {
   using P = QuantizedMatmulRows;
@@ -26,6 +47,10 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
     in.push_back(in_rows(input, encoder));
   }
   auto state = primitive.state();
+  auto* bias = primitive.has_bias() ? &in.back() : nullptr;
+  if (std::get<2>(state) != QuantizationMode::Affine) {
+    return eval_mxfp4(in, bias, out, encoder);
+  }
   if (!stock_takes_qmv(out.size() / out.shape(-1))) {
     Matrices matrix = {in[P::kW], in[P::kScales], in[P::kBiases], std::get<1>(state), std::get<0>(state)};
     return multiply_lines(in[P::kX], matrix, nullptr, out, encoder);
@@ -38,19 +63,23 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
     Product<T> parameters = {
         gpu_ptr<T>(in[P::kX]),
         {gpu_ptr<char>(in[P::kW]), gpu_ptr<T>(in[P::kScales]), gpu_ptr<T>(in[P::kBiases])},
+        bias ? gpu_ptr<T>(*bias) : nullptr,
         gpu_ptr<T>(out),
         K,
         N};
     // rows in turn where there are more than the chip runs at once
-    unsigned blocks = std::min(N / kProductWarps, 6 * multiprocessors(encoder));
+    unsigned blocks = std::min((N + kProductWarps - 1) / kProductWarps, 6 * multiprocessors(encoder));
     launch(encoder, quantized_matmul_qmv<T, kBits, kGroup>, dim3(blocks, lines), kProductWarps * 32,
-           bytes_of_x<kBits>(K), {in[P::kX], in[P::kW], in[P::kScales], in[P::kBiases]}, {out}, parameters);
+           bytes_of_x<kBits>(K), {in[P::kX], in[P::kW], in[P::kScales], in[P::kBiases], in.back()}, {out}, parameters);
   });
 }
 
 std::string refuse_on_cuda(const Request& r) {
   auto inner = r.integer("inner");
-  if (auto reason = on_cuda::refuse_quantized(r); !reason.empty()) {
+  if (r.text("mode") == "mxfp4") {
+    return on_cuda::refuse_mxfp4(r);
+  }
+  if (auto reason = on_cuda::refuse_quantized(r, on_cuda::Products::Few); !reason.empty()) {
     return reason;
   }
   if (r.integer("group_size") >= inner) {

@@ -18,6 +18,7 @@ template <typename T>
 struct Product {
   const T* x; // [lines, K]
   EightRows<T> weights; // [N, K]
+  const T* bias; // [N], or null
   T* y; // [lines, N]
   int K, N;
 };
@@ -180,7 +181,8 @@ __global__ __launch_bounds__(kProductWarps * 32, 4) void quantized_matmul_qmv(co
     }
     float sum = sum_over_warp(sums.total());
     if (lane == 0) {
-      p.y[int64_t{blockIdx.y} * p.N + row] = Pairs<T>::round(sum);
+      T y = Pairs<T>::round(sum);
+      p.y[int64_t{blockIdx.y} * p.N + row] = p.bias ? __hadd_rn(y, p.bias[row]) : y;
     }
   }
 }

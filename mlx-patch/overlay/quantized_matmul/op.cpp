@@ -17,16 +17,11 @@ constexpr const char* kName = "quantized_matmul";
 // From so many rows of x on a GPU's matrix units have work.
 constexpr size_t kManyRows = 8;
 
-// Whether there is a kernel for them, with the bits of stock's.
-bool has_kernel_for_many_rows(Dtype dtype, const QuantParams& params, int inner) {
-#if ZMLX_BACKEND_CUDA
-  using namespace on_cuda;
-  return grouped_is_held(dtype == bfloat16, params.group_size) &&
-      grouped_shared_bytes(params.bits, params.group_size, inner) <= kMostShared;
-#else
-  (void)dtype, (void)params, (void)inner;
-  return false;
-#endif
+// Whether there is a kernel for them on CUDA, with the bits of stock's.
+bool has_kernel_for_many_rows(Dtype dtype, const QuantParams& params, int inner, int outer) {
+  return params.affine() && on_cuda::grouped_is_held(dtype == bfloat16, params.group_size) &&
+      outer % on_cuda::kBlockRows == 0 &&
+      on_cuda::grouped_shared_bytes(params.bits, params.group_size, inner) <= on_cuda::kMostShared;
 }
 
 // `a` with its leading axes broadcast to `batch`.
@@ -64,8 +59,9 @@ array quantized_matmul(
       {"inner", inner},
       {"outer", outer}};
   require_support(kName, {s.device, dtype, precision, asked});
-  bool many = x_.size() / x_.shape(-1) >= kManyRows && !has_kernel_for_many_rows(dtype, params, inner);
-  if (s.device == Device::gpu && (many || weight_.w.ndim() > 2)) {
+  bool many = x_.size() / x_.shape(-1) >= kManyRows;
+  bool fused = is_cuda(s.device) && has_kernel_for_many_rows(dtype, params, inner, outer);
+  if (s.device == Device::gpu && ((many && !fused) || weight_.w.ndim() > 2)) {
     return mlx::core::quantized_matmul(
         astype(x_, dtype, s), weight_.w, weight_.scales, weight_.biases, transpose, group_size, bits, mode, s);
   }
@@ -95,6 +91,32 @@ array quantized_matmul(
       std::move(inputs));
 }
 
+array quantized_linear(
+    const array& x,
+    const QuantizedWeight& w,
+    const array& bias,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    Precision precision,
+    StreamOrDevice s_) {
+  auto s = to_stream(s_);
+  auto y = quantized_matmul(x, w, true, group_size, bits, mode, precision, s);
+  auto* product = dynamic_cast<const QuantizedMatmulRows*>(&y.primitive());
+  bool many = x.size() / x.shape(-1) >= kManyRows;
+  if (!is_cuda(s.device) || !product || many || bias.dtype() != y.dtype() || bias.shape() != Shape{y.shape(-1)}) {
+    return add(y, bias, s);
+  }
+  auto& params = product->params();
+  auto inputs = y.inputs();
+  inputs.push_back(bias);
+  return array(
+      y.shape(),
+      y.dtype(),
+      std::make_shared<QuantizedMatmulRows>(s, params.group_size, params.bits, params.mode, true, precision, true),
+      std::move(inputs));
+}
+
 namespace {
 
 std::optional<array> biases_of(const std::vector<array>& in, const QuantParams& p) {
@@ -102,10 +124,10 @@ std::optional<array> biases_of(const std::vector<array>& in, const QuantParams& 
 }
 
 // The definition: what the primitive computes, in a stock op. It has a vjp.
-Fallback stock(const QuantParams& p, Stream s) {
+Fallback stock(const QuantParams& p, bool has_bias, Stream s) {
   return [=](const std::vector<array>& in) {
     using P = QuantizedMatmulRows;
-    return std::vector<array>{mlx::core::quantized_matmul(
+    auto y = mlx::core::quantized_matmul(
         in[P::kX],
         in[P::kW],
         in[P::kScales],
@@ -114,12 +136,13 @@ Fallback stock(const QuantParams& p, Stream s) {
         p.group_size,
         p.bits,
         mode_name(p.mode),
-        s)};
+        s);
+    return std::vector<array>{has_bias ? add(y, in[P::bias_at(p)], s) : y};
   };
 }
 
 // The same on dequantized weights: every transformation works.
-Fallback dequantized(const QuantParams& p, Stream s) {
+Fallback dequantized(const QuantParams& p, bool has_bias, Stream s) {
   return [=](const std::vector<array>& in) {
     using P = QuantizedMatmulRows;
     auto dtype = p.affine() ? std::nullopt : std::optional<Dtype>(in[P::kX].dtype());
@@ -133,7 +156,8 @@ Fallback dequantized(const QuantParams& p, Stream s) {
         std::nullopt,
         dtype,
         s);
-    return std::vector<array>{matmul(in[P::kX], p.transpose ? swapaxes(w, -1, -2, s) : w, s)};
+    auto y = matmul(in[P::kX], p.transpose ? swapaxes(w, -1, -2, s) : w, s);
+    return std::vector<array>{has_bias ? add(y, in[P::bias_at(p)], s) : y};
   };
 }
 
@@ -141,7 +165,7 @@ Fallback dequantized(const QuantParams& p, Stream s) {
 
 Fallback QuantizedMatmulRows::fallback(const std::vector<int>& argnums) {
   bool only_x = argnums.size() == 1 && argnums[0] == kX;
-  return only_x ? stock(params_, stream()) : dequantized(params_, stream());
+  return only_x ? stock(params_, has_bias_, stream()) : dequantized(params_, has_bias_, stream());
 }
 
 std::vector<Shape> QuantizedMatmulRows::output_shapes(const std::vector<array>& inputs) {

@@ -47,6 +47,8 @@ struct Step {
   float* partials; // [B, H, kShares, D]
   float2* sums; // [B, H, kShares], with the largest score
   int capacity;
+  int keep, shift; // of a ring
+  bool is_ring;
   int group; // heads of q for each of k
   float scale;
   const int* position; // or null: q and k are as they should be
@@ -66,6 +68,14 @@ struct Softmax {
   float sum = 0;
 };
 
+// The row of a ring that the last of `seen` tokens is written to.
+template <typename T>
+__device__ int slot(const Step<T>& p, int seen) {
+  int row = seen - 1 + p.shift;
+  row = row < p.capacity ? row : p.keep + (row - p.capacity) % (p.capacity - p.keep);
+  return min(max(row, 0), p.capacity - 1);
+}
+
 // Every `kStride`th key from `first` on.
 template <typename T, int kDim, int kStride>
 __device__ Softmax<kDim / 32> over_keys(
@@ -83,13 +93,15 @@ __device__ Softmax<kDim / 32> over_keys(
   int head = blockIdx.x, heads = gridDim.x;
   int64_t kv_head = int64_t{row} * (heads / p.group) + head / p.group;
   int64_t q_head = int64_t{row} * heads + head;
-  int length = min(max(p.lengths[row], 1), p.capacity);
+  int seen = max(p.lengths[row], 1);
+  int length = min(seen, p.capacity);
+  int newest = p.is_ring ? slot(p, seen) : length - 1;
   auto* keys = reinterpret_cast<Vector*>(p.keys + kv_head * p.capacity * kDim);
   auto* values = reinterpret_cast<Vector*>(p.values + kv_head * p.capacity * kDim);
 
   Vector k[kAhead], v[kAhead];
   auto ask = [&](int a, int i) {
-    if (i < length - 1) {
+    if (i < length && i != newest) {
       k[a] = keys[i * 32 + lane];
       v[a] = values[i * 32 + lane];
     }
@@ -123,8 +135,8 @@ __device__ Softmax<kDim / 32> over_keys(
     own_k = reinterpret_cast<const Vector*>(p.k + kv_head * kDim)[lane];
   }
   if (writes && warp == 0) {
-    keys[(length - 1) * 32 + lane] = own_k;
-    values[(length - 1) * 32 + lane] = own_v;
+    keys[newest * 32 + lane] = own_k;
+    values[newest * 32 + lane] = own_v;
   }
 
   float q[kPart];
@@ -144,7 +156,7 @@ __device__ Softmax<kDim / 32> over_keys(
       if (i >= length) {
         break;
       }
-      Vector this_k = i == length - 1 ? own_k : k[a], this_v = i == length - 1 ? own_v : v[a];
+      Vector this_k = i == newest ? own_k : k[a], this_v = i == newest ? own_v : v[a];
       ask(a, i + kStride * kAhead);
       float score = 0;
 #pragma unroll
@@ -294,7 +306,8 @@ NormRope<T> norm_rope_of(const QKNormRope::State& state, const array* weight, co
       state.traditional,
       state.eps,
       std::log2(state.base),
-      state.scale};
+      state.scale,
+      state.input_scale};
 }
 
 } // namespace
@@ -351,6 +364,9 @@ void eval(const RecordedAttention& primitive, const std::vector<array>& inputs, 
           state.many_keys ? gpu_ptr<float>(partials) : nullptr,
           state.many_keys ? gpu_ptr<float2>(sums) : nullptr,
           keys.shape(2),
+          state.ring ? state.ring->keep : 0,
+          state.ring ? state.ring->shift : 0,
+          state.ring.has_value(),
           H / keys.shape(1),
           state.scale,
           position ? gpu_ptr<int>(*position) : nullptr,

@@ -29,9 +29,7 @@ void take_in_norm_rope(std::vector<array>& inputs, RecordedAttention::State& sta
   constexpr auto offset = QKNormRope::kOffset;
   bool same_offset = in_q[offset].id() == in_k[offset].id();
   bool same_freqs = !alike.has_freqs || in_q.back().id() == in_k.back().id();
-  // a scale of the input that is not one is no part of the rotation
-  if (!(alike == of_q->params()) || !same_offset || !same_freqs || alike.input_scale != 1 ||
-      in_q[offset].size() != 1) {
+  if (!(alike == of_q->params()) || !same_offset || !same_freqs || in_q[offset].size() != 1) {
     return;
   }
   state.norm_rope = alike;
@@ -59,6 +57,7 @@ array recorded_attention(
     const std::optional<array>& sinks,
     float scale,
     bool many_keys,
+    const std::optional<Ring>& ring,
     StreamOrDevice s_) {
   auto s = to_stream(s_);
   auto fail = [](auto&&... args) {
@@ -85,12 +84,15 @@ array recorded_attention(
   if (sinks && sinks->shape() != Shape{q.shape(1)}) {
     fail("sinks should be [", q.shape(1), "] but received ", sinks->shape(), ".");
   }
+  if (ring && (ring->keep < 0 || ring->keep >= keys.shape(2))) {
+    fail("a ring of ", keys.shape(2), " rows cannot keep ", ring->keep, ".");
+  }
   if (keys.dtype() != q.dtype() || values.dtype() != q.dtype()) {
     fail("the buffers are ", keys.dtype(), " and ", values.dtype(), ", and q is ", q.dtype(), ".");
   }
   const Parameter asked[] = {{"head_dim", q.shape(3)}};
   require_support("recorded_attention", {s.device, q.dtype(), Precision::Exact, asked});
-  RecordedAttention::State state = {scale, many_keys, sinks.has_value(), {}};
+  RecordedAttention::State state = {scale, many_keys, sinks.has_value(), ring, {}};
   std::vector<array> inputs = {q, astype(k, q.dtype(), s), astype(v, q.dtype(), s), keys, values, lengths};
   if (sinks) {
     inputs.push_back(astype(*sinks, q.dtype(), s));

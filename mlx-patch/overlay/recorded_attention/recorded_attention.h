@@ -21,6 +21,7 @@ class RecordedAttention : public FusedUnary {
     float scale;
     bool many_keys;
     bool has_sinks;
+    std::optional<Ring> ring;
     std::optional<QKNormRope::State> norm_rope;
   };
 

@@ -137,6 +137,17 @@ array quantized_matmul(
     Precision precision,
     StreamOrDevice s = {});
 
+// x @ w^T + bias, as mlx::core::quantized_matmul and mlx::core::add. bias [N]
+array quantized_linear(
+    const array& x,
+    const QuantizedWeight& w,
+    const array& bias,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    Precision precision,
+    StreamOrDevice s = {});
+
 // ---- the rest of a decode step
 
 // mlx::core::fast::rms_norm. x [.., D], weight [D].
@@ -208,10 +219,18 @@ array cache_append(const array& buffer, const array& tokens, int row, const arra
 
 // ---- steps that are recorded (recorded_step)
 
+// Where the tokens of a window stand in a buffer of T: the one at position p in row p + shift, and past the end from row
+// `keep` on, round and round; the rows before stay.
+struct Ring {
+  int keep; // from 0 to T - 1
+  int shift; // where the token stands now, within the buffer
+};
+
 // attention of one token over a buffer of keys and values that it is appended to in place, whoever holds the buffer.
 //   q [B, H, 1, D]; k, v [B, Hkv, 1, D]; keys, values [B, Hkv, T, D]; sinks [H]
 //   lengths [B] i32: the tokens that count, this one included (one outside 1 to T is taken for the nearest)
 //   many_keys: stock's order of additions for more than 1,024 keys
+//   ring: the buffer is a window's, in which the last T tokens count; lengths then have no bound
 //   -> [B, H, 1, D]
 array recorded_attention(
     const array& q,
@@ -223,6 +242,7 @@ array recorded_attention(
     const std::optional<array>& sinks,
     float scale,
     bool many_keys,
+    const std::optional<Ring>& ring = {},
     StreamOrDevice s = {});
 
 // What a step of decode is made of besides the model.

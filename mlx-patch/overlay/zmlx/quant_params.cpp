@@ -335,7 +335,15 @@ std::string refuse_width_on_metal(int64_t width) {
   return width > widest ? "projections wider than " + std::to_string(widest) + " are faster in stock's launches" : "";
 }
 
+bool are_stocks_on_cuda(const QuantParams& params, Device device, int64_t products) {
+  return is_cuda(device) && !params.affine() && products >= 8;
+}
+
 #ifdef ZMLX_BACKEND_METAL
+
+bool is_cuda(Device) {
+  return false;
+}
 
 void require_vectors_on_metal(
     std::string_view tag,
@@ -374,6 +382,10 @@ array in_rows_on_metal(const array& a, Stream s) {
 }
 
 #else
+
+bool is_cuda(Device device) {
+  return device == Device::gpu;
+}
 
 void require_vectors_on_metal(std::string_view, Device, int64_t, int64_t, int64_t, bool) {}
 

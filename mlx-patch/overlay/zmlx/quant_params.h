@@ -104,6 +104,13 @@ void require_vector_on_metal(std::string_view tag, mlx::core::Device device, con
 // nothing on another backend.
 void require_rows_on_metal(std::string_view tag, mlx::core::Device device, const array& a);
 
+// Whether it is a GPU of CUDA's.
+bool is_cuda(mlx::core::Device device);
+
+// Whether so many products with such weights are stock's on CUDA: from eight on it multiplies by matrix units, in an order that
+// our kernels have for mode 'affine' alone.
+bool are_stocks_on_cuda(const QuantParams& params, mlx::core::Device device, int64_t products);
+
 // `a` as our Metal kernels read it, one row behind the other; itself on another backend, and where it lies so already.
 array in_rows_on_metal(const array& a, mlx::core::Stream s);
 

@@ -186,6 +186,25 @@ ArrayPtr fused_quantized_matmul(
           current())));
 }
 
+ArrayPtr fused_quantized_linear(
+    const Array& x,
+    const ArrayVec& w,
+    const Array& bias,
+    const QuantParams& q,
+    bool fast) {
+  ZMLX_OP(
+      "quantized_linear",
+      box(zmlx::quantized_linear(
+          x.a,
+          weight(w),
+          bias.a,
+          q.group_size,
+          q.bits,
+          std::string(q.mode),
+          precision(fast),
+          current())));
+}
+
 ArrayVecPtr fused_short_conv(
     const Array& x,
     const Array& weight,
@@ -305,11 +324,13 @@ ArrayPtr fused_recorded_attention(
     const Array& lengths,
     const ArrayPtr& sinks,
     float scale,
-    bool many_keys) {
+    bool many_keys,
+    Ints ring) {
+  auto of_window = ring.size() == 2 ? std::optional<zmlx::Ring>({ring[0], ring[1]}) : std::nullopt;
   ZMLX_OP(
       "recorded_attention",
       box(zmlx::recorded_attention(
-          q.a, k.a, v.a, keys.a, values.a, lengths.a, opt(sinks), scale, many_keys, current())));
+          q.a, k.a, v.a, keys.a, values.a, lengths.a, opt(sinks), scale, many_keys, of_window, current())));
 }
 
 std::unique_ptr<Recording> fused_recorded_step(

@@ -344,6 +344,12 @@ ArrayPtr fused_quantized_matmul(
     bool transpose,
     const QuantParams& q,
     bool fast);
+ArrayPtr fused_quantized_linear(
+    const Array& x,
+    const ArrayVec& w,
+    const Array& bias,
+    const QuantParams& q,
+    bool fast);
 ArrayVecPtr fused_short_conv(
     const Array& x,
     const Array& weight,
@@ -398,7 +404,8 @@ ArrayPtr fused_recorded_attention(
     const Array& lengths,
     const ArrayPtr& sinks,
     float scale,
-    bool many_keys);
+    bool many_keys,
+    Ints ring); // empty, or what stays and the shift
 std::unique_ptr<Recording> fused_recorded_step(
     const Array& token,
     const Array& position,

@@ -1,3 +1,4 @@
+use mlx::recording::Ring;
 use mlx::{Array, Dtype, ops};
 
 use super::buffer::{GROW_STEP, between, first, grow, write};
@@ -157,6 +158,28 @@ impl WindowCache {
         let all = (first(&k, filled)?, first(&v, filled)?);
         self.buffers = Some((k, v));
         Ok(all)
+    }
+
+    /// The rows that the next single token finds, and where it goes; without room for it where the ring still grows.
+    /// `None` where nothing is held.
+    pub(crate) fn ring(&self) -> Result<Option<((Array, Array), Ring)>> {
+        let Some((k, v)) = &self.buffers else { return Ok(None) };
+        let (size, keep) = (self.max_size, self.keep);
+        let excess = k.dim(2) - size;
+        Ok(Some(if excess > 0 {
+            let buffers = (self.cut(k, excess, None)?, self.cut(v, excess, None)?);
+            (buffers, Ring { size, keep, index: size })
+        } else {
+            let is_full = excess == 0 || self.offset < k.dim(2);
+            let index = if is_full { self.index } else { self.offset };
+            ((k.clone(), v.clone()), Ring { size, keep, index })
+        }))
+    }
+
+    /// One of the buffers of such a ring, with its whole size, after `offset` tokens.
+    pub(crate) fn from_ring(buffers: (Array, Array), ring: Ring, offset: i32) -> Self {
+        let Ring { size, keep, index } = ring;
+        Self { buffers: Some(buffers), max_size: size, keep, offset, index }
     }
 
     /// Without `excess` tokens behind the ones that stay; `appended` behind it.

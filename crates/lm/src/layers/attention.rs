@@ -452,8 +452,8 @@ impl Attention {
         cache: &RecordedKvCache,
         is_shared: bool,
     ) -> Result<Array> {
-        if self.window.is_some() || is_shared {
-            let reason = "windows, and keys and values that layers share, are not recorded";
+        if is_shared || !cache.is_seen_by(self.window) {
+            let reason = "a window over a cache that holds more, and keys and values that layers share, are not recorded";
             return Err(Error::argument("layer cache", "recorded", reason));
         }
         cache.attend(qkv, self.scale, self.sinks.as_ref())

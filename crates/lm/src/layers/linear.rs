@@ -72,9 +72,12 @@ impl Linear {
             (Weight::Dense(w), None) => Ok(ops::matmul(x, &ops::transpose(w, &[1, 0])?)?),
             (Weight::Dense(w), Some(b)) => Ok(ops::addmm(b, x, &ops::transpose(w, &[1, 0])?)?),
             (Weight::Quantized(q), None) => quantized_linear(x, q, self.path),
-            (Weight::Quantized(q), Some(b)) => {
-                Ok(ops::add(&quantized_linear(x, q, self.path)?, b)?)
-            }
+            (Weight::Quantized(q), Some(b)) => Ok(match self.path {
+                Path::Stock => ops::add(&quantization::quantized_matmul(x, q, true)?, b)?,
+                Path::Fused(Fusion { precision, .. }) => {
+                    primitives::quantized_linear(x, q, b, precision)?
+                }
+            }),
         }
     }
 

@@ -11,6 +11,8 @@ pub(super) fn recorded_step(cache: &Cache, sites: &[Site<'_>]) -> Questions {
         let kind = match layer {
             LayerCache::Kv(kv) if !kv.is_latent() => continue,
             LayerCache::State(_) => continue,
+            LayerCache::Window(window) if window.is_recorded() => continue,
+            LayerCache::Window(_) => "a window of 256 tokens or more",
             LayerCache::Kv(_) => "latents",
             other => other.kind(),
         };

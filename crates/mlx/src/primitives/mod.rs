@@ -44,7 +44,7 @@ pub use glu::{Activation, Glu};
 pub use greedy_token::{GreedyToken, greedy_token};
 pub use moe_router::{MoeRouter, Scoring, moe_router};
 pub use qk_norm_rope::{QkNormRope, ScaledRope, qk_norm_rope, qk_norm_rope_dynamic};
-pub use quantized_matmul::{QuantizedMatmul, quantized_matmul};
+pub use quantized_matmul::{QuantizedMatmul, quantized_linear, quantized_matmul};
 pub use recorded_attention::RecordedAttention;
 pub(crate) use recorded_attention::{RecordedKeysValues, recorded_attention};
 pub use recorded_step::RecordedStep;

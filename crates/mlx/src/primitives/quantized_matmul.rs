@@ -64,3 +64,20 @@ pub fn quantized_matmul(
     )?);
     product(x, w, out)
 }
+
+/// [`quantized_matmul`] with a `bias` `[N]` added to `x · Wᵀ`; on CUDA in the same launch.
+///
+/// # Errors
+/// As [`quantized_matmul`].
+pub fn quantized_linear(
+    x: &Array,
+    w: &QuantizedWeight,
+    bias: &Array,
+    precision: Precision,
+) -> Result<Array> {
+    w.check("quantized_linear")?;
+    check_rows("quantized_linear", x, w)?;
+    let (q, fast) = (w.quantization.params(), precision == Precision::Fast);
+    let out = ffi::fused_quantized_linear(x.raw(), &parts(w), bias.raw(), &q, fast)?;
+    product(x, w, Array::wrap(out))
+}

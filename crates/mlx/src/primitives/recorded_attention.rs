@@ -38,6 +38,9 @@ pub(crate) struct RecordedKeysValues<'a> {
     pub(crate) lengths: &'a Array,
     /// Whether stock's order of additions for more than 1,024 keys is meant.
     pub(crate) many: bool,
+    /// Where the buffers are a window's: how many of its first rows stay, and how much further than its position a token
+    /// stands, before it starts over behind those. `lengths` then have no bound, and the last `T` tokens count.
+    pub(crate) ring: Option<[i32; 2]>,
 }
 
 /// Attention of one token over buffers that it is appended to, in place, whoever holds them; that is why
@@ -64,6 +67,8 @@ pub(crate) fn recorded_attention(
     let [k, v] = kv.token.map(Array::raw);
     let [keys, values] = kv.held.map(Array::raw);
     let (q, lengths, sinks) = (q.raw(), kv.lengths.raw(), opt(sinks));
-    let y = ffi::fused_recorded_attention(q, k, v, keys, values, lengths, &sinks, scale, kv.many)?;
-    Ok(Array::wrap(y))
+    let (many, ring) = (kv.many, kv.ring.as_ref().map_or(&[][..], <[i32; 2]>::as_slice));
+    Ok(Array::wrap(ffi::fused_recorded_attention(
+        q, k, v, keys, values, lengths, &sinks, scale, many, ring,
+    )?))
 }

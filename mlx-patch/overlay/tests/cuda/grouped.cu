@@ -1,5 +1,6 @@
 // Products over experts of many lines, grouped by expert, against the kernels for single lines, which product.cpp holds to
-// stock: the bits of every output, with uneven experts, and how long both take. No MLX runs here.
+// stock: the bits of every output, with uneven experts, and how long both take. "From 3": tiles of 3 * 16 lines and more are
+// multiplied by a warpgroup, the others by warps; 9 is never, 1 always. No MLX runs here.
 //
 //   grouped [K N experts top_k tokens...]
 
@@ -189,16 +190,17 @@ void both(const Problem& p) {
   double us = microseconds([&] { single<<<lines * (p.N / (8 * warps)), warps * 32, shared>>>(parameters); });
   std::printf("single lines: %.1f us\n", us);
   auto expected = bits_of(y, size_t(lines) * p.N);
-  run<2, 9>("swiglu, mma", p, x, lhs, rhs, tiles, list, weights, y, expected);
-  run<2, 3>("swiglu, both", p, x, lhs, rhs, tiles, list, weights, y, expected);
+  run<2, 9>("swiglu from 9", p, x, lhs, rhs, tiles, list, weights, y, expected);
+  run<2, 3>("swiglu from 3", p, x, lhs, rhs, tiles, list, weights, y, expected);
+  run<2, 1>("swiglu from 1", p, x, lhs, rhs, tiles, list, weights, y, expected);
 
   // down: every line has its own x
   Problem down = {p.N, p.K, p.E, p.top_k, p.tokens};
   T* hidden = values(size_t(lines) * p.N, 1);
-  run<1, 9>("down, mma", down, hidden, nullptr, rhs, tiles, list, weights, y, {});
+  run<1, 9>("down from 9", down, hidden, nullptr, rhs, tiles, list, weights, y, {});
   auto by_mma = bits_of(y, size_t(lines) * p.K);
-  run<1, 9>("down, mma", down, hidden, nullptr, rhs, tiles, list, weights, y, by_mma);
-  run<1, 3>("down, both", down, hidden, nullptr, rhs, tiles, list, weights, y, by_mma);
+  run<1, 3>("down from 3", down, hidden, nullptr, rhs, tiles, list, weights, y, by_mma);
+  run<1, 1>("down from 1", down, hidden, nullptr, rhs, tiles, list, weights, y, by_mma);
   for (void* used : {(void*)rhs, (void*)lhs, (void*)tiles, (void*)list, (void*)y, (void*)x, (void*)hidden}) {
     check(cudaFree(used));
   }
@@ -218,7 +220,7 @@ int main(int argc, char** argv) {
   for (int i = 5; i < argc; i++) {
     tokens.push_back(std::atoi(argv[i]));
   }
-  for (int t : tokens.empty() ? std::vector<int>{4, 8, 16, 64, 128, 512, 2048} : tokens) {
+  for (int t : tokens.empty() ? std::vector<int>{16, 128, 512, 2048} : tokens) {
     p.tokens = t;
     both(p);
   }
