@@ -27,10 +27,8 @@ namespace zmlx::cpu {
 
 namespace {
 
-// How long a thread spins before it sleeps: longer than the gap between two launches of a step where every thread can
-// have a processor of its own, otherwise hardly at all.
+// How long a thread spins before it sleeps: longer than the gap between two launches of a step.
 constexpr auto kSpin = std::chrono::microseconds(200);
-constexpr auto kSpinCrowded = std::chrono::microseconds(10);
 // After this it lets others run now and then.
 constexpr auto kSpinAlone = std::chrono::microseconds(20);
 
@@ -44,8 +42,6 @@ inline void cpu_relax() {
 
 class Spin {
  public:
-  explicit Spin(std::chrono::microseconds most) : most_(most) {}
-
   // Passes a moment; false when it is time to sleep.
   bool again() {
     cpu_relax();
@@ -59,11 +55,10 @@ class Spin {
     if (now - start_ > kSpinAlone) {
       std::this_thread::yield();
     }
-    return now - start_ < most_;
+    return now - start_ < kSpin;
   }
 
  private:
-  std::chrono::microseconds most_;
   int rounds_{0};
   std::chrono::steady_clock::time_point start_;
 };
@@ -95,7 +90,7 @@ class Pool {
 
   void run(int64_t tasks, int64_t work, TaskFn fn, void* context) {
     int place = -1;
-    if (tasks > 1 && work >= kInlineWork && size_ > 1 && !inside_) {
+    if (tasks > 1 && work >= kInlineWork && at_once_ > 1 && !inside_) {
       if (!started_) {
         start_workers();
       }
@@ -137,13 +132,13 @@ class Pool {
   void set_size(int n) {
     int available = default_size();
     size_ = std::min(n > 0 ? n : available, kMaxThreads);
-    spin_ = size_ > available ? kSpinCrowded : kSpin;
+    at_once_ = std::min<int>(size_, available);
   }
 
   std::exception_ptr run_at(int index, int64_t tasks, TaskFn fn, void* context) {
     Place& place = places_[index];
     ProfileSpan span(Span::Launch, tasks);
-    place.fill(tasks, size_, fn, context, span.name());
+    place.fill(tasks, at_once_, fn, context, span.name());
     uint64_t before = state_.fetch_add(kEpoch | uint64_t{1} << index);
     if (sleepers_.load() > 0) {
       // The woken wake the others, unless those between are with another job.
@@ -158,7 +153,7 @@ class Pool {
   }
 
   void wait_until_away(std::atomic<uint32_t>& presence) {
-    for (Spin spin(spin_); presence.load() != kAway;) {
+    for (Spin spin; presence.load() != kAway;) {
       if (!spin.again()) {
         // It may have lost its processor: leave it ours.
         uint32_t here = kHere;
@@ -187,16 +182,17 @@ class Pool {
     }
     stop_ = false;
     try {
-      workers_.reserve(size_);
+      workers_.reserve(at_once_);
       if (!beds_) {
         beds_ = std::make_unique<Bed[]>(kMaxThreads);
       }
-      for (int i = 1; i < size_; i++) {
+      for (int i = 1; i < at_once_; i++) {
         present_ = std::max<int>(present_, i); // before it can be at a place
         workers_.emplace_back([this, i] { worker(i); });
       }
     } catch (const std::exception&) {
       size_ = static_cast<int>(workers_.size()) + 1; // the system has no more threads or memory to give
+      at_once_ = size_.load();
     }
     started_ = true;
   }
@@ -251,7 +247,7 @@ class Pool {
   // Returns when there is a job that is newer than `seen`, or when the pool stops.
   void wait_for_work(int thread, uint64_t seen) {
     auto nothing = [&] { return !stop_ && (state_.load() ^ seen) < kEpoch; };
-    for (Spin spin(spin_); spin.again();) {
+    for (Spin spin; spin.again();) {
       if (!nothing()) {
         return;
       }
@@ -293,11 +289,11 @@ class Pool {
   alignas(64) std::atomic<uint64_t> state_{0};
   alignas(64) std::atomic<int> sleepers_{0};
   std::atomic<int> size_{1};
+  std::atomic<int> at_once_{1}; // of these, as many as there are processors: more would only take turns
   std::atomic<int> present_{0}; // the highest number that a worker ever had
   std::atomic<bool> stop_{false};
   std::atomic<bool> started_{false};
-  std::chrono::microseconds spin_{kSpin};
-  std::mutex workers_mutex_; // workers_, and the changes of size_ and started_
+  std::mutex workers_mutex_; // workers_, and the changes of size_, at_once_ and started_
   std::vector<std::thread> workers_;
   std::unique_ptr<Bed[]> beds_;
   static thread_local bool inside_; // a task that calls pool_run again runs inline

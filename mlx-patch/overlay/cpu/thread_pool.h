@@ -15,10 +15,12 @@ namespace zmlx::cpu {
 // hand, callers finish their work without them.
 void pool_resize(int n);
 
-// Threads that one caller works with, itself included. Fewer than asked for once threads could not be started.
+// Threads that one caller works with, itself included, where there are processors for them: those that there are none for
+// are not started. Fewer than asked for once threads could not be started.
 int pool_size();
 
-// What 0 means: asked once, when the pool is first used, and at every pool_resize(0). The default counts processors.
+// How many processors there are for the pool, which is also what 0 means: asked when the pool is first used, and at every
+// pool_resize. The default counts all.
 void set_available_threads(int (*count)());
 
 // Below this many multiply-adds a wake-up costs more than it saves (a wake-up is 5 to 50 us, a scalar multiply-add

@@ -96,7 +96,7 @@ fn parts(w: &QuantizedWeight) -> UniquePtr<ffi::ArrayVec> {
 
 /// Sets the number of threads of the primitives' CPU pool and of BLAS. 0, the default, means as many
 /// as the process may use (its affinity mask and its container's quota), and for BLAS the number
-/// that it had at first.
+/// that it had at first. Of more threads than that only as many work as there are processors for.
 ///
 /// # Errors
 /// `InvalidArgument` when `n` is negative.

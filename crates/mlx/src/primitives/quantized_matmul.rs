@@ -81,3 +81,33 @@ pub fn quantized_linear(
     let out = ffi::fused_quantized_linear(x.raw(), &parts(w), bias.raw(), &q, fast)?;
     product(x, w, Array::wrap(out))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dtype, ops, random};
+
+    #[test]
+    fn linear_is_a_product_and_a_sum() {
+        let normal = |seed, shape: &[i32]| {
+            let key = random::key(seed).unwrap();
+            random::normal(shape, Dtype::Bf16, 0.0, 1.0, Some(&key)).unwrap()
+        };
+        let (x, bias) = (normal(1, &[2, 1, 64]), normal(2, &[96]));
+        for q in [
+            Quantization::affine(64, 4),
+            Quantization::default_of(crate::quantization::Mode::Mxfp4),
+        ] {
+            let w = QuantizedWeight::quantize(&normal(3, &[96, 64]), q).unwrap();
+            let y = quantized_matmul(&x, &w, true, Precision::Exact).unwrap();
+            let expected = ops::add(&y, &bias).unwrap().to_bytes().unwrap();
+            let y = quantized_linear(&x, &w, &bias, Precision::Exact).unwrap();
+            assert_eq!((y.shape(), y.dtype()), (&[2, 1, 96][..], Dtype::Bf16), "{q}");
+            assert_eq!(y.to_bytes().unwrap(), expected, "{q}");
+            // a bias of another type widens the sum, as stock's does
+            let wide = bias.astype(Dtype::F32).unwrap();
+            let y = quantized_linear(&x, &w, &wide, Precision::Exact).unwrap();
+            assert_eq!(y.dtype(), Dtype::F32, "{q}");
+        }
+    }
+}
