@@ -38,6 +38,7 @@ ZMLX_EXPOSE(graph_, mlx::core::CudaGraph)
 ZMLX_EXPOSE(from_nodes_, std::vector<cudaGraphNode_t>)
 ZMLX_EXPOSE(to_nodes_, std::vector<cudaGraphNode_t>)
 ZMLX_EXPOSE(temporaries_, std::vector<std::shared_ptr<array::Data>>)
+ZMLX_EXPOSE(is_graph_updatable_, bool)
 ZMLX_EXPOSE(max_ops_per_graph_, int)
 ZMLX_EXPOSE(max_mb_per_graph_, int)
 
@@ -67,8 +68,18 @@ class EncoderAccess {
     };
     auto from = in_clone(encoder_.*expose(access::from_nodes_()));
     auto to = in_clone(encoder_.*expose(access::to_nodes_()));
-    add_dependencies(clone, from, to);
+#if CUDART_VERSION >= 13000
+    check(cudaGraphAddDependencies(clone, from.data(), to.data(), nullptr, from.size()));
+#else
+    check(cudaGraphAddDependencies(clone, from.data(), to.data(), from.size()));
+#endif
     return clone;
+  }
+
+  // Has the graph made anew where MLX would put its launches in place of those of an older one of the same form: that takes no
+  // notice of clusters.
+  void has_clusters() const {
+    encoder_.*expose(access::is_graph_updatable_()) = false;
   }
 
   // Lifts the limits on the size of a graph as long as what it returns lives.
@@ -88,40 +99,6 @@ class EncoderAccess {
   }
 
  private:
-  // Between kernels of which the second waits by itself, it may begin early (programmatic dependent launch).
-  static void add_dependencies(
-      cudaGraph_t graph,
-      const std::vector<cudaGraphNode_t>& from,
-      const std::vector<cudaGraphNode_t>& to) {
-    std::vector<cudaGraphEdgeData> edges(from.size());
-    for (size_t i = 0; i < from.size(); i++) {
-      if (kernel_of(from[i]) && waits_for_inputs(kernel_of(to[i]))) {
-        edges[i].type = cudaGraphDependencyTypeProgrammatic;
-        edges[i].from_port = cudaGraphKernelNodePortProgrammatic;
-      }
-    }
-#if CUDART_VERSION >= 13000
-    check(cudaGraphAddDependencies(graph, from.data(), to.data(), edges.data(), from.size()));
-#else
-    check(cudaGraphAddDependencies_v2(graph, from.data(), to.data(), edges.data(), from.size()));
-#endif
-  }
-
-  // Null where the node is none, or one that was compiled at run time.
-  static const void* kernel_of(cudaGraphNode_t node) {
-    cudaGraphNodeType type = {};
-    check(cudaGraphNodeGetType(node, &type));
-    cudaKernelNodeParams kernel = {};
-    if (type != cudaGraphNodeTypeKernel) {
-      return nullptr;
-    }
-    if (cudaGraphKernelNodeGetParams(node, &kernel) != cudaSuccess) {
-      cudaGetLastError();
-      return nullptr;
-    }
-    return kernel.func;
-  }
-
   mlx::core::cu::CommandEncoder& encoder_;
 };
 

@@ -7,7 +7,6 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "cuda/depend.cuh"
 #include "cuda/memory.h"
 #include "zmlx/mlx_version.h"
 
@@ -27,8 +26,6 @@ struct Layout {
 
 template <typename Word>
 __global__ void copy_kernel(const Word* in, Word* out, size_t size, const __grid_constant__ Layout layout) {
-  wait_for_inputs();
-  let_next_begin();
   auto i = size_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= size) {
     return;
@@ -63,8 +60,9 @@ template <typename Word>
 void copy_into_rows(const array& a, array& copy, Encoder& encoder) {
   constexpr unsigned block = 256;
   unsigned blocks = (copy.size() + block - 1) / block;
-  launch(encoder, copy_kernel<Word>, blocks, block, 0, {a}, {copy}, gpu_ptr<Word>(a), gpu_ptr<Word>(copy),
-         copy.size(), layout_of(a));
+  // of weights too, which kernels ask for before they wait
+  launch_alone(encoder, copy_kernel<Word>, blocks, block, 0, {a}, {copy}, gpu_ptr<Word>(a), gpu_ptr<Word>(copy),
+               copy.size(), layout_of(a));
 }
 
 } // namespace

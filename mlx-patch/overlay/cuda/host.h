@@ -52,6 +52,19 @@ void launch(
     std::initializer_list<std::reference_wrapper<array>> outputs,
     Arguments... arguments);
 
+// The same of a kernel that does not wait by itself: neither begins before what it follows is complete, nor what follows it
+// before it is. For what kernels read before they wait.
+template <typename... Parameters, typename... Arguments>
+void launch_alone(
+    Encoder& encoder,
+    void (*kernel)(Parameters...),
+    dim3 grid,
+    dim3 block,
+    size_t shared,
+    std::initializer_list<std::reference_wrapper<const array>> inputs,
+    std::initializer_list<std::reference_wrapper<array>> outputs,
+    Arguments... arguments);
+
 // Whether a kernel is launched by `launch`: all of those wait for their inputs (cuda/depend.cuh).
 bool waits_for_inputs(const void* kernel);
 void note_kernel(const void* kernel);
@@ -74,7 +87,7 @@ inline bool stock_takes_qmv(int64_t rows) {
 }
 
 template <typename... Parameters, typename... Arguments>
-void launch(
+void launch_alone(
     Encoder& encoder,
     void (*kernel)(Parameters...),
     dim3 grid,
@@ -86,7 +99,6 @@ void launch(
   if (shared > 48 * 1024) {
     allow_shared(reinterpret_cast<const void*>(kernel), shared);
   }
-  note_kernel(reinterpret_cast<const void*>(kernel));
   for (const array& in : inputs) {
     encoder.set_input_array(in);
   }
@@ -99,6 +111,20 @@ void launch(
     encoder.add_kernel_node_raw(reinterpret_cast<void*>(kernel), grid, block, {}, shared, addresses);
   };
   convert(arguments...);
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(
+    Encoder& encoder,
+    void (*kernel)(Parameters...),
+    dim3 grid,
+    dim3 block,
+    size_t shared,
+    std::initializer_list<std::reference_wrapper<const array>> inputs,
+    std::initializer_list<std::reference_wrapper<array>> outputs,
+    Arguments... arguments) {
+  note_kernel(reinterpret_cast<const void*>(kernel));
+  launch_alone(encoder, kernel, grid, block, shared, inputs, outputs, arguments...);
 }
 
 } // namespace zmlx::on_cuda

@@ -6,6 +6,7 @@
 #include "quantized_matmul/kernel.cuh"
 #include "quantized_matmul/mxfp4.cuh"
 #include "quantized_matmul/quantized_matmul.h"
+#include "quantized_matmul/streamed.cuh"
 
 namespace zmlx {
 
@@ -67,6 +68,14 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
         gpu_ptr<T>(out),
         K,
         N};
+    int tiles = std::min(tiles_at_once<T, kBits, kGroup>(K), kMostTilesAtOnce);
+    bool many_rows = N % kTileRows == 0 && N / kTileRows >= 4 * multiprocessors(encoder);
+    if (many_rows && lines == 1 && !bias && tiles >= 2) {
+      size_t shared = bytes_of_x<kBits>(K) + tiles * tile_bytes<T, kBits, kGroup>(K);
+      launch(encoder, streamed_product<T, kBits, kGroup>, 2 * multiprocessors(encoder), kProductWarps * 32, shared,
+             {in[P::kX], in[P::kW], in[P::kScales], in[P::kBiases]}, {out}, parameters);
+      return;
+    }
     // rows in turn where there are more than the chip runs at once
     unsigned blocks = std::min((N + kProductWarps - 1) / kProductWarps, 6 * multiprocessors(encoder));
     launch(encoder, quantized_matmul_qmv<T, kBits, kGroup>, dim3(blocks, lines), kProductWarps * 32,

@@ -20,6 +20,8 @@
 #include "cuda/memory.h"
 #include "mlx/backend/cuda/allocator.h"
 #include "mlx/transforms.h"
+#include "recorded_step/joined.h"
+#include "recorded_step/launches.h"
 
 namespace zmlx {
 
@@ -113,6 +115,7 @@ class CudaRecording : public Recording {
 
   ~CudaRecording() override {
     cudaStreamSynchronize(stream_);
+
     if (exec_) {
       cudaGraphExecDestroy(exec_);
     }
@@ -140,7 +143,7 @@ class CudaRecording : public Recording {
   // Keeps the launches that the encoder has collected, and everything that they touch.
   void keep(Encoder& encoder) {
     EncoderAccess access(encoder);
-    graph_ = access.clone_graph();
+    graph_ = one_behind_the_other(access.clone_graph());
     buffers_ = access.buffers();
     for (auto& data : buffers_) {
       auto* buffer = static_cast<cu::CudaBuffer*>(data->buffer.ptr());
@@ -222,6 +225,7 @@ class CudaRecording : public Recording {
 
 void evaluate_recorded(array& done, const RecordedStep::Result& result, Stream stream) {
   using namespace on_cuda;
+  join_launches(done);
   auto& encoder = cu::get_command_encoder(stream);
   mlx::core::synchronize(stream);
   EncoderAccess access(encoder);

@@ -2,7 +2,9 @@
 // ours that has a CUDA kernel, and with these as a recorded step, in turns in one process. All read the same prompt and have
 // to say the same tokens.
 //
-//   decode [--layers N] [--tokens N] [--prompt N] [--context N]
+//   decode [--layers N] [--tokens N] [--prompt N] [--held N] [--context N] [--rounds N]
+//
+// `held`: random keys and values before the prompt.
 
 #include <algorithm>
 #include <chrono>
@@ -49,9 +51,17 @@ struct Layer {
 };
 
 struct Cache {
-  explicit Cache(int room)
-      : keys(mx::zeros({1, kKvHeads, room, kHeadDim}, mx::bfloat16)),
-        values(mx::zeros({1, kKvHeads, room, kHeadDim}, mx::bfloat16)) {}
+  // Of `held` tokens, the same ones for one seed.
+  Cache(int room, int held, int seed) : keys(random(room, held, 2 * seed)), values(random(room, held, 2 * seed + 1)) {}
+
+  static array random(int room, int held, int seed) {
+    auto some = mx::random::normal({1, kKvHeads, held, kHeadDim}, mx::bfloat16, 0.0f, 1.0f, mx::random::key(seed));
+    auto none = mx::zeros({1, kKvHeads, room - held, kHeadDim}, mx::bfloat16);
+    auto all = mx::concatenate({some, none}, 2);
+    mx::eval(all);
+    return all;
+  }
+
   array keys, values;
 };
 
@@ -97,7 +107,8 @@ class Model {
       auto& next = i + 1 < layers_.size() ? layers_[i + 1].input_norm : norm_;
       std::tie(h, normed) = add_norm(h, experts(layer, normed, fused), next, fused);
     }
-    return mx::argmax(matmul(normed, head_, fused), -1);
+    auto logits = matmul(normed, head_, fused);
+    return fused ? zmlx::greedy_token(logits) : mx::argmax(logits - mx::logsumexp(logits, -1, true), -1);
   }
 
   size_t size() const {
@@ -172,7 +183,7 @@ class Model {
 enum class Arm { Stock, Fused, Recorded };
 
 struct Settings {
-  int layers = 48, tokens = 128, prompt = 64;
+  int layers = 48, tokens = 128, prompt = 64, held = 0, rounds = 3;
   // no multiple of 256, for which stock asks cuDNN, whose attention gives other bits from call to call
   int context = 300;
 };
@@ -220,12 +231,16 @@ Run record(const Model& model, const Settings& settings, const array& first, int
 }
 
 Run decode(const Model& model, const Settings& settings, Arm arm) {
-  std::vector<Cache> caches(model.size(), Cache(settings.context));
-  int position = 0;
+  std::vector<Cache> caches;
+  for (size_t i = 0; i < model.size(); i++) {
+    caches.emplace_back(settings.context, settings.held, static_cast<int>(i));
+  }
+  int position = settings.held;
   auto token = array(0, mx::uint32);
   bool fused = arm != Arm::Stock;
-  for (; position < settings.prompt; position++) {
-    token = model.step(mx::reshape(array(uint32_t(100 + position)), {1, 1}), position, caches, fused);
+  for (; position < settings.held + settings.prompt; position++) {
+    auto id = array(uint32_t(100 + position % 1000));
+    token = model.step(mx::reshape(id, {1, 1}), position, caches, fused);
     mx::eval(token);
   }
   mx::synchronize();
@@ -252,6 +267,8 @@ int main(int argc, char** argv) {
     auto& field = option == "--layers" ? settings.layers
         : option == "--tokens"         ? settings.tokens
         : option == "--prompt"         ? settings.prompt
+        : option == "--held"           ? settings.held
+        : option == "--rounds"         ? settings.rounds
                                        : settings.context;
     field = std::atoi(value);
     return 1;
@@ -268,7 +285,7 @@ int main(int argc, char** argv) {
   for (auto arm : {Arm::Stock, Arm::Fused, Arm::Recorded}) {
     decode(model, few, arm);
   }
-  for (int round = 0; round < 3; round++) {
+  for (int round = 0; round < settings.rounds; round++) {
     auto stock = decode(model, settings, Arm::Stock);
     auto fused = decode(model, settings, Arm::Fused);
     auto recorded = decode(model, settings, Arm::Recorded);

@@ -2,14 +2,15 @@
 // shapes on both sides of stock's choice of a kernel, layouts and extreme values. Stock itself is asked twice each time: a
 // reference that disagrees with itself proves nothing.
 //
-//   product [--seed S] [--quick] [--part bf16|f16|mxfp4|grouped-bf16|grouped-f16|routers|rows|recorded] [--group 32|64|128]
-//     [--bits 4|8]
+//   product [--seed S] [--quick] [--part bf16|f16|mxfp4|grouped-bf16|grouped-f16|routers|rows|recorded|tokens|joined]
+//     [--group 32|64|128] [--bits 4|8]
 //
 // MLX compiles its kernels when they are first used, for minutes in all; parts can run beside one another.
 //
 // Where there is no GPU that the kernels are for it says so, and compares nothing.
 
 #include "mlx/backend/gpu/device_info.h"
+#include "tests/cuda/joined.h"
 #include "tests/cuda/products.h"
 
 using namespace zmlx::tests;
@@ -318,6 +319,7 @@ void products(const std::string& part, int only) {
         check_matmul(dtype, q, 4096, 2048, 1, Values::Normal, false);
         check_matmul(dtype, q, 2048, 4096, 1, Values::Normal, false);
         check_matmul(dtype, q, 16384, 1408, 1, Values::Normal, false);
+        check_matmul(dtype, q, 65536, 2048, 1, Values::Sprinkled, false);
         check_matmul(dtype, q, 2048, 11008, 2, Values::Normal, false);
         check_matmul(dtype, q, 128, 256, 8, Values::Normal, false);
         check_swiglu(dtype, q, 768, 2048, 1, 8, 1, Values::Normal, false);
@@ -498,6 +500,12 @@ int main(int argc, char** argv) {
   }
   if (part.empty() || part == "recorded") {
     recorded();
+  }
+  if (part.empty() || part == "tokens") {
+    tokens();
+  }
+  if (part.empty() || part == "joined") {
+    joined();
   }
   if (unstable) {
     std::printf("stock disagrees with itself in %d cases\n", unstable);

@@ -2,13 +2,9 @@
 
 #pragma once
 
-#include "tests/cuda/check.h"
+#include "tests/cuda/compare.h"
 
 namespace zmlx::tests {
-
-inline array gather_qmm(const array& x, const zmlx::QuantizedWeight& w, const array& experts, Quantized q) {
-  return mx::gather_qmm(x, w.w, w.scales, w.biases, std::nullopt, experts, true, q.group, q.bits);
-}
 
 inline void check_swiglu(mx::Dtype dtype, Quantized q, int N, int K, int tokens, int top_k, int rows, Values v, bool gaps) {
   constexpr int E = 5;

@@ -1,10 +1,8 @@
-// What the comparisons with stock on the GPU share.
+// What the programs here that compare kernels with stock share.
 
 #pragma once
 
-#include <optional>
 #include <sstream>
-#include <string>
 
 #include "tests/arrays.h"
 
@@ -47,6 +45,10 @@ inline zmlx::QuantizedWeight random_weight(mx::Dtype dtype, Quantized q, int E, 
   double scale = v == Values::Normal ? 0.02 : 1;
   auto w = random_u32({E, N, K * q.bits / 32});
   return {w, random_array({E, N, K / q.group}, dtype, v, scale), random_array({E, N, K / q.group}, dtype, v, scale * 4)};
+}
+
+inline array gather_qmm(const array& x, const zmlx::QuantizedWeight& w, const array& experts, Quantized q) {
+  return mx::gather_qmm(x, w.w, w.scales, w.biases, std::nullopt, experts, true, q.group, q.bits);
 }
 
 } // namespace zmlx::tests
