@@ -123,7 +123,7 @@ impl<'m> Decoder<'m> {
     }
 
     /// Reads the prompt in pieces of `prefill_step` tokens, telling how far it is before the first piece and after each
-    /// one. A break cancels the sequence: it then has no tokens.
+    /// one; the last may still run then. A break cancels the sequence: it then has no tokens.
     ///
     /// # Errors
     /// `Mlx`.

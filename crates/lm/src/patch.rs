@@ -156,6 +156,11 @@ impl Target {
         }
     }
 
+    /// Whether stock's kernels for sorted and for many rows may add in another order than the fused ones.
+    fn decode_only(self) -> bool {
+        self.device() == Device::Gpu && (self == Self::Metal || cfg!(target_os = "macos"))
+    }
+
     /// Why a question is answered with no, if it is.
     fn refusal(self, question: &dyn primitives::Ask, setting: &Setting) -> Option<String> {
         let here = || primitives::supports(question, setting).err();
@@ -185,7 +190,7 @@ pub(crate) fn patch_for(
             reason: reason.to_owned(),
         });
     }
-    let fusion = Fusion { precision: options.precision, decode_only: report.device == Device::Gpu };
+    let fusion = Fusion { precision: options.precision, decode_only: target.decode_only() };
     let chosen = |site: &Site<'_>| report.patterns.contains(&site.pattern);
     let sites = sites_of(loaded.model.as_mut()).into_iter().filter(chosen);
     // plan() walked the same sites

@@ -265,8 +265,13 @@ impl Sequence {
         let tokens = Array::from_slice(piece, &[1, piece.len() as i32])?;
         model.forward(&Step::new(&tokens), &mut [&mut self.cache])?;
         self.quantize()?;
-        mlx::eval(self.cache.arrays())?;
-        memory::clear_cache()?;
+        if end + 1 < self.num_prompt {
+            mlx::eval(self.cache.arrays())?;
+            memory::clear_cache()?;
+        } else {
+            // the step of the last token is built while this runs, and waits for it
+            mlx::async_eval(self.cache.arrays())?;
+        }
         self.num_held = end;
         Ok(())
     }

@@ -15,10 +15,9 @@
 
 #include <cstdint>
 
-namespace zmlx::on_cuda {
+#include "cuda/tile.h"
 
-// Shared memory that a block may have on the machines that the kernels are for.
-inline constexpr size_t kMostShared = 227 * 1024;
+namespace zmlx::on_cuda {
 
 // Pairs of a 16-bit type. `kMagic` is a number whose last bits count ones.
 template <typename T>

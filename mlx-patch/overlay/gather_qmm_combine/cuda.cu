@@ -1,11 +1,12 @@
 // CUDA backend of GatherQMMCombine: the down projection of a token's experts and their weighted sum, one launch in place of
-// three or four.
+// three or four; for many tokens grouped.cu has more.
 
 #include <algorithm>
 
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
 #include "gather_qmm_combine/gather_qmm_combine.h"
+#include "gather_qmm_combine/grouped.h"
 #include "gather_qmm_combine/kernel.cuh"
 #include "gather_qmm_combine/mxfp4.cuh"
 
@@ -73,6 +74,9 @@ void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, s
   }
   if (!primitive.params().affine()) {
     return eval_mxfp4(primitive, in, out, encoder);
+  }
+  if (combine_grouped(primitive, in, out, encoder)) {
+    return;
   }
   auto state = primitive.state();
   int K = in[P::kX].shape(-1), N = out.shape(-1), top_k = in[P::kRhsIndices].shape(-1);

@@ -1,9 +1,10 @@
 // CUDA backend of GatherQMMSwiGLU: silu(x @ gate) * (x @ up), or what else joins both, for all experts of all rows, one launch
-// in place of five or more.
+// in place of five or more, or two where there are many rows (grouped.cu).
 
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
 #include "gather_qmm_swiglu/gather_qmm_swiglu.h"
+#include "gather_qmm_swiglu/grouped.h"
 #include "gather_qmm_swiglu/kernel.cuh"
 #include "gather_qmm_swiglu/mxfp4.cuh"
 
@@ -69,6 +70,9 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, st
   }
   if (!primitive.params().params().affine()) {
     return eval_mxfp4(primitive.params(), in, out, one_x, encoder);
+  }
+  if (swiglu_grouped(primitive, in, out, encoder)) {
+    return;
   }
   auto state = primitive.state();
   int K = in[P::kX].shape(-1), N = out.shape(-1), M = in[P::kX].shape(-2);

@@ -1,6 +1,8 @@
-// CUDA backend of QuantizedMatmulRows: fewer than eight rows of x, and one for each head (heads.cu). More are stock's (op.cpp).
+// CUDA backend of QuantizedMatmulRows; from eight rows of x on, where stock takes another kernel, cuda/grouped.cu, and for one
+// vector of each head heads.cu.
 
 #include "cuda/dispatch.h"
+#include "cuda/grouped.h"
 #include "cuda/host.h"
 #include "quantized_matmul/heads.h"
 #include "quantized_matmul/kernel.cuh"
@@ -55,6 +57,10 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
   auto* bias = primitive.has_bias() ? &in.back() : nullptr;
   if (std::get<2>(state) != QuantizationMode::Affine) {
     return eval_mxfp4(in, bias, out, encoder);
+  }
+  if (!stock_takes_qmv(out.size() / out.shape(-1))) {
+    Matrices matrix = {in[P::kW], in[P::kScales], in[P::kBiases], std::get<1>(state), std::get<0>(state)};
+    return multiply_lines(in[P::kX], matrix, nullptr, out, encoder);
   }
   int K = in[P::kX].shape(-1), N = out.shape(-1);
   unsigned lines = out.size() / N;

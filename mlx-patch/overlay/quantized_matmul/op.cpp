@@ -2,6 +2,7 @@
 
 #include <sstream>
 
+#include "cuda/tile.h"
 #include "mlx/ops.h"
 #include "zmlx/fallback.h"
 
@@ -13,17 +14,24 @@ namespace {
 
 constexpr const char* kName = "quantized_matmul";
 
-// From so many rows of x on a GPU's matrix units have work: they are stock's.
-constexpr size_t kMostRowsOnGpu = 8;
+// From so many rows of x on a GPU's matrix units have work.
+constexpr size_t kManyRows = 8;
 
-bool has_rows_for_matrix_units(const array& x) {
-  return x.size() != 0 && x.size() / x.shape(-1) >= kMostRowsOnGpu;
+// Whether there is a kernel for them on CUDA, with the bits of stock's.
+bool has_kernel_for_many_rows(Dtype dtype, const QuantParams& params, int inner, int outer) {
+  return params.affine() && on_cuda::grouped_is_held(dtype == bfloat16, params.group_size) &&
+      outer % on_cuda::kBlockRows == 0 &&
+      on_cuda::grouped_shared_bytes(params.bits, params.group_size, inner) <= on_cuda::kMostShared;
+}
+
+bool has_many_rows(const array& x) {
+  return x.size() != 0 && x.size() / x.shape(-1) >= kManyRows;
 }
 
 // One vector for each of as many matrices: eight and more have a kernel on CUDA.
 bool is_vector_of_each_head(const array& x, const array& w, const QuantParams& params, Stream s) {
   return is_cuda(s.device) && params.affine() && x.ndim() == 4 && w.ndim() == 3 && x.shape(0) == 1 &&
-      x.shape(1) == w.shape(0) && x.shape(2) == 1 && x.shape(1) >= static_cast<int>(kMostRowsOnGpu) &&
+      x.shape(1) == w.shape(0) && x.shape(2) == 1 && x.shape(1) >= static_cast<int>(kManyRows) &&
       w.shape(1) % 128 == 0;
 }
 
@@ -62,8 +70,10 @@ array quantized_matmul(
       {"inner", inner},
       {"outer", outer}};
   require_support(kName, {s.device, dtype, precision, asked});
-  bool are_stocks = has_rows_for_matrix_units(x_) || weight_.w.ndim() > 2;
-  if (s.device == Device::gpu && are_stocks && !is_vector_of_each_head(x_, weight_.w, params, s)) {
+  bool are_stocks = weight_.w.ndim() > 2
+      ? !is_vector_of_each_head(x_, weight_.w, params, s)
+      : has_many_rows(x_) && !(is_cuda(s.device) && has_kernel_for_many_rows(dtype, params, inner, outer));
+  if (s.device == Device::gpu && are_stocks) {
     return mlx::core::quantized_matmul(
         astype(x_, dtype, s), weight_.w, weight_.scales, weight_.biases, transpose, group_size, bits, mode, s);
   }
@@ -105,7 +115,8 @@ array quantized_linear(
   auto s = to_stream(s_);
   auto y = quantized_matmul(x, w, true, group_size, bits, mode, precision, s);
   auto* product = dynamic_cast<const QuantizedMatmulRows*>(&y.primitive());
-  if (!is_cuda(s.device) || !product || w.w.ndim() > 2 || bias.dtype() != y.dtype() || bias.shape() != Shape{y.shape(-1)}) {
+  bool of_few_rows = product && w.w.ndim() <= 2 && !has_many_rows(x);
+  if (!is_cuda(s.device) || !of_few_rows || bias.dtype() != y.dtype() || bias.shape() != Shape{y.shape(-1)}) {
     return add(y, bias, s);
   }
   auto& params = product->params();

@@ -1,5 +1,6 @@
 use mlx::primitives::{self, Ask, GatherQmmCombine, GatherQmmSwiglu, Glu, Precision};
-use mlx::{Array, ops, quantization};
+use mlx::quantization::{self, Mode};
+use mlx::{Array, Device, default_device, ops};
 
 use super::site::{ask, bias_types, packed};
 use super::{Activation, GluOptions, Questions, Weight};
@@ -192,6 +193,17 @@ impl SwitchGlu {
     fn glu_biases(&self) -> Option<[&Array; 2]> {
         let biases = self.gate_proj.bias.as_ref().zip(self.up_proj.bias.as_ref());
         biases.map(|(gate, up)| [gate, up])
+    }
+
+    /// Whether so many routing entries are to be sorted by expert, patched or not: a GPU's kernels read each expert once then,
+    /// where the fused ones do not see to that themselves.
+    pub(super) fn wants_sorted(&self, entries: usize) -> bool {
+        let is_affine = |linear: &SwitchLinear| {
+            linear.weight.quantized().is_some_and(|w| w.quantization.mode == Mode::Affine)
+        };
+        let all_affine =
+            [&self.gate_proj, &self.up_proj, &self.down_proj].into_iter().all(is_affine);
+        entries >= SORT_FROM_ENTRIES && !all_affine && default_device() == Device::Gpu
     }
 
     /// Number of experts.

@@ -2,7 +2,8 @@
 // shapes on both sides of stock's choice of a kernel, layouts and extreme values. Stock itself is asked twice each time: a
 // reference that disagrees with itself proves nothing.
 //
-//   product [--seed S] [--quick] [--part bf16|f16|mlps|mxfp4|routers|rows|recorded|latents|tokens|joined] [--group 32|64|128]
+//   product [--seed S] [--quick] [--group 32|64|128] [--bits 4|8]
+//     [--part bf16|f16|mlps|mxfp4|grouped-bf16|grouped-f16|routers|rows|recorded|latents|tokens|joined]
 //
 // MLX compiles its kernels when they are first used, for minutes in all; parts can run beside one another.
 //
@@ -11,70 +12,11 @@
 #include "mlx/backend/gpu/device_info.h"
 #include "tests/cuda/joined.h"
 #include "tests/cuda/latents.h"
+#include "tests/cuda/products.h"
 
 using namespace zmlx::tests;
 
 namespace {
-
-void check_swiglu(mx::Dtype dtype, Quantized q, int N, int K, int tokens, int top_k, int rows, Values v, bool gaps) {
-  constexpr int E = 5;
-  auto gate = random_weight(dtype, q, E, N, K, v);
-  auto up = random_weight(dtype, q, E, N, K, v);
-  auto x = random_array({tokens, 1, rows, K}, dtype, v);
-  x = gaps ? with_gaps(x) : x;
-  auto experts = random_u32({tokens, top_k}, E);
-  auto lhs = mx::astype(mx::broadcast_to(mx::reshape(mx::arange(tokens), {tokens, 1}), {tokens, top_k}), mx::uint32);
-  auto stock = [&] {
-    auto project = [&](const zmlx::QuantizedWeight& w) {
-      return mx::gather_qmm(x, w.w, w.scales, w.biases, lhs, experts, true, q.group, q.bits);
-    };
-    auto g = project(gate);
-    return g * mx::sigmoid(g) * project(up);
-  };
-  auto fused = zmlx::gather_qmm_swiglu(
-      x, {gate, up}, {}, lhs, experts, true, q.group, q.bits, "affine", false, zmlx::Precision::Exact);
-  check(
-      text("gather_qmm_swiglu ", dtype, " b", q.bits, " g", q.group, " N", N, " K", K, " tokens ", tokens, " top ", top_k,
-           " rows ", rows, " v", int(v), gaps ? " gaps" : ""),
-      fused,
-      stock);
-}
-
-void check_combine(mx::Dtype dtype, mx::Dtype score, Quantized q, int N, int K, int tokens, int top_k, Values v, bool gaps) {
-  constexpr int E = 5;
-  auto down = random_weight(dtype, q, E, N, K, v);
-  auto x = random_array({1, tokens, top_k, 1, K}, dtype, v);
-  x = gaps ? with_gaps(x) : x;
-  auto experts = random_u32({1, tokens, top_k}, E);
-  auto scores = random_array({1, tokens, top_k}, score, v, 0.3);
-  auto stock = [&] {
-    auto y = mx::squeeze(gather_qmm(x, down, experts, q), -2);
-    return mx::astype(mx::sum(y * mx::expand_dims(scores, -1), -2), dtype);
-  };
-  auto fused = zmlx::gather_qmm_combine(
-      x, down, std::nullopt, experts, scores, q.group, q.bits, "affine", zmlx::Precision::Exact);
-  check(
-      text("gather_qmm_combine ", dtype, " scores ", score, " b", q.bits, " g", q.group, " N", N, " K", K, " tokens ",
-           tokens, " top ", top_k, " v", int(v), gaps ? " gaps" : ""),
-      fused,
-      stock);
-}
-
-void check_matmul(mx::Dtype dtype, Quantized q, int N, int K, int rows, Values v, bool gaps) {
-  auto w = random_weight(dtype, q, 1, N, K, v);
-  for (auto* part : {&w.w, &w.scales, &*w.biases}) {
-    *part = mx::squeeze(*part, 0);
-  }
-  auto x = random_array({1, rows, K}, dtype, v);
-  x = gaps ? with_gaps(x) : x;
-  auto stock = [&] { return mx::quantized_matmul(x, w.w, w.scales, w.biases, true, q.group, q.bits); };
-  auto fused = zmlx::quantized_matmul(x, w, true, q.group, q.bits, "affine", zmlx::Precision::Exact);
-  check(
-      text("quantized_matmul ", dtype, " b", q.bits, " g", q.group, " N", N, " K", K, " rows ", rows, " v", int(v),
-           gaps ? " gaps" : ""),
-      fused,
-      stock);
-}
 
 // Scales of powers of two up to 2^3 or, among extreme values, any.
 zmlx::QuantizedWeight random_mxfp4(int E, int N, int K, Values v) {
@@ -529,12 +471,14 @@ std::string reason_against() {
 
 int main(int argc, char** argv) {
   std::string part;
-  int group = 0;
+  int group = 0, bits = 0;
   read_options(argc, argv, [&](auto& option, auto value) {
     if (option == "--part") {
       part = value;
     } else if (option == "--group") {
       group = std::atoi(value);
+    } else if (option == "--bits") {
+      bits = std::atoi(value);
     }
     return 1;
   });
@@ -546,6 +490,9 @@ int main(int argc, char** argv) {
   products(part, group);
   if (part.empty() || part == "mlps") {
     mlps(group);
+  }
+  if (part.empty() || part.rfind("grouped", 0) == 0) {
+    grouped(part, group, bits);
   }
   if (part.empty() || part == "mxfp4") {
     mxfp4();
