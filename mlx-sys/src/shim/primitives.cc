@@ -41,6 +41,11 @@ zmlx::GluProjections projections(const ArrayVec& gate, const ArrayVec& up, const
   return {weight(gate), weight(up), biases.v[0], biases.v[1]};
 }
 
+// `ring` is none or what a Ring has.
+std::optional<zmlx::Ring> of_window(Ints ring) {
+  return ring.size() == 2 ? std::optional<zmlx::Ring>({ring[0], ring[1]}) : std::nullopt;
+}
+
 zmlx::GluParams params(const GluParams& g) {
   return {std::string(g.activation), g.alpha, g.limit};
 }
@@ -326,11 +331,10 @@ ArrayPtr fused_recorded_attention(
     float scale,
     bool many_keys,
     Ints ring) {
-  auto of_window = ring.size() == 2 ? std::optional<zmlx::Ring>({ring[0], ring[1]}) : std::nullopt;
   ZMLX_OP(
       "recorded_attention",
       box(zmlx::recorded_attention(
-          q.a, k.a, v.a, keys.a, values.a, lengths.a, opt(sinks), scale, many_keys, of_window, current())));
+          q.a, k.a, v.a, keys.a, values.a, lengths.a, opt(sinks), scale, many_keys, of_window(ring), current())));
 }
 
 ArrayPtr fused_recorded_latent_attention(
