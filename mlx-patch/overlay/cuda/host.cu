@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "cuda/memory.h"
+#include "cuda/tile.h"
 #include "zmlx/mlx_version.h"
 
 namespace zmlx::on_cuda {
@@ -216,6 +217,16 @@ std::string refuse_weights(const Request& r, Products products) {
     return refuse(r);
   }
   return reason.str();
+}
+
+std::string refuse_rows(const Request& request) {
+  auto inner = request.integer("inner");
+  if (request.integer("group_size") >= inner) {
+    return "stock multiplies rows of one group by its kernel `qmm_sm90`, which has no fused counterpart";
+  }
+  return static_cast<size_t>(inner) * 2 > kMostShared / 2
+      ? "rows of " + std::to_string(inner) + " values are too long for the shared memory of a block"
+      : "";
 }
 
 std::string refuse_mxfp4(const Request& r, int64_t vectors) {

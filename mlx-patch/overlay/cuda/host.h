@@ -80,6 +80,8 @@ enum class Products { All, Few };
 std::string refuse_quantized(const Request& request, Products products = Products::All);
 // The same where there is no 'transpose'.
 std::string refuse_weights(const Request& request, Products products);
+// The same of dense rows, a block for which has x in its shared memory.
+std::string refuse_rows(const Request& request);
 // The same for those in mode mxfp4, by `vectors` x that lie in shared memory at the same time.
 std::string refuse_mxfp4(const Request& request, int64_t vectors = 1);
 

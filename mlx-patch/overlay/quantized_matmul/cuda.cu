@@ -90,19 +90,13 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
 }
 
 std::string refuse_on_cuda(const Request& r) {
-  auto inner = r.integer("inner");
   if (r.text("mode") == "mxfp4") {
     return on_cuda::refuse_mxfp4(r);
   }
   if (auto reason = on_cuda::refuse_quantized(r, on_cuda::Products::Few); !reason.empty()) {
     return reason;
   }
-  if (r.integer("group_size") >= inner) {
-    return "stock multiplies rows of one group by its kernel `qmm_sm90`, which has no fused counterpart";
-  }
-  return static_cast<size_t>(inner) * 2 > on_cuda::kMostShared / 2
-      ? "rows of " + std::to_string(inner) + " values are too long for the shared memory of a block"
-      : "";
+  return on_cuda::refuse_rows(r);
 }
 
 } // namespace
