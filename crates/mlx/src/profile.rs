@@ -179,7 +179,15 @@ impl fmt::Display for Profile {
         writeln!(
             f,
             "{:<22}{:>7}{:>11}{:>12}{:>9}{:>10}{:>11}{:>10}{:>8}",
-            "primitive", "ops", "us", "us before", "late", "launches", "us in them", "wake-up", "busy"
+            "primitive",
+            "ops",
+            "us",
+            "us before",
+            "late",
+            "launches",
+            "us in them",
+            "wake-up",
+            "busy"
         )?;
         let mut all = (0.0, 0.0, 0.0);
         for (name, s) in rows {

@@ -18,8 +18,7 @@ fn random(shape: &[i32], seed: u64) -> Array {
 
 /// Weights whose values are there.
 fn weight(n: i32, seed: u64) -> QuantizedWeight {
-    let w =
-        QuantizedWeight::quantize(&random(&[n, K], seed), Quantization::affine(64, 4)).unwrap();
+    let w = QuantizedWeight::quantize(&random(&[n, K], seed), Quantization::affine(64, 4)).unwrap();
     mlx::eval([&w.w, &w.scales].into_iter().chain(&w.biases)).unwrap();
     w
 }
@@ -53,7 +52,8 @@ fn products_of_one_vector_are_one_launch() {
     mlx::set_default_device(mlx::Device::Cpu).unwrap();
     let heavy = weight(K, 1);
     let rows = random(&[256, K], 2);
-    let others: Vec<_> = [4096, 256, 512].iter().zip(3..).map(|(n, seed)| weight(*n, seed)).collect();
+    let others: Vec<_> =
+        [4096, 256, 512].iter().zip(3..).map(|(n, seed)| weight(*n, seed)).collect();
     let (gate, up) = (weight(512, 7), weight(512, 8));
     for threads in [1, 2, 3, 16] {
         mlx::set_num_threads(threads).unwrap();
