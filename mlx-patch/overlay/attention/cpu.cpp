@@ -89,7 +89,7 @@ int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact
   if (exact) {
     m = std::clamp(kScoreFloats / cpu::round_up(num_keys, cpu::kKeyBlock) / kTile * kTile, kTile, m);
   }
-  while (m > fewest && groups * ((rows + m - 1) / m) < cpu::pool_size()) {
+  while (m > fewest && groups * ((rows + m - 1) / m) < cpu::pool_width()) {
     m /= 2;
   }
   return std::min(m, rows);

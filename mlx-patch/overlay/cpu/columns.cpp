@@ -81,9 +81,15 @@ bool want_whole_blocks(Precision precision, int64_t rows, int64_t runs) {
   return precision == Precision::Exact && kernels().wants_whole_blocks && rows < 2 * runs;
 }
 
+bool want_slices(Precision precision, bool transpose, int64_t rows, int64_t runs, int64_t blocks) {
+  int64_t threads = pool_width();
+  return precision == Precision::Exact && kernels().exact_slices && transpose && rows == runs && threads > 1 &&
+      blocks < kEvenPerThread * threads;
+}
+
 int64_t columns_per_task(int64_t total, int64_t work, bool transpose) {
   constexpr int64_t kTasksPerThread = 32;
-  int64_t threads = pool_size();
+  int64_t threads = pool_width();
   int64_t columns = kColumnBlock;
   while (columns < kMostColumns && total / (2 * columns) >= kTasksPerThread * threads) {
     columns *= 2;
@@ -101,7 +107,7 @@ int64_t columns_per_task(int64_t total, int64_t work, bool transpose) {
 }
 
 void run_columns(std::span<const ColumnWork* const> works) {
-  int64_t threads = pool_size();
+  int64_t threads = pool_width();
   int64_t total = 0;
   int64_t all = 0;
   bool whole_blocks = true;

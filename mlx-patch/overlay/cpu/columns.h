@@ -27,6 +27,10 @@ constexpr int64_t kMostColumns = 4 * kColumnBlock;
 // Whether `rows` rows in `runs` runs go through a kernel that wants whole blocks of columns.
 bool want_whole_blocks(Precision precision, int64_t rows, int64_t runs);
 
+// Whether `blocks` whole blocks of columns would be so few tasks that a kernel for slices should cut them finer: runs of
+// one row each, exact, transposed weights.
+bool want_slices(Precision precision, bool transpose, int64_t rows, int64_t runs, int64_t blocks);
+
 // Runs all of `works` as one launch of the pool.
 void run_columns(std::span<const ColumnWork* const> works);
 

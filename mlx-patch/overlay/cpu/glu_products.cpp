@@ -17,6 +17,10 @@ ColumnWork glu_products(
   int64_t num_runs = runs.size();
   // Runs that share a matrix find its block in cache where columns are outermost.
   bool one_matrix = runs.front().matrix == runs.back().matrix;
+  bool transpose = weights->gate.at(0).transpose;
+  int64_t blocks = num_runs * ((N + kColumnBlock - 1) / kColumnBlock);
+  // Half a block of gate and up each.
+  bool slices = K > 0 && !one_matrix && want_slices(precision, transpose, rows, num_runs, blocks);
   auto product = [=, routes = std::move(routes), runs = std::move(runs), kernel = weights->gate.kernel(precision)](
                      int64_t index, int64_t n0, int64_t n1) {
     const auto& run = runs[index];
@@ -33,8 +37,21 @@ ColumnWork glu_products(
       gates[i] = y + (route.out * N + n0) * item;
       ups[i] = up_block + i * bytes;
     }
-    kernel(weights->gate.at(run.matrix), n0, n1, m, xs, gates);
-    kernel(weights->up.at(run.matrix), n0, n1, m, xs, ups);
+    if (slices) {
+      Slice parts[kColumnBlock / kTransposedBlock];
+      int count = 0;
+      auto add = [&](const QuantView& q, void* y) {
+        for (int64_t n = n0; n < n1; n += kTransposedBlock) {
+          parts[count++] = {q, n, std::min(n + kTransposedBlock, n1), xs[0], static_cast<uint8_t*>(y) + (n - n0) * item};
+        }
+      };
+      add(weights->gate.at(run.matrix), gates[0]);
+      add(weights->up.at(run.matrix), ups[0]);
+      kernels().exact_slices(parts, count);
+    } else {
+      kernel(weights->gate.at(run.matrix), n0, n1, m, xs, gates);
+      kernel(weights->up.at(run.matrix), n0, n1, m, xs, ups);
+    }
     auto bias = [&](const std::optional<StridedBlocks>& biases) -> const void* {
       return biases ? biases->at(run.matrix) + n0 * item : nullptr;
     };
@@ -48,10 +65,10 @@ ColumnWork glu_products(
       .runs = num_runs,
       .columns = N,
       .work = 2 * rows * N * K,
-      .transpose = weights->gate.at(0).transpose,
-      .whole_blocks = want_whole_blocks(precision, rows, num_runs),
+      .transpose = transpose,
+      .whole_blocks = !slices && want_whole_blocks(precision, rows, num_runs),
       .same_matrix = one_matrix,
-      .most_columns = one_matrix ? kMostColumns : kColumnBlock,
+      .most_columns = slices ? kColumnBlock / 2 : one_matrix ? kMostColumns : kColumnBlock,
       .product = std::move(product)};
 }
 

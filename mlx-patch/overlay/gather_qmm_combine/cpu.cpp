@@ -3,7 +3,8 @@
 // Idea:    a task owns a column block for a chunk of tokens: it runs the rows of every expert through that block into
 //          scratch, adds their biases, then weights and sums them in the order of k. The product [.., k, N] never reaches memory.
 // Layout:  down [E, N, K * bits / 32] packed; block kernels of cpu/qmm.h.
-// Tasks:   (chunk of tokens, 32 to 128 columns).
+// Tasks:   (chunk of tokens, 32 to 128 columns). Exact, one token: 32 columns of four experts at once, where a block of 128
+//          would leave threads without work.
 // Bound:   decode: top_k * N * K * (bits / 8 + 2 * sizeof(T) / group_size) bytes a token.
 // Limits:  none beyond MLX's own.
 
@@ -90,6 +91,9 @@ void Operands::run() const {
   }
   auto kernel = down.kernel(precision);
   int64_t work = indices.size() * N * K;
+  // A few columns of every expert are as good as a block of one.
+  int64_t blocks = (N + c::kColumnBlock - 1) / c::kColumnBlock;
+  bool slices = K > 0 && top_k > 2 && c::want_slices(precision, true, indices.size(), num_runs, chunks * blocks);
   auto product = [&](int64_t chunk, int64_t n0, int64_t n1) {
     int64_t width = n1 - n0;
     int64_t first = chunk * kTokens;
@@ -98,6 +102,18 @@ void Operands::run() const {
     auto products = static_cast<uint8_t*>(c::thread_scratch(c::Scratch::Driver, rows * width * item));
     const void* xs[c::kMaxRows];
     void* ys[c::kMaxRows];
+    if (slices) {
+      thread_local std::vector<c::Slice> parts;
+      parts.clear();
+      for (const auto& run : runs[chunk]) {
+        const auto& route = routes[chunk][run.begin];
+        for (int64_t n = n0; n < n1; n += c::kTransposedBlock) {
+          int64_t end = std::min(n + c::kTransposedBlock, n1);
+          parts.push_back({down.at(run.matrix), n, end, route.x, products + (route.out * width + n - n0) * item});
+        }
+      }
+      c::kernels().exact_slices(parts.data(), parts.size());
+    }
     for (const auto& run : runs[chunk]) {
       int m = run.end - run.begin;
       for (int i = 0; i < m; i++) {
@@ -105,7 +121,9 @@ void Operands::run() const {
         xs[i] = route.x;
         ys[i] = products + route.out * width * item;
       }
-      kernel(down.at(run.matrix), n0, n1, m, xs, ys);
+      if (!slices) {
+        kernel(down.at(run.matrix), n0, n1, m, xs, ys);
+      }
       for (int i = 0; bias && i < m; i++) {
         c::add_bias_row(dtype, bias->at(run.matrix) + n0 * item, ys[i], width);
       }
@@ -126,9 +144,9 @@ void Operands::run() const {
       .columns = N,
       .work = work,
       .transpose = true,
-      .whole_blocks = c::want_whole_blocks(precision, indices.size(), num_runs),
+      .whole_blocks = !slices && c::want_whole_blocks(precision, indices.size(), num_runs),
       .same_matrix = false,
-      .most_columns = c::kColumnBlock,
+      .most_columns = slices ? c::kTransposedBlock : c::kColumnBlock,
       .product = product};
   const c::ColumnWork* const works[] = {&columns};
   c::run_columns(works);
