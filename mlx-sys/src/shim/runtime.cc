@@ -164,18 +164,13 @@ void memory_clear_cache() {
 }
 
 std::unique_ptr<NamedArrays> load_safetensors(rust::Str path) {
-  // Files are read by the CPU whatever the default device is.
-  auto [arrays, metadata] =
-      mx::load_safetensors(std::string(path), mx::Device(mx::Device::cpu));
+  // On CUDA into the memory of the default device; elsewhere files are read by the CPU, whatever that device is.
+  auto [arrays, metadata] = mx::load_safetensors(std::string(path));
   auto out = std::make_unique<NamedArrays>();
   for (auto& [name, array] : arrays) {
     // Whoever wrote the file may have taken any byte for true.
     bool is_bool = array.dtype() == mx::bool_;
-    auto cpu = mx::Device(mx::Device::cpu);
-    out->v.emplace_back(
-        name,
-        is_bool ? mx::not_equal(mx::view(array, mx::uint8, cpu), mx::array(0, mx::uint8), cpu)
-                : array);
+    out->v.emplace_back(name, is_bool ? mx::not_equal(mx::view(array, mx::uint8), mx::array(0, mx::uint8)) : array);
   }
   for (auto& [key, value] : metadata) {
     out->metadata.emplace_back(key, value);
