@@ -1,6 +1,8 @@
 #include "zmlx-sys/src/bridge.rs.h"
 
 #include <atomic>
+#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <mutex>
 #include <unordered_map>
@@ -161,6 +163,11 @@ size_t memory_set_limit(size_t bytes) {
 
 void memory_clear_cache() {
   mx::clear_cache();
+}
+
+void end_process(int32_t code) {
+  std::fflush(nullptr);
+  std::_Exit(code);
 }
 
 std::unique_ptr<NamedArrays> load_safetensors(rust::Str path) {
