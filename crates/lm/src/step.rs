@@ -147,7 +147,7 @@ impl LayerRows<'_, '_> {
         let grows = |cache: &&mut Cache| matches!(cache.layers[self.layer], LayerCache::Kv(_));
         let l = keys.dim(2);
         // Of a single row it spares a step of decode two updates and two views; reading a prompt would not notice.
-        let worth_it = b > 1 || (fused && l == 1);
+        let worth_it = b > 1 || (fused && l == 1 && keys.dim(0) == 1);
         if !worth_it || self.lengths.is_some() || !self.caches.iter().all(grows) {
             return Ok(None);
         }
