@@ -122,7 +122,6 @@ ZMLX_INLINE void store_values(void* p, __m512 v, __mmask16 mask) {
 
 struct RoundF32 {
   static constexpr DType dtype = DType::F32;
-  using Stored = float; // one weight in scratch
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE Pair round(Pair p) {
     return p;
@@ -131,7 +130,6 @@ struct RoundF32 {
 
 struct RoundF16 {
   static constexpr DType dtype = DType::F16;
-  using Stored = float;
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE __m512 one(__m512 v) {
     return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -144,7 +142,6 @@ struct RoundF16 {
 // By integer arithmetic: right for denormals, and a NaN stays one (its low half is zero, see qmm_avx512.cpp).
 struct RoundBF16Integer {
   static constexpr DType dtype = DType::BF16;
-  using Stored = float;
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE __m512 one(__m512 v) {
     __m512i u = as_int(v);
@@ -157,9 +154,23 @@ struct RoundBF16Integer {
   }
 };
 
+// Weights in scratch as f32.
+struct StoredFloats {
+  using Stored = float;
+  static ZMLX_INLINE void store_weight(Stored* w, Pair p) {
+    _mm512_store_ps(w, p.a);
+    _mm512_store_ps(w + 16, p.b);
+  }
+  static ZMLX_INLINE Pair load_weight(const Stored* w) {
+    return {_mm512_load_ps(w), _mm512_load_ps(w + 16)};
+  }
+};
+
 // The steps of a kernel in terms of R::round, for policies that keep the order of lanes.
 template <typename R>
-struct Steps {
+struct Steps : StoredFloats {
+  using Storing = StoredFloats; // how weights are stored
+  using Math = Steps; // all but `dtype` and `finish`: policies that share it share what is compiled for it
   static ZMLX_INLINE Pair dequantize(Pair q, Pair scale, Pair bias) {
     Pair scaled = R::round({_mm512_mul_ps(scale.a, q.a), _mm512_mul_ps(scale.b, q.b)});
     return R::round({_mm512_add_ps(scaled.a, bias.a), _mm512_add_ps(scaled.b, bias.b)});
@@ -171,13 +182,6 @@ struct Steps {
   static ZMLX_INLINE Pair scale_add(Pair sum, Pair scale, Pair group_sum) {
     Pair product = R::round({_mm512_mul_ps(scale.a, group_sum.a), _mm512_mul_ps(scale.b, group_sum.b)});
     return R::round({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)});
-  }
-  static ZMLX_INLINE void store_weight(typename R::Stored* w, Pair p) {
-    _mm512_store_ps(w, p.a);
-    _mm512_store_ps(w + 16, p.b);
-  }
-  static ZMLX_INLINE Pair load_weight(const typename R::Stored* w) {
-    return {_mm512_load_ps(w), _mm512_load_ps(w + 16)};
   }
   static ZMLX_INLINE Pair permute(Pair p, int) {
     return p;
@@ -191,9 +195,7 @@ struct Steps {
 };
 
 template <typename R>
-struct InOrder : R, Steps<R> {
-  using typename R::Stored;
-};
+struct InOrder : R, Steps<R> {};
 
 // Weight `i` (0 .. 31) of a unit of 32 as f32. `t` holds the unit's dwords, each transposed: dword d of 16 rows lies at
 // t + d * stride.
@@ -242,13 +244,13 @@ struct Unpack {
 };
 
 // Everything one call needs, per thread.
-template <typename R>
+template <typename Stored>
 struct alignas(64) Workspace {
-  static constexpr int kChunk = 32768 / (kBlock * static_cast<int>(sizeof(typename R::Stored)));
+  static constexpr int kChunk = 32768 / (kBlock * static_cast<int>(sizeof(Stored)));
   uint32_t packed[32 * kBlock]; // dwords of up to 128 weights, transposed: [dword][row]
   float scales[kGroups * kBlock]; // [group][row], in order 0
   float biases[kGroups * kBlock]; // [group][row], in order kBiasOrder
-  typename R::Stored weights[kChunk * kBlock]; // [k][row]
+  Stored weights[kChunk * kBlock]; // [k][row]
   float sums[kMaxRows * kBlock]; // [row of x][row], in the order of the accumulators
   float group_sums[kMaxRows * kBlock];
 };
@@ -338,6 +340,33 @@ void unpack_chunk(
       }
     }
   }
+}
+
+template <typename S>
+using UnpackChunk = void (*)(const uint32_t*, int, int, int, int, const float*, const float*, typename S::Stored*);
+
+// Of a block this alone is compiled for every number of bits. Codes that are floats are stored as they are.
+template <typename S>
+UnpackChunk<S> unpacking_of(const QuantView& q) {
+  using Math = typename S::Math;
+  if (q.mode == Mode::Affine) {
+    switch (q.bits) {
+      case 2:
+        return unpack_chunk<Math, Mode::Affine, 2>;
+      case 3:
+        return unpack_chunk<Math, Mode::Affine, 3>;
+      case 4:
+        return unpack_chunk<Math, Mode::Affine, 4>;
+      case 5:
+        return unpack_chunk<Math, Mode::Affine, 5>;
+      case 6:
+        return unpack_chunk<Math, Mode::Affine, 6>;
+      default:
+        return unpack_chunk<Math, Mode::Affine, 8>;
+    }
+  }
+  return q.bits == 4 ? unpack_chunk<typename S::Storing, Mode::Mxfp4, 4>
+                     : unpack_chunk<typename S::Storing, Mode::Mxfp8, 8>;
 }
 
 // sums[m][pairs] += x[m][k] * w[k][pairs] for `count` values of k, rounding twice a step.
@@ -436,7 +465,7 @@ void expand_x(int m, const void* const* x, int64_t K, int64_t stride, float* out
 }
 
 // One block of up to 128 outputs of transposed weights.
-template <typename S, Mode mode, int bits>
+template <typename S, bool affine>
 void exact_block(
     const QuantView& q,
     int64_t n0,
@@ -446,11 +475,14 @@ void exact_block(
     int64_t x_stride,
     void* const* y,
     int64_t y_first,
-    Workspace<S>& ws) {
+    UnpackChunk<S> unpack,
+    Workspace<typename S::Stored>& ws) {
+  using Math = typename S::Math;
   constexpr DType D = S::dtype;
   constexpr int item = D == DType::F32 ? 4 : 2;
-  constexpr int order = mode == Mode::Affine ? S::kAffineOrder : S::kFloatOrder;
+  constexpr int order = affine ? S::kAffineOrder : S::kFloatOrder;
   const int64_t groups = q.K / q.group_size;
+  const int bits = q.bits;
   // Rows past the end repeat the last one; their results are not stored. Three pairs run as four.
   const int used = static_cast<int>(n1 - n0 + 31) / 32;
   const int pairs = used == 3 ? 4 : used;
@@ -462,12 +494,12 @@ void exact_block(
     int64_t n = n0 + r < n1 ? n0 + r : n1 - 1;
     w_rows[r] = q.w + n * q.w_stride;
     scale_rows[r] = q.scales + n * q.scale_stride;
-    bias_rows[r] = mode == Mode::Affine ? q.biases + n * q.bias_stride : nullptr;
+    bias_rows[r] = affine ? q.biases + n * q.bias_stride : nullptr;
   }
   const float* scale_table = nullptr;
-  if (mode != Mode::Affine) {
+  if constexpr (!affine) {
     const auto& tables = float_tables();
-    scale_table = mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
+    scale_table = q.mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
   for (int i = 0; i < m * kBlock; i += 16) {
     _mm512_store_ps(ws.sums + i, _mm512_setzero_ps());
@@ -475,7 +507,7 @@ void exact_block(
 
   for (int64_t g0 = 0; g0 < groups; g0 += kGroups) {
     int here = groups - g0 < kGroups ? groups - g0 : kGroups;
-    if constexpr (mode == Mode::Affine) {
+    if constexpr (affine) {
       load_affine<D>(scale_rows, active, g0, here, ws.scales);
       load_affine<D>(bias_rows, active, g0, here, ws.biases);
       if constexpr (S::kBiasOrder != 0) {
@@ -518,12 +550,13 @@ void exact_block(
           }
         }
       }
-      constexpr int chunk = Workspace<S>::kChunk < 128 ? Workspace<S>::kChunk : 128;
+      constexpr int most = Workspace<typename S::Stored>::kChunk;
+      constexpr int chunk = most < 128 ? most : 128;
       for (int c = 0; c < count; c += chunk) {
         int part = count - c < chunk ? count - c : chunk;
         int64_t k = k0 + c;
         int group = k / q.group_size - g0;
-        unpack_chunk<S, mode, bits>(
+        unpack(
             ws.packed + c * bits / 32 * kBlock,
             pairs,
             part,
@@ -532,19 +565,19 @@ void exact_block(
             ws.scales + group * kBlock,
             ws.biases + group * kBlock,
             ws.weights);
-        if constexpr (mode == Mode::Affine) {
-          accumulate_rows<S>(ws.weights, x + k, x_stride, m, pairs, part, ws.sums);
+        if constexpr (affine) {
+          accumulate_rows<Math>(ws.weights, x + k, x_stride, m, pairs, part, ws.sums);
         } else {
           // One sum per group, then sums += scale * group sum. Groups are 16 or 32 long and never straddle a chunk.
           for (int j = 0; j < part; j += q.group_size, group++) {
             for (int i = 0; i < m * kBlock; i += 16) {
               _mm512_store_ps(ws.group_sums + i, _mm512_setzero_ps());
             }
-            accumulate_rows<S>(
+            accumulate_rows<Math>(
                 ws.weights + j * kBlock, x + k + j, x_stride, m, pairs, q.group_size, ws.group_sums);
             for (int i = 0; i < m * kBlock; i += 32) {
               const float* s = ws.scales + group * kBlock + i % kBlock;
-              Pair sum = S::scale_add(
+              Pair sum = Math::scale_add(
                   {_mm512_load_ps(ws.sums + i), _mm512_load_ps(ws.sums + i + 16)},
                   {_mm512_load_ps(s), _mm512_load_ps(s + 16)},
                   {_mm512_load_ps(ws.group_sums + i), _mm512_load_ps(ws.group_sums + i + 16)});
@@ -580,44 +613,15 @@ void exact_transposed(
     void* const* ys,
     void* (*scratch)(int64_t bytes)) {
   int64_t x_stride = (q.K + 15) / 16 * 16;
-  auto memory = static_cast<uint8_t*>(
-      scratch(sizeof(Workspace<S>) + m * x_stride * static_cast<int64_t>(sizeof(float))));
-  auto& ws = *reinterpret_cast<Workspace<S>*>(memory);
-  auto x = reinterpret_cast<float*>(memory + sizeof(Workspace<S>));
+  using Space = Workspace<typename S::Stored>;
+  auto memory = static_cast<uint8_t*>(scratch(sizeof(Space) + m * x_stride * static_cast<int64_t>(sizeof(float))));
+  auto& ws = *reinterpret_cast<Space*>(memory);
+  auto x = reinterpret_cast<float*>(memory + sizeof(Space));
   expand_x<S::dtype>(m, xs, q.K, x_stride, x);
-  using Block =
-      void (*)(const QuantView&, int64_t, int64_t, int, const float*, int64_t, void* const*, int64_t, Workspace<S>&);
-  Block block = nullptr;
-  if (q.mode == Mode::Affine) {
-    switch (q.bits) {
-      case 2:
-        block = exact_block<S, Mode::Affine, 2>;
-        break;
-      case 3:
-        block = exact_block<S, Mode::Affine, 3>;
-        break;
-      case 4:
-        block = exact_block<S, Mode::Affine, 4>;
-        break;
-      case 5:
-        block = exact_block<S, Mode::Affine, 5>;
-        break;
-      case 6:
-        block = exact_block<S, Mode::Affine, 6>;
-        break;
-      case 8:
-        block = exact_block<S, Mode::Affine, 8>;
-        break;
-    }
-  } else if (q.mode == Mode::Nvfp4) {
-    block = exact_block<S, Mode::Nvfp4, 4>;
-  } else if (q.mode == Mode::Mxfp4) {
-    block = exact_block<S, Mode::Mxfp4, 4>;
-  } else {
-    block = exact_block<S, Mode::Mxfp8, 8>;
-  }
+  auto block = q.mode == Mode::Affine ? exact_block<S, true> : exact_block<S, false>;
+  auto unpack = unpacking_of<S>(q);
   for (int64_t n = n0; n < n1; n += kBlock) {
-    block(q, n, n + kBlock < n1 ? n + kBlock : n1, m, x, x_stride, ys, n - n0, ws);
+    block(q, n, n + kBlock < n1 ? n + kBlock : n1, m, x, x_stride, ys, n - n0, unpack, ws);
   }
 }
 

@@ -17,6 +17,8 @@ namespace {
 struct RoundBF16Hardware {
   static constexpr DType dtype = DType::BF16;
   using Stored = uint16_t;
+  using Storing = RoundBF16Hardware;
+  using Math = RoundBF16Hardware;
   static constexpr int kBiasOrder = 1, kAffineOrder = 3, kFloatOrder = 2;
 
   static ZMLX_INLINE __m512i pack(Pair p) {

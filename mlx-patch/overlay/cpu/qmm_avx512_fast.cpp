@@ -7,6 +7,8 @@
 // Many rows, or bits 3, 5, 6: the blocked kernel of exact_avx512.h with fused multiply-adds.
 // Limits:  transposed weights; for others see qmm_avx512_plain.cpp.
 
+#include <type_traits>
+
 #include "cpu/fast_avx512.h"
 #include "cpu/qmm_avx512.h"
 
@@ -16,11 +18,8 @@ namespace {
 
 constexpr int kFewRows = 8; // from 16 on blocks are faster
 
-template <DType D>
-struct Fused : Steps<RoundF32> {
-  static constexpr DType dtype = D;
-  using Stored = float;
-  static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
+struct FusedSteps : Steps<RoundF32> {
+  using Math = FusedSteps;
   static ZMLX_INLINE Pair dequantize(Pair q, Pair scale, Pair bias) {
     return {_mm512_fmadd_ps(scale.a, q.a, bias.a), _mm512_fmadd_ps(scale.b, q.b, bias.b)};
   }
@@ -31,6 +30,12 @@ struct Fused : Steps<RoundF32> {
     return {
         _mm512_fmadd_ps(scale.a, group_sum.a, sum.a), _mm512_fmadd_ps(scale.b, group_sum.b, sum.b)};
   }
+};
+
+template <DType D>
+struct Fused : FusedSteps {
+  static constexpr DType dtype = D;
+  static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE Pair finish(Pair p) {
     if constexpr (D == DType::BF16) {
       return {round_bf16(p.a), round_bf16(p.b)};
@@ -55,6 +60,7 @@ struct Widen {
   static constexpr int fields = 32 / bits;
   static constexpr int64_t x_bytes = fields * 64;
   static constexpr int tile = 4;
+  using Product = std::conditional_t<mode == Mode::Affine, Widen, Widen<DType::F32, mode, bits>>;
 
   Unpack<mode, bits> table;
 
@@ -105,9 +111,8 @@ BlockKernel rows_of(const QuantView& q) {
           : q.bits == 8  ? fast_rows<Widen<D, Mode::Affine, 8>>
                          : nullptr;
     case Mode::Mxfp4:
-      return fast_rows<Widen<D, Mode::Mxfp4, 4>>;
     case Mode::Nvfp4:
-      return fast_rows<Widen<D, Mode::Nvfp4, 4>>;
+      return fast_rows<Widen<D, Mode::Mxfp4, 4>>;
     case Mode::Mxfp8:
       return fast_rows<Widen<D, Mode::Mxfp8, 8>>;
   }
