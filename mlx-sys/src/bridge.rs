@@ -191,6 +191,7 @@ pub mod ffi {
         fn memory_set_cache_limit(bytes: usize) -> Result<usize>;
         fn memory_set_limit(bytes: usize) -> Result<usize>;
         fn memory_clear_cache() -> Result<()>;
+        fn end_process(code: i32);
 
         // elementwise, one input
         fn abs(a: &Array) -> Result<UniquePtr<Array>>;

@@ -27,7 +27,6 @@ mod synth;
 mod validate;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command};
 
@@ -127,10 +126,10 @@ fn with_examples(command: Command, examples: Examples) -> Command {
     command.after_help(text)
 }
 
-/// Runs the command line of the process.
-pub(crate) fn main() -> ExitCode {
+/// Runs the command line of the process, and ends it.
+pub(crate) fn main() -> ! {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    ExitCode::from(run(&arguments) as u8)
+    zmlx::mlx::exit(run(&arguments) as u8)
 }
 
 fn run(arguments: &[OsString]) -> Exit {

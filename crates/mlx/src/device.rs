@@ -118,3 +118,15 @@ pub fn with_default_stream<R>(stream: Stream, f: impl FnOnce() -> R) -> Result<R
     drop(restore);
     Ok(out)
 }
+
+/// Ends the process at once, as a program with MLX on CUDA should at the end of `main`: MLX's own objects end when the driver
+/// may have shut down already, which aborts the process now and then ("driver shutting down").
+///
+/// What was written to the standard output and by C is flushed; destructors and handlers of the end of a process do not run.
+pub fn exit(code: u8) -> ! {
+    use std::io::Write;
+    // whoever reads may be gone
+    _ = std::io::stdout().flush();
+    ffi::end_process(code.into());
+    unreachable!("the process has ended")
+}

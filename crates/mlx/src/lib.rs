@@ -40,7 +40,7 @@ pub mod transforms;
 
 pub use array::{Array, Frozen, async_eval, eval, live_arrays};
 pub use device::{
-    Device, Stream, default_device, set_default_device, synchronize, with_default_stream,
+    Device, Stream, default_device, exit, set_default_device, synchronize, with_default_stream,
 };
 pub use dtype::{Dtype, Element, bf16, f16};
 pub use error::{Error, Result};

@@ -31,7 +31,7 @@
 //! handed out when the recording is over; what a model needs to build the step shares that memory and is not to be read on
 //! the host in between. Reading moves an array's memory on CUDA, after which the recording is of no use.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 
@@ -67,6 +67,8 @@ struct Inputs {
     len: i32,
     until: i32,
     recorded: Cell<bool>,
+    /// Everything that the step writes, which is computed in one go before it is recorded.
+    own: RefCell<Vec<Array>>,
 }
 
 /// What a step that is going to be recorded reads: the last token and where it stands.
@@ -81,7 +83,7 @@ impl StepInput {
     ///   is below, but for latents
     ///
     /// # Errors
-    /// `InvalidArgument`; whatever computing `token` reports.
+    /// `InvalidArgument`.
     pub fn new(token: &Array, vocab_size: i32, len: i32, until: i32) -> Result<Self> {
         if token.dtype() != Dtype::U32 || token.size() != 1 {
             let (dtype, shape) = (token.dtype(), token.shape());
@@ -96,7 +98,7 @@ impl StepInput {
             .within(Some(Bounds { lo: 0, hi: below }));
         let position = ops::full(&[ELEMENTS], &Array::scalar(len)?, Dtype::I32)?
             .within(Some(Bounds { lo: len.into(), hi: until.into() }));
-        eval([&token, &position])?;
+        let own = RefCell::new(vec![token.clone(), position.clone()]);
         let first = |a: &Array| ops::slice_axis(a, 0, 0, 1);
         Ok(Self(Rc::new(Inputs {
             token_now: first(&token)?,
@@ -108,6 +110,7 @@ impl StepInput {
             len,
             until,
             recorded: Cell::new(false),
+            own,
         })))
     }
 
@@ -139,7 +142,7 @@ impl StepInput {
     /// - `keys`, `values`: `[1, H, T, D]`, of which the first `len` tokens count
     ///
     /// # Errors
-    /// `InvalidArgument` when they do not fit; what computing them reports.
+    /// `InvalidArgument` when they do not fit.
     pub fn kv(&self, keys: &Array, values: &Array, capacity: i32) -> Result<RecordedKv> {
         self.check_open()?;
         let Inputs { len, until, .. } = *self.0;
@@ -191,14 +194,14 @@ impl StepInput {
         };
         let [keys, values] = held;
         let (keys, values) = (copy(keys)?, copy(values)?);
-        eval([&keys, &values])?;
+        self.0.own.borrow_mut().extend([keys.clone(), values.clone()]);
         Ok(RecordedKv(Rc::new(Kv { input: self.clone(), keys, values, ring })))
     }
 
     /// A copy of a recurrent layer's state.
     ///
     /// # Errors
-    /// `InvalidArgument` for integers; what computing it reports.
+    /// `InvalidArgument` for integers.
     pub fn state(&self, state: &Array) -> Result<RecordedState> {
         self.check_open()?;
         if !matches!(state.dtype(), Dtype::F16 | Dtype::Bf16 | Dtype::F32) {
@@ -207,7 +210,7 @@ impl StepInput {
         // a product, so that the memory is new; in rows, as it is written back
         let one = Array::scalar_like(1.0, state)?;
         let copy = ops::contiguous(&ops::multiply(state, &one)?)?;
-        copy.eval()?;
+        self.0.own.borrow_mut().push(copy.clone());
         Ok(RecordedState { input: self.clone(), before: copy })
     }
 
@@ -363,7 +366,8 @@ impl Recording {
     ///
     /// # Errors
     /// `InvalidArgument`, also where steps cannot be recorded; `Backend` when the step holds something that is not known
-    /// here, or CUDA refuses; `Unsupported` without the feature. Nothing outside of the recording's memory has changed then.
+    /// here, or CUDA refuses, or computing what it begins with fails; `Unsupported` without the feature. Nothing outside of the
+    /// recording's memory has changed then.
     pub fn record(
         input: StepInput,
         chosen: &Array,
@@ -380,6 +384,7 @@ impl Recording {
             return Err(invalid(format!("what is chosen is not known to lie from 0 to {below}")));
         }
         input.0.recorded.set(true);
+        eval(&*input.0.own.take())?;
         let raw = recorded_step(Carried {
             inputs: [token, position],
             chosen,

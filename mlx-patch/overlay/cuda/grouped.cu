@@ -51,7 +51,7 @@ unsigned lines_of_tile(unsigned lines, unsigned blocks, Encoder& encoder) {
 
 void multiply_lines(const array& x, const Matrices& matrices, const Groups* groups, array& y, Encoder& encoder) {
   int K = x.shape(-1), N = y.shape(-1);
-  unsigned lines = y.size() / N, blocks = N / kBlockRows;
+  unsigned lines = y.size() / N, blocks = blocks_of(N, 1);
   unsigned of_tile = groups ? kTileLines : lines_of_tile(lines, blocks, encoder);
   unsigned tiles = groups ? groups->num_tiles : (lines + of_tile - 1) / of_tile;
   // what stands for them is no dependency more

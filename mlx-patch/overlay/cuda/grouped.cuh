@@ -1,4 +1,5 @@
-// Quantized weights by many lines of x, with the bits of stock's `qmm_sm80` (mma.cuh says what decides them), which multiplies
+// Quantized weights by many lines of x, with the bits of stock's `qmm_sm80` (mma.cuh says what decides them), and of its
+// `qmm_naive`, which takes other numbers of rows in the same order. Stock multiplies
 // every line of an expert by itself: here its weights are read and dequantized once for up to 64 lines.
 //
 // A block has 128 rows of weights, by which it goes through K in steps of 64 values, the next of which are on their way while
@@ -154,7 +155,13 @@ class GroupedTile {
     }
   }
 
-  // Of the block's rows, 32 at a time, the kFrom-th and on.
+  // Of each matrix: fewer than kOuts where N is no multiple of it.
+  __device__ int rows() const {
+    return min(kOuts, p_.N - out_);
+  }
+
+  // Of the block's rows, 32 at a time, the kFrom-th and on. What is left out of rows that are not there is multiplied all the
+  // same, and not written.
   template <int kFrom, int kTo>
   __device__ void fetch_codes(int piece) {
     int row = threadIdx.x / 4, place = threadIdx.x % 4;
@@ -162,9 +169,11 @@ class GroupedTile {
     if (piece * kCodeBytes + place * 16 < row_bytes()) {
 #pragma unroll
       for (int i = kFrom; i < kTo; i++) {
-        int matrix = 32 * i / kOuts;
-        auto* from = w_[matrix] + int64_t{32 * i % kOuts} * row_bytes() + piece * kCodeBytes;
-        copy_16_bytes_of_line(to + i * 32 * kCodeBytes, from);
+        int matrix = 32 * i / kOuts, first = 32 * i % kOuts;
+        if (first + row < rows()) {
+          copy_16_bytes_of_line(
+              to + i * 32 * kCodeBytes, w_[matrix] + int64_t{first} * row_bytes() + piece * kCodeBytes);
+        }
       }
     }
   }
@@ -208,7 +217,7 @@ class GroupedTile {
 
   // Those of the block's rows lie one behind the other, kOuts of each matrix.
   __device__ void fetch_scales() {
-    int bytes = scale_bytes(), pieces = kOuts * bytes / 16;
+    int bytes = scale_bytes(), pieces = rows() * bytes / 16;
 #pragma unroll
     for (int matrix = 0; matrix < kMatrices; matrix++) {
       int64_t first = (int64_t{tile_.expert} * p_.N + out_) * (p_.K / kGroup);
@@ -333,7 +342,9 @@ class GroupedTile {
     int piece = threadIdx.x % kAcross;
     for (int line = threadIdx.x / kAcross; line < tile_.lines; line += kGroupedThreads / kAcross) {
       T* to = p_.y + int64_t{p_.line(tile_.first + line).to} * p_.N + out_;
-      reinterpret_cast<uint4*>(to)[piece] = *reinterpret_cast<uint4*>(shared_ + line * kStride + piece * 16);
+      if (piece * 8 < rows()) {
+        reinterpret_cast<uint4*>(to)[piece] = *reinterpret_cast<uint4*>(shared_ + line * kStride + piece * 16);
+      }
     }
   }
 
@@ -359,7 +370,7 @@ __global__ __launch_bounds__(kGroupedThreads, 3) void grouped_product(const __gr
   extern __shared__ __align__(1024) char stages[];
   wait_for_inputs();
   let_next_begin();
-  int blocks = p.N / (kBlockRows / kMatrices);
+  int blocks = blocks_of(p.N, kMatrices);
   Tile tile = p.tile(blockIdx.x / blocks);
   int out = blockIdx.x % blocks * (kBlockRows / kMatrices);
   switch ((tile.lines + 15) / 16) {

@@ -29,7 +29,8 @@ struct Matrices {
 };
 
 // y [lines, N] = x @ matrices, for the lines of `groups`, or for all rows of x where there are none. For shapes that stock
-// multiplies by `qmm_sm80`, with its bits, if a block has room for them (grouped_shared_bytes).
+// multiplies by `qmm_sm80` or `qmm_naive`, with their bits, if N is a multiple of kRowsTogether and a block has room for them
+// (grouped_shared_bytes).
 void multiply_lines(const array& x, const Matrices& matrices, const Groups* groups, array& y, Encoder& encoder);
 
 } // namespace zmlx::on_cuda

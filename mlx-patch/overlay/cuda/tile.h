@@ -47,6 +47,15 @@ constexpr bool grouped_is_held(bool is_bfloat16, int group_size) {
   return is_bfloat16 && group_size == 64;
 }
 
+// Blocks that have all rows of so many matrices [N, K].
+constexpr unsigned blocks_of(int N, int matrices) {
+  int rows = kBlockRows / matrices;
+  return (N + rows - 1) / rows;
+}
+
+// Rows of weights are a multiple of this: outputs that are written together.
+inline constexpr int kRowsTogether = 8;
+
 // Tiles that there is room for, whatever the lines of each expert are.
 inline int64_t num_tiles(int64_t lines, int64_t num_experts) {
   return lines / kTileLines + num_experts;

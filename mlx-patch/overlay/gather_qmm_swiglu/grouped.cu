@@ -38,7 +38,7 @@ bool swiglu_grouped(const GatherQMMSwiGLU& primitive, const std::vector<array>& 
         N,
         0,
         0};
-    launch(encoder, grouped_product<T, kBits, kGroup, 2>, groups.num_tiles * (N / (kBlockRows / 2)), kGroupedThreads, shared,
+    launch(encoder, grouped_product<T, kBits, kGroup, 2>, groups.num_tiles * blocks_of(N, 2), kGroupedThreads, shared,
            {in[P::kX], groups.tiles, groups.lines, in[P::kGateW], in[P::kGateScales], in[P::kGateBiases], in[P::kUpW],
             in[P::kUpScales], in[P::kUpBiases]},
            {out}, parameters);

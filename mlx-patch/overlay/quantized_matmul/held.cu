@@ -15,8 +15,8 @@ constexpr int64_t kMostHeldRows = 8192;
 
 } // namespace
 
-bool can_be_held(int64_t rows, int K, int bits, bool with_norm) {
-  return bits == 4 && rows % 2 == 0 && rows <= kMostHeldRows && K % 64 == 0 && K <= (with_norm ? 1 : 2) * kMostHeld;
+bool can_be_held(int64_t rows, int K, bool with_norm) {
+  return rows % 2 == 0 && rows <= kMostHeldRows && K % 64 == 0 && K <= (with_norm ? 1 : 2) * kMostHeld;
 }
 
 void launch_held(
@@ -56,7 +56,7 @@ void launch_held(
       auto kernel = norm ? held_products<T, kGroup, 1, true>
           : halves == 2  ? held_products<T, kGroup, 2, false>
                          : held_products<T, kGroup, 1, false>;
-      launch(encoder, kernel, (rows + of_block - 1) / of_block, warps * 32, held_vector_bytes(K, norm.has_value()), {}, {}, p);
+      launch(encoder, kernel, (rows + of_block - 1) / of_block, warps * 32, held_vector_bytes<4>(K, norm.has_value()), {}, {}, p);
     }
   });
 }

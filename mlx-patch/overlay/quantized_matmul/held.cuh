@@ -41,14 +41,15 @@ int norm_threads(int size) {
 }
 
 // Shared memory for a vector: as it is staged and, where it is normed, as it comes and the norm's weight.
+template <int kBits>
 constexpr size_t held_vector_bytes(int K, bool normed) {
-  return bytes_of_x<4>(K) + (normed ? size_t{4} * K : 0);
+  return bytes_of_x<kBits>(K) + (normed ? size_t{4} * K : 0);
 }
 
 // Before x can be read.
-template <typename T>
+template <typename T, int kBits>
 __device__ void ask_for_norm(const Normed<T>& p, int K, char* shared) {
-  auto* weight = reinterpret_cast<uint4*>(shared + bytes_of_x<4>(K) + 2 * K);
+  auto* weight = reinterpret_cast<uint4*>(shared + bytes_of_x<kBits>(K) + 2 * K);
   for (int i = threadIdx.x; i < K / 8; i += blockDim.x) {
     weight[i] = reinterpret_cast<const uint4*>(p.weight)[i];
   }
@@ -70,10 +71,10 @@ __device__ void stage_held(const Normed<T>& p, int K, char* shared, Meanwhile me
 }
 
 // The same of the norm. `writes`: one of the blocks that have the same x.
-template <typename T, typename Meanwhile>
+template <typename T, int kBits, typename Meanwhile>
 __device__ void stage_normed(const Normed<T>& p, int K, char* shared, bool writes, Meanwhile meanwhile) {
   __shared__ float sums_of_warps[4];
-  auto* raw = reinterpret_cast<uint4*>(shared + bytes_of_x<4>(K));
+  auto* raw = reinterpret_cast<uint4*>(shared + bytes_of_x<kBits>(K));
   auto* weight = raw + K / 8;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint4 a = {}, b = {};
@@ -132,7 +133,7 @@ __device__ void stage_normed(const Normed<T>& p, int K, char* shared, bool write
       reinterpret_cast<T*>(&normed)[j] =
           normalized(reinterpret_cast<T*>(&chunk)[j], factor, reinterpret_cast<T*>(&by)[j]);
     }
-    LaneSums<T, 4>::stage(shared, i, normed);
+    LaneSums<T, kBits>::stage(shared, i, normed);
     if (writes) {
       reinterpret_cast<uint4*>(p.normed)[i] = normed;
     }
@@ -303,12 +304,12 @@ __global__ __launch_bounds__(kMostHeldWarps * 32, 3) void held_products(const __
     y = p.y[m] + of_matrix;
   }
   if constexpr (kNorm) {
-    ask_for_norm(p.in, p.K, shared);
+    ask_for_norm<T, 4>(p.in, p.K, shared);
   }
   wait_for_inputs();
   let_next_begin();
   if constexpr (kNorm) {
-    stage_normed(p.in, p.K, shared, blockIdx.x == 0, [&] { held.dequantize(); });
+    stage_normed<T, 4>(p.in, p.K, shared, blockIdx.x == 0, [&] { held.dequantize(); });
   } else {
     stage_held(p.in, p.K, shared, [&] { held.dequantize(); });
   }

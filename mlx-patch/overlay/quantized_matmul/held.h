@@ -51,7 +51,7 @@ inline void set_arrays(Encoder& encoder, const std::optional<HeldNorm>& norm) {
 
 // Whether so many rows of weights, of K values each, are a launch of these: an even number, and not so many that asking for
 // them ahead is no gain.
-bool can_be_held(int64_t rows, int K, int bits, bool with_norm);
+bool can_be_held(int64_t rows, int K, bool with_norm);
 
 // All arrays in rows, outputs allocated; up to four matrices, of an even number of rows.
 void launch_held(

@@ -20,7 +20,7 @@ constexpr size_t kManyRows = 8;
 // Whether there is a kernel for them on CUDA, with the bits of stock's.
 bool has_kernel_for_many_rows(Dtype dtype, const QuantParams& params, int inner, int outer) {
   return params.affine() && on_cuda::grouped_is_held(dtype == bfloat16, params.group_size) &&
-      outer % on_cuda::kBlockRows == 0 &&
+      outer % on_cuda::kRowsTogether == 0 &&
       on_cuda::grouped_shared_bytes(params.bits, params.group_size, inner) <= on_cuda::kMostShared;
 }
 

@@ -44,11 +44,13 @@ std::vector<array> in_order(const array& root) {
   return order;
 }
 
-int group_size_of(const array& product) {
-  return std::get<0>(primitive_of<QuantizedMatmulRows>(product)->state());
+// Group size and bits.
+std::pair<int, int> quantization_of(const array& product) {
+  auto state = primitive_of<QuantizedMatmulRows>(product)->state();
+  return {std::get<0>(state), std::get<1>(state)};
 }
 
-// A product of one vector that a joined launch can have.
+// A product of one vector that a joined launch can have: one of 8 bits where it routes.
 bool can_be_joined(const array& a) {
   using P = QuantizedMatmulRows;
   auto* product = primitive_of<P>(a);
@@ -59,7 +61,7 @@ bool can_be_joined(const array& a) {
   auto& x = a.inputs()[P::kX];
   int K = x.shape(-1);
   bool plain = mode == QuantizationMode::Affine && transpose && !has_bias && a.inputs()[P::kW].ndim() == 2;
-  return plain && x.size() == static_cast<size_t>(K) && can_be_held(a.size(), K, bits, true);
+  return plain && x.size() == static_cast<size_t>(K) && (bits == 4 || bits == 8) && can_be_held(a.size(), K, true);
 }
 
 // Whether the launch of NormedRouting does the same.
@@ -76,7 +78,7 @@ class Join {
   explicit Join(array& done) : order_(in_order(done)) {
     for (auto& a : order_) {
       if (can_be_joined(a)) {
-        products_[{a.inputs()[QuantizedMatmulRows::kX].id(), group_size_of(a)}].push_back(a);
+        products_[{a.inputs()[QuantizedMatmulRows::kX].id(), quantization_of(a)}].push_back(a);
       }
       if (auto* router = primitive_of<MoERouter>(a)) {
         auto outputs = a.outputs();
@@ -104,7 +106,11 @@ class Join {
         return route(x, products[0], router->second);
       }
     }
-    while (products.size() > kMostJoined || !can_be_held(rows_of(products), x.shape(-1), 4, norm)) {
+    auto [group_size, bits] = quantization_of(products[0]);
+    if (bits != 4) {
+      return;
+    }
+    while (products.size() > kMostJoined || !can_be_held(rows_of(products), x.shape(-1), norm)) {
       products.pop_back();
     }
     if (products.size() < (norm ? 1 : 2)) {
@@ -119,7 +125,7 @@ class Join {
     }
     auto eps = norm ? std::optional<float>(std::get<0>(norm->state())) : std::nullopt;
     auto& stream = products[0].primitive().stream();
-    put(old, std::make_shared<JoinedProducts>(stream, group_size_of(products[0]), eps), std::move(inputs));
+    put(old, std::make_shared<JoinedProducts>(stream, group_size, eps), std::move(inputs));
   }
 
   void route(const array& x, const array& product, const array& routed) {
@@ -131,9 +137,10 @@ class Join {
     old.insert(old.end(), chosen.begin(), chosen.end());
     auto& router = primitive_of<MoERouter>(routed)->params();
     float eps = std::get<0>(primitive_of<AddRMSNorm>(x)->state());
+    auto [group_size, bits] = quantization_of(product);
     put(old,
         std::make_shared<NormedRouting>(
-            product.primitive().stream(), group_size_of(product), eps, router.top_k, router.normalize),
+            product.primitive().stream(), bits, group_size, eps, router.top_k, router.normalize),
         std::move(inputs));
   }
 
@@ -175,8 +182,8 @@ class Join {
   }
 
   std::vector<array> order_;
-  // by x and group size
-  std::map<std::pair<std::uintptr_t, int>, std::vector<array>> products_;
+  // by x and quantization
+  std::map<std::pair<std::uintptr_t, std::pair<int, int>>, std::vector<array>> products_;
   // by their logits
   std::unordered_map<std::uintptr_t, array> routers_;
   std::unordered_map<std::uintptr_t, array> replaced_;

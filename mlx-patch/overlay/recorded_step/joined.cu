@@ -55,18 +55,16 @@ void NormedRouting::eval_gpu(const std::vector<array>& inputs, std::vector<array
   int K = static_cast<int>(x.size()), experts = in[3].shape(-2);
   EncoderAccess(encoder).has_clusters();
   set_arrays(encoder, norm);
-  dispatch_quantized(x.dtype(), 4, group_size_, [&](auto type, auto bits, auto group) {
+  dispatch_quantized(x.dtype(), bits_, group_size_, [&](auto type, auto bits, auto group) {
     using T = typename decltype(type)::type;
-    constexpr int kGroup = group;
-    if constexpr (bits == 4) {
-      Routing<T> p = {
-          normed_of<T>(x, norm),
-          {gpu_ptr<char>(in[3]), gpu_ptr<T>(in[4]), gpu_ptr<T>(in[5])},
-          {nullptr, gpu_ptr<uint32_t>(indices), gpu_ptr<T>(weights), experts, top_k_, normalize_},
-          K};
-      launch(encoder, normed_routing<T, kGroup>, kRoutingBlocks, routing_threads(experts), held_vector_bytes(K, true),
-             {x, in[3], in[4], in[5]}, {indices, weights}, p);
-    }
+    constexpr int kBits = bits, kGroup = group;
+    Routing<T> p = {
+        normed_of<T>(x, norm),
+        {gpu_ptr<char>(in[3]), gpu_ptr<T>(in[4]), gpu_ptr<T>(in[5])},
+        {nullptr, gpu_ptr<uint32_t>(indices), gpu_ptr<T>(weights), experts, top_k_, normalize_},
+        K};
+    launch(encoder, normed_routing<T, kBits, kGroup>, kRoutingBlocks, routing_threads(experts),
+           held_vector_bytes<kBits>(K, true), {x, in[3], in[4], in[5]}, {indices, weights}, p);
   });
 }
 

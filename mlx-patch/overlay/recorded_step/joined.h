@@ -46,14 +46,15 @@ class JoinedProducts : public JoinedLaunch {
 //   x, r, the norm's weight, w, scales, biases  ->  x + r, its norm, indices, scores
 class NormedRouting : public JoinedLaunch {
  public:
-  NormedRouting(mlx::core::Stream stream, int group_size, float eps, int top_k, bool normalize)
-      : JoinedLaunch(stream), group_size_(group_size), eps_(eps), top_k_(top_k), normalize_(normalize) {}
+  NormedRouting(mlx::core::Stream stream, int bits, int group_size, float eps, int top_k, bool normalize)
+      : JoinedLaunch(stream), bits_(bits), group_size_(group_size), eps_(eps), top_k_(top_k), normalize_(normalize) {}
   void eval_gpu(const std::vector<array>& inputs, std::vector<array>& outputs) override;
   const char* name() const override {
     return "NormedRouting";
   }
 
  private:
+  int bits_;
   int group_size_;
   float eps_;
   int top_k_;

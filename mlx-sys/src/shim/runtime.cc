@@ -1,6 +1,8 @@
 #include "zmlx-sys/src/bridge.rs.h"
 
 #include <atomic>
+#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <mutex>
 #include <unordered_map>
@@ -163,19 +165,19 @@ void memory_clear_cache() {
   mx::clear_cache();
 }
 
+void end_process(int32_t code) {
+  std::fflush(nullptr);
+  std::_Exit(code);
+}
+
 std::unique_ptr<NamedArrays> load_safetensors(rust::Str path) {
-  // Files are read by the CPU whatever the default device is.
-  auto [arrays, metadata] =
-      mx::load_safetensors(std::string(path), mx::Device(mx::Device::cpu));
+  // On CUDA into the memory of the default device; elsewhere files are read by the CPU, whatever that device is.
+  auto [arrays, metadata] = mx::load_safetensors(std::string(path));
   auto out = std::make_unique<NamedArrays>();
   for (auto& [name, array] : arrays) {
     // Whoever wrote the file may have taken any byte for true.
     bool is_bool = array.dtype() == mx::bool_;
-    auto cpu = mx::Device(mx::Device::cpu);
-    out->v.emplace_back(
-        name,
-        is_bool ? mx::not_equal(mx::view(array, mx::uint8, cpu), mx::array(0, mx::uint8), cpu)
-                : array);
+    out->v.emplace_back(name, is_bool ? mx::not_equal(mx::view(array, mx::uint8), mx::array(0, mx::uint8)) : array);
   }
   for (auto& [key, value] : metadata) {
     out->metadata.emplace_back(key, value);

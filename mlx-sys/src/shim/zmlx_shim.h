@@ -141,6 +141,7 @@ size_t memory_cache();
 size_t memory_set_cache_limit(size_t bytes);
 size_t memory_set_limit(size_t bytes);
 void memory_clear_cache();
+void end_process(int32_t code);
 std::unique_ptr<NamedArrays> load_safetensors(rust::Str path);
 void save_safetensors(rust::Str path, const NamedArrays& arrays);
 

@@ -9,8 +9,9 @@ namespace zmlx::tests {
 
 // Products of one vector, which is the norm of a sum or not, as a recorded step joins them; of one that is a router's logits
 // the choice of experts too.
-inline void check_joined(mx::Dtype dtype, int group, int K, std::vector<int> sizes, bool normed, int top_k, Values v) {
-  Quantized q = {4, group};
+inline void check_joined(
+    mx::Dtype dtype, int group, int K, std::vector<int> sizes, bool normed, int top_k, Values v, int bits = 4) {
+  Quantized q = {bits, group};
   auto x = random_array({1, 1, K}, dtype, v), r = random_array({1, 1, K}, dtype, v), norm = random_array({K}, dtype);
   std::vector<zmlx::QuantizedWeight> weights;
   for (int N : sizes) {
@@ -31,7 +32,7 @@ inline void check_joined(mx::Dtype dtype, int group, int K, std::vector<int> siz
     auto in = normed ? mx::fast::rms_norm(sum, norm, 1e-6f) : x;
     std::vector<array> parts = normed ? std::vector<array>{sum, in} : std::vector<array>{};
     for (auto& w : weights) {
-      auto y = mx::quantized_matmul(in, w.w, w.scales, w.biases, true, group, 4);
+      auto y = mx::quantized_matmul(in, w.w, w.scales, w.biases, true, group, bits);
       if (top_k) {
         auto gates = mx::softmax(y, -1, true);
         auto indices = mx::slice(mx::argpartition(gates, -top_k, -1), {0, 0, sizes[0] - top_k}, {1, 1, sizes[0]});
@@ -48,7 +49,7 @@ inline void check_joined(mx::Dtype dtype, int group, int K, std::vector<int> siz
   auto in = normed ? of_sum : x;
   std::vector<array> parts = normed ? std::vector<array>{sum, in} : std::vector<array>{};
   for (auto& w : weights) {
-    auto y = zmlx::quantized_matmul(in, w, true, group, 4, "affine", zmlx::Precision::Exact);
+    auto y = zmlx::quantized_matmul(in, w, true, group, bits, "affine", zmlx::Precision::Exact);
     if (top_k) {
       zmlx::RouterParams params = {top_k, "softmax"};
       params.normalize = true;
@@ -61,7 +62,7 @@ inline void check_joined(mx::Dtype dtype, int group, int K, std::vector<int> siz
   }
   auto joined = all(parts);
   zmlx::join_launches(joined);
-  check(text("joined ", dtype, " g", group, " K", K, " of ", sizes.size(), normed ? " normed" : "", " N", sizes[0], " top ",
+  check(text("joined ", dtype, " b", bits, " g", group, " K", K, " of ", sizes.size(), normed ? " normed" : "", " N", sizes[0], " top ",
              top_k, " v", int(v)),
         joined, stock);
 }
@@ -100,9 +101,13 @@ inline void joined() {
         check_joined(dtype, group, 512, {128, 128}, true, 0, v);
         check_joined(dtype, group, 1024, {6144}, true, 0, v);
         check_joined(dtype, group, 1408, {128, 256, 128}, true, 0, v);
-        check_joined(dtype, group, 2048, {128}, true, 8, v);
-        check_joined(dtype, group, 1024, {256}, true, 6, v);
-        check_joined(dtype, group, 512, {64}, true, 4, v);
+        check_joined(dtype, group, 2048, {4096, 512}, true, 0, v, 8);
+        for (int bits : {4, 8}) {
+          check_joined(dtype, group, 2048, {128}, true, 8, v, bits);
+          check_joined(dtype, group, 1024, {256}, true, 6, v, bits);
+          check_joined(dtype, group, 1408, {128}, true, 8, v, bits);
+          check_joined(dtype, group, 512, {64}, true, 4, v, bits);
+        }
       }
     }
   }

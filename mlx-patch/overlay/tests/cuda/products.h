@@ -135,6 +135,13 @@ inline void grouped(const std::string& part, int only, int only_bits) {
           check_matmul(dtype, q, 128, 256, rows, Values::Normal, false);
           check_matmul(dtype, q, 1024, 1408, rows, Values::Normal, false);
         }
+        // which stock multiplies by another kernel
+        for (int N : {8, 16, 72, 136, 200}) {
+          for (int rows : {8, 33, 200}) {
+            check_matmul(dtype, q, N, 256, rows, Values::Normal, false);
+          }
+          check_matmul(dtype, q, N, 2048, 40, Values::Sprinkled, false);
+        }
         check_matmul(dtype, q, 4096, 2048, 512, Values::Normal, false);
         check_matmul(dtype, q, 256, 11008, 100, Values::Normal, true);
         check_matmul(dtype, q, 512, 2048, 5, Values::Normal, false, 3);
