@@ -53,7 +53,7 @@ template <typename T, int kBits>
 __device__ uint32_t weights_of(const char* codes, typename Pairs<T>::Pair scale, typename Pairs<T>::Pair bias) {
   if constexpr (kBits == 4) {
     uint32_t both = *reinterpret_cast<const uint8_t*>(codes);
-    return dequantized<T>(both * 0x1001 & 0x000f000f, scale, bias);
+    return dequantized<T>(both * 0x1001, scale, bias);
   } else {
     uint32_t both = *reinterpret_cast<const uint16_t*>(codes);
     auto number = [&](int byte) {

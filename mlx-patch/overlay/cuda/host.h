@@ -69,7 +69,9 @@ void launch_alone(
 bool waits_for_inputs(const void* kernel);
 void note_kernel(const void* kernel);
 
-// Lets a kernel have more than the 48 KB of shared memory that each may have.
+// Shared memory that is asked for at a launch which every kernel may have: 48 KB less what kernels have besides.
+inline constexpr size_t kAllowedShared = 32 * 1024;
+// Lets a kernel have more.
 void allow_shared(const void* kernel, size_t bytes);
 
 // Where the kernels were not held to stock, what none of them does, and what those for quantized weights do not.
@@ -100,7 +102,7 @@ void launch_alone(
     std::initializer_list<std::reference_wrapper<const array>> inputs,
     std::initializer_list<std::reference_wrapper<array>> outputs,
     Arguments... arguments) {
-  if (shared > 48 * 1024) {
+  if (shared > kAllowedShared) {
     allow_shared(reinterpret_cast<const void*>(kernel), shared);
   }
   for (const array& in : inputs) {

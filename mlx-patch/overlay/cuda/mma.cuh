@@ -33,6 +33,12 @@ struct Pairs<__nv_bfloat16> {
   static __device__ Pair round2(float low, float high) {
     return __floats2bfloat162_rn(low, high);
   }
+  static __device__ Pair low2(Pair pair) {
+    return __low2bfloat162(pair);
+  }
+  static __device__ Pair high2(Pair pair) {
+    return __high2bfloat162(pair);
+  }
 };
 
 template <>
@@ -44,6 +50,12 @@ struct Pairs<__half> {
   }
   static __device__ Pair round2(float low, float high) {
     return __floats2half2_rn(low, high);
+  }
+  static __device__ Pair low2(Pair pair) {
+    return __low2half2(pair);
+  }
+  static __device__ Pair high2(Pair pair) {
+    return __high2half2(pair);
   }
 };
 
@@ -67,11 +79,13 @@ __device__ inline typename Pairs<T>::Pair twice(const char* p) {
   return pair;
 }
 
-// Codes in the last bits of both halves, dequantized.
+// The codes in the last four bits of both halves, dequantized.
 template <typename T>
 __device__ inline uint32_t dequantized(uint32_t codes, typename Pairs<T>::Pair scale, typename Pairs<T>::Pair bias) {
   constexpr uint32_t magic = Pairs<T>::kMagic;
-  return as_word(__hfma2(__hsub2(as_pair<T>(codes | magic), as_pair<T>(magic)), scale, bias));
+  uint32_t bits; // codes & 0x000f000f | magic, which is compiled to two instructions
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(codes), "n"(0x000f000f), "n"(magic));
+  return as_word(__hfma2(__hsub2(as_pair<T>(bits), as_pair<T>(magic)), scale, bias));
 }
 
 // The four of 16 weights that lane t of a row has, as the two words of an operand.
@@ -83,8 +97,8 @@ struct Block {
   // `codes` has them in four bytes, those of 4 bits twice.
   __device__ Block(uint32_t codes, typename Pairs<T>::Pair scale, typename Pairs<T>::Pair bias) {
     if constexpr (kBits == 4) {
-      first = dequantized<T>(codes & 0x000f000f, scale, bias);
-      second = dequantized<T>((codes >> 4) & 0x000f000f, scale, bias);
+      first = dequantized<T>(codes, scale, bias);
+      second = dequantized<T>(codes >> 4, scale, bias);
     } else {
       first = as_word(__hfma2(numbers(codes, 0, 1), scale, bias));
       second = as_word(__hfma2(numbers(codes, 2, 3), scale, bias));

@@ -30,8 +30,8 @@ struct Mxfp4 {
   }
 };
 
-// What a type's numbers make of codes and scales. A code's bits, moved to where the type has its lowest exponents and its first
-// bit after the point, are the code's value by a power of two.
+// What a type's numbers make of codes and scales, twice in a word. A code's bits, moved to where the type has its lowest
+// exponents and its first bit after the point, are the code's value by a power of two.
 template <typename T>
 struct Mxfp4Of;
 
@@ -41,11 +41,11 @@ struct Mxfp4Of<__nv_bfloat16> {
   static constexpr uint32_t kBits = 0x01c001c0;
   // 2^(scale - 1), for scales up to 128.
   static __device__ uint32_t factor(uint32_t scale) {
-    return (min(scale, 128u) + 126) << 7;
+    return scale * 0x00800080 + 126 * 0x00800080;
   }
   // 2^(scale - 128), or not a number.
   static __device__ uint32_t rest(uint32_t scale) {
-    return scale == 255 ? 0x7fff : (scale - 1) << 7;
+    return (scale == 255 ? 0x7fff : (scale - 1) << 7) * 0x00010001;
   }
 };
 
@@ -55,13 +55,16 @@ struct Mxfp4Of<__half> {
   static constexpr uint32_t kBits = 0x0e000e00;
   // 2^(scale - 113); scales that float16 has no number for are zero.
   static __device__ uint32_t factor(uint32_t scale) {
-    return scale < 103 ? 0 : (min(scale, 128u) - 98) << 10;
+    return scale < 103 ? 0 : (scale - 98) * 0x04000400;
   }
   // 2^(scale - 128), or infinite with the scale, or not a number.
   static __device__ uint32_t rest(uint32_t scale) {
-    return scale == 255 ? 0x7fff : scale >= 143 ? 0x7c00 : (scale - 113) << 10;
+    return (scale == 255 ? 0x7fff : scale >= 143 ? 0x7c00 : (scale - 113) << 10) * 0x00010001;
   }
 };
+
+// The largest scale whose factor a type has.
+inline constexpr uint32_t kMxfp4Scale = 128;
 
 // What a lane takes in one turn.
 struct Mxfp4Piece {
@@ -83,32 +86,21 @@ class Mxfp4Sums {
     }
   }
 
-  // `x`: of this lane in this turn.
-  __device__ void add(const Mxfp4Piece& piece, const char* x) {
-    Pair factor = both(Of::factor(piece.scale));
-    Pair weights[8];
+  // `x`: of this lane in this turn. kAnyScale: the scale may be above kMxfp4Scale.
+  template <bool kAnyScale>
+  __device__ void add(const Mxfp4Piece& piece, const uint4 (&x)[2]) {
+    bool above = kAnyScale && piece.scale > kMxfp4Scale;
+    Pair factor = as_pair<T>(Of::factor(above ? kMxfp4Scale : piece.scale));
+    Pair rest = as_pair<T>(above ? Of::rest(piece.scale) : 0);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       uint32_t word = i < 4 ? piece.codes.x : piece.codes.y;
       uint32_t bits = (moved(word, Of::kShift - i % 4 * 4) & Of::kBits) | (moved(word, 12 - i % 4 * 4) & 0x80008000);
-      weights[i] = times(as_pair<T>(bits), factor);
-    }
-    // a scale above 2
-    if (piece.scale > 128) {
-      Pair rest = both(Of::rest(piece.scale));
-#pragma unroll
-      for (auto& pair : weights) {
-        pair = times(pair, rest);
+      Pair weights = __hmul2_rn(as_pair<T>(bits), factor);
+      if (above) {
+        weights = __hmul2_rn(weights, rest);
       }
-    }
-#pragma unroll
-    for (int word = 0; word < 2; word++) {
-      uint4 values = *reinterpret_cast<const uint4*>(x + word * 512);
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        Pair& sum = sums_[4 * word + i];
-        sum = __hfma2(as_pair<T>(reinterpret_cast<const uint32_t*>(&values)[i]), weights[4 * word + i], sum);
-      }
+      sums_[i] = __hfma2(as_pair<T>(reinterpret_cast<const uint32_t*>(&x[i / 4])[i % 4]), weights, sums_[i]);
     }
   }
 
@@ -126,17 +118,11 @@ class Mxfp4Sums {
   static __device__ uint32_t moved(uint32_t word, int left) {
     return left >= 0 ? word << left : word >> -left;
   }
-  static __device__ Pair both(uint32_t bits) {
-    return as_pair<T>(bits | bits << 16);
-  }
-  static __device__ Pair times(Pair a, Pair b) {
-    return __hmul2_rn(a, b);
-  }
 
   Pair sums_[8];
 };
 
-// x [K] to where Mxfp4Sums::add finds it, by `threads` threads.
+// x [K] to where Mxfp4Rows::multiply finds it, by `threads` threads.
 template <typename T>
 __device__ void mxfp4_stage(char* shared, const T* x, int K, int thread, int threads) {
   for (int i = thread; i < K / 8; i += threads) {
@@ -148,36 +134,60 @@ __device__ void mxfp4_stage(char* shared, const T* x, int K, int thread, int thr
   }
 }
 
-// `kRows` rows that are multiplied by one x at a time, with `kAhead` turns of them on their way.
-template <typename T, int kRows, int kAhead>
+// `kRows` rows that are multiplied by one x at a time, with `kTurns` turns of them on their way. Instructions count as much as
+// bytes here: what a lane reads in a run of turns lies at constant distances from one address, and scales above kMxfp4Scale,
+// which no model has, are looked for once in a run.
+template <typename T, int kRows, int kTurns>
 class Mxfp4Rows {
  public:
-  __device__ Mxfp4Rows(int K, int lane) : K_(K), lane_(lane) {}
-
-  // Asks for the first pieces of `rows`, those that come next.
-  __device__ void ask(const Mxfp4 (&rows)[kRows]) {
+  __device__ Mxfp4Rows(int K, int lane) : K_(K), lane_(lane) {
 #pragma unroll
-    for (int a = 0; a < kAhead; a++) {
-      ask(a, rows, a * kMxfp4Turn);
+    for (auto& turn : pieces_) {
+#pragma unroll
+      for (auto& piece : turn) {
+        piece = {};
+      }
     }
   }
 
-  // The products with the staged x, in every lane, of rows whose first pieces were asked for; asks for those of `next`.
-  __device__ void multiply(const Mxfp4 (&rows)[kRows], const Mxfp4 (&next)[kRows], const char* x, float (&products)[kRows]) {
+  // Asks for the first run of `rows`, which come next, or for nothing where there are none.
+  __device__ void ask(const Mxfp4 (&rows)[kRows]) {
+    begin(rows);
+#pragma unroll
+    for (int a = 0; a < kTurns; a++) {
+      ask(a, rows[0].codes ? K_ : 0);
+    }
+  }
+
+  // The products with the staged x, in every lane, of the rows that were asked for; asks for `next`.
+  __device__ void multiply(const Mxfp4 (&next)[kRows], const char* x, float (&products)[kRows]) {
     Mxfp4Sums<T> sums[kRows];
-    for (int first = 0; first < K_; first += kAhead * kMxfp4Turn) {
-      bool last = first + kAhead * kMxfp4Turn >= K_;
+    x += lane_ * 16;
+    for (int left = K_; left > 0; left -= kRun) {
+      int asked = left - kRun;
+      if (asked > 0) {
 #pragma unroll
-      for (int a = 0; a < kAhead; a++) {
-        int turn = first + a * kMxfp4Turn;
-        if (turn + lane_ * 16 < K_) {
-#pragma unroll
-          for (int row = 0; row < kRows; row++) {
-            sums[row].add(pieces_[a][row], x + turn * 2 + lane_ * 16);
-          }
+        for (auto& row : at_) {
+          row = {row.codes + kRun / 2, row.scales + kRun / kMxfp4Group};
         }
-        last ? ask(a, next, a * kMxfp4Turn) : ask(a, rows, turn + kAhead * kMxfp4Turn);
+      } else {
+        begin(next);
+        asked = next[0].codes ? K_ : 0;
       }
+      uint32_t most = 0;
+#pragma unroll
+      for (auto& turn : pieces_) {
+#pragma unroll
+        for (auto& piece : turn) {
+          most = max(most, piece.scale);
+        }
+      }
+      if (__any_sync(0xffffffff, most > kMxfp4Scale)) {
+        run<true>(left, asked, x, sums);
+      } else {
+        run<false>(left, asked, x, sums);
+      }
+      x += kRun * 2;
     }
 #pragma unroll
     for (int row = 0; row < kRows; row++) {
@@ -186,22 +196,46 @@ class Mxfp4Rows {
   }
 
  private:
-  __device__ void ask(int a, const Mxfp4 (&rows)[kRows], int turn) {
-    int k = turn + lane_ * 16;
-    if (k < K_) {
+  static constexpr int kRun = kTurns * kMxfp4Turn;
+
+  __device__ void begin(const Mxfp4 (&rows)[kRows]) {
+#pragma unroll
+    for (int row = 0; row < kRows; row++) {
+      at_[row] = {rows[row].codes + lane_ * 8, rows[row].scales + lane_ / 2};
+    }
+  }
+
+  // Turn `a` of where the rows are read, of which `left` values are left.
+  __device__ void ask(int a, int left) {
+    if (a * kMxfp4Turn + lane_ * 16 < left) {
 #pragma unroll
       for (int row = 0; row < kRows; row++) {
-        if (rows[row].codes) {
-          pieces_[a][row].codes = __ldcs(reinterpret_cast<const uint2*>(rows[row].codes + k / 2));
-          pieces_[a][row].scale = rows[row].scales[k / kMxfp4Group];
+        pieces_[a][row].codes = __ldcs(reinterpret_cast<const uint2*>(at_[row].codes + a * (kMxfp4Turn / 2)));
+        pieces_[a][row].scale = at_[row].scales[a * (kMxfp4Turn / kMxfp4Group)];
+      }
+    }
+  }
+
+  template <bool kAnyScale>
+  __device__ void run(int left, int asked, const char* x, Mxfp4Sums<T> (&sums)[kRows]) {
+#pragma unroll
+    for (int a = 0; a < kTurns; a++) {
+      if (a * kMxfp4Turn + lane_ * 16 < left) {
+        auto* values = x + a * (kMxfp4Turn * 2);
+        uint4 of_x[2] = {*reinterpret_cast<const uint4*>(values), *reinterpret_cast<const uint4*>(values + 512)};
+#pragma unroll
+        for (int row = 0; row < kRows; row++) {
+          sums[row].template add<kAnyScale>(pieces_[a][row], of_x);
         }
       }
+      ask(a, asked);
     }
   }
 
   int K_;
   int lane_;
-  Mxfp4Piece pieces_[kAhead][kRows];
+  Mxfp4 at_[kRows]; // of this lane, where the run begins that is asked for
+  Mxfp4Piece pieces_[kTurns][kRows];
 };
 
 } // namespace zmlx::on_cuda

@@ -42,8 +42,7 @@ __global__ __launch_bounds__(kMxfp4CombineWarps * 32, 3) void gather_qmm_combine
     return unit < units && row + unit % kMxfp4Outputs < p.N ? p.down.row(at(unit), p.K) : Mxfp4();
   };
   Mxfp4Rows<T, 1, 6> rows(p.K, lane);
-  Mxfp4 mine[] = {weights(warp)};
-  rows.ask(mine);
+  rows.ask({weights(warp)});
 
   wait_for_inputs();
   let_next_begin();
@@ -55,11 +54,9 @@ __global__ __launch_bounds__(kMxfp4CombineWarps * 32, 3) void gather_qmm_combine
   for (int unit = warp; unit < units; unit += kMxfp4CombineWarps) {
     bool is_row = row + unit % kMxfp4Outputs < p.N;
     T bias = p.bias && is_row ? p.bias[at(unit)] : T(0.0f);
-    Mxfp4 next[] = {weights(unit + kMxfp4CombineWarps)};
     int k = unit / kMxfp4Outputs;
     float product[1];
-    rows.multiply(mine, next, shared + k * mxfp4_bytes_of_x(p.K), product);
-    mine[0] = next[0];
+    rows.multiply({weights(unit + kMxfp4CombineWarps)}, shared + k * mxfp4_bytes_of_x(p.K), product);
     if (lane == 0) {
       T value = Pairs<T>::round(product[0]);
       products[k][unit % kMxfp4Outputs] = p.bias ? __hadd_rn(value, bias) : value;

@@ -7,6 +7,7 @@
 #include "gather_qmm_swiglu/grouped.h"
 #include "gather_qmm_swiglu/kernel.cuh"
 #include "gather_qmm_swiglu/mxfp4.cuh"
+#include "gather_qmm_swiglu/tiled.h"
 
 namespace zmlx {
 
@@ -71,7 +72,7 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, st
   if (!primitive.params().params().affine()) {
     return eval_mxfp4(primitive.params(), in, out, one_x, encoder);
   }
-  if (swiglu_grouped(primitive, in, out, encoder)) {
+  if (swiglu_grouped(primitive, in, out, encoder) || swiglu_tiled(primitive, in, out, one_x, encoder)) {
     return;
   }
   auto state = primitive.state();

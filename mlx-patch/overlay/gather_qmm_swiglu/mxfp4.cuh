@@ -40,9 +40,9 @@ __global__ __launch_bounds__(kMxfp4SwigluWarps * 32, 3) void gather_qmm_swiglu_m
     weights[0] = row < p.N ? p.gate.row(first + row, p.K) : Mxfp4();
     weights[1] = row < p.N ? p.up.row(first + row, p.K) : Mxfp4();
   };
-  Mxfp4 mine[2], next[2];
-  both(row, mine);
-  rows.ask(mine);
+  Mxfp4 next[2];
+  both(row, next);
+  rows.ask(next);
   auto* x = p.x + (int64_t{p.lhs[p.one_x ? 0 : line / p.M]} * p.M + line % p.M) * p.K;
   mxfp4_stage(shared, x, p.K, threadIdx.x, kMxfp4SwigluWarps * 32);
   __syncthreads();
@@ -52,9 +52,7 @@ __global__ __launch_bounds__(kMxfp4SwigluWarps * 32, 3) void gather_qmm_swiglu_m
     T up_bias = p.up_bias ? p.up_bias[first + row] : T(0.0f);
     both(row + stride, next);
     float products[2];
-    rows.multiply(mine, next, shared, products);
-    mine[0] = next[0];
-    mine[1] = next[1];
+    rows.multiply(next, shared, products);
     if (lane == 0) {
       T gate = Pairs<T>::round(products[0]), up = Pairs<T>::round(products[1]);
       if (p.gate_bias) {

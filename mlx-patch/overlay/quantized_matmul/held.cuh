@@ -236,7 +236,7 @@ class HeldRows {
       Pair scale, bias;
       scale.x = scale.y = scale_bias[turn].x;
       bias.x = bias.y = scale_bias[turn].y;
-      return dequantized<T>((codes[turn][word] >> (4 * i)) & 0x000f000f, scale, bias);
+      return dequantized<T>(codes[turn][word] >> (4 * i), scale, bias);
     }
   };
 

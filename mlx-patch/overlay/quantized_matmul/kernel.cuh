@@ -66,7 +66,7 @@ class LaneSums<T, 4> {
       uint4 values = *reinterpret_cast<const uint4*>(x + word * 512);
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        Pair weights = as_pair<T>(dequantized<T>((codes >> (4 * i)) & 0x000f000f, scale, bias));
+        Pair weights = as_pair<T>(dequantized<T>(codes >> (4 * i), scale, bias));
         Pair& sum = sums_[4 * word + i];
         sum = __hfma2(as_pair<T>(reinterpret_cast<const uint32_t*>(&values)[i]), weights, sum);
       }

@@ -27,8 +27,7 @@ __global__ __launch_bounds__(kMxfp4Warps * 32, 4) void quantized_matmul_mxfp4(co
   auto weights = [&](int row) { return row < p.N ? p.weights.row(row, p.K) : Mxfp4(); };
   Mxfp4Rows<T, 1, 6> rows(p.K, lane);
   int row = blockIdx.x * kMxfp4Warps + warp;
-  Mxfp4 mine[] = {weights(row)};
-  rows.ask(mine);
+  rows.ask({weights(row)});
 
   wait_for_inputs();
   let_next_begin();
@@ -37,10 +36,8 @@ __global__ __launch_bounds__(kMxfp4Warps * 32, 4) void quantized_matmul_mxfp4(co
 
   for (; row < p.N; row += stride) {
     T bias = p.bias ? p.bias[row] : T(0.0f);
-    Mxfp4 next[] = {weights(row + stride)};
     float product[1];
-    rows.multiply(mine, next, shared, product);
-    mine[0] = next[0];
+    rows.multiply({weights(row + stride)}, shared, product);
     if (lane == 0) {
       T y = Pairs<T>::round(product[0]);
       p.y[int64_t{blockIdx.y} * p.N + row] = p.bias ? __hadd_rn(y, bias) : y;

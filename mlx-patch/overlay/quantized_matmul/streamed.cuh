@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "cuda/copies.cuh"
 #include "quantized_matmul/kernel.cuh"
 
 namespace zmlx::on_cuda {
@@ -27,43 +28,6 @@ constexpr int tiles_at_once(int K) {
 }
 
 inline constexpr int kMostTilesAtOnce = 8;
-
-// A barrier in shared memory that counts the bytes of copies.
-class CopyBarrier {
- public:
-  __device__ explicit CopyBarrier(uint64_t* barrier)
-      : at_(static_cast<uint32_t>(__cvta_generic_to_shared(barrier))) {}
-
-  __device__ void init() const {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at_) : "memory");
-  }
-
-  __device__ void expect(uint32_t bytes) const {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at_), "r"(bytes) : "memory");
-  }
-
-  __device__ void copy(char* shared, const void* global, uint32_t bytes) const {
-    auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(global), "r"(bytes), "r"(at_)
-                 : "memory");
-  }
-
-  // Until the copies of phase `phase`, counted from 0, are there.
-  __device__ void wait(int phase) const {
-    uint32_t done = 0;
-    while (!done) {
-      asm volatile(
-          "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-          : "=r"(done)
-          : "r"(at_), "r"(phase & 1)
-          : "memory");
-    }
-  }
-
- private:
-  uint32_t at_;
-};
 
 template <typename T, int kBits, int kGroup>
 __global__ __launch_bounds__(kProductWarps * 32, 2) void streamed_product(const __grid_constant__ Product<T> p) {
@@ -94,7 +58,7 @@ __global__ __launch_bounds__(kProductWarps * 32, 2) void streamed_product(const 
     for (int i = 0; i < at_once; i++) {
       CopyBarrier(barriers + i).init();
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    CopyBarrier::all_are_initialized();
     for (int i = 0; i < at_once; i++) {
       ask(i);
     }

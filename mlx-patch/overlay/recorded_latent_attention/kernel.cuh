@@ -18,6 +18,7 @@
 #include <cmath>
 
 #include "cuda/depend.cuh"
+#include "cuda/lanes.cuh"
 #include "cuda/norm_rope.cuh"
 
 namespace zmlx::on_cuda {
@@ -71,27 +72,6 @@ struct KeyPart {
   }
 };
 
-// Adds the lanes' eight sums, as sum_over_warp adds each: afterwards a lane has the one of the number lane / 4.
-__device__ inline float eight_sums_over_warp(const float (&sums)[8], int lane) {
-  float four[4], two[2];
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    bool high = lane & 16;
-    float kept = high ? sums[i + 4] : sums[i], sent = high ? sums[i] : sums[i + 4];
-    four[i] = __fadd_rn(kept, __shfl_xor_sync(0xffffffff, sent, 16));
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    bool high = lane & 8;
-    float kept = high ? four[i + 2] : four[i], sent = high ? four[i] : four[i + 2];
-    two[i] = __fadd_rn(kept, __shfl_xor_sync(0xffffffff, sent, 8));
-  }
-  bool high = lane & 4;
-  float sum = __fadd_rn(high ? two[1] : two[0], __shfl_xor_sync(0xffffffff, high ? two[0] : two[1], 4));
-  sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffff, sum, 2));
-  return __fadd_rn(sum, __shfl_xor_sync(0xffffffff, sum, 1));
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kScoreWarps * 32) latent_scores(const __grid_constant__ LatentStep<T> p) {
   __shared__ __align__(16) float q[kHeads][kLatent];
@@ -119,10 +99,15 @@ __global__ void __launch_bounds__(kScoreWarps * 32) latent_scores(const __grid_c
   let_next_begin();
 
   const T scale = to<T>(p.scale);
-  for (int i = threadIdx.x; i < kHeads * kLatent; i += kScoreWarps * 32) {
-    int head = first_head + i / kLatent;
-    T value = head < p.heads ? p.q[(int64_t{row} * p.heads + head) * kLatent + i % kLatent] : to<T>(0.0f);
-    q[i / kLatent][i % kLatent] = static_cast<float>(times(scale, value));
+  constexpr int kReadsOfQ = kLatent / kReads<T>;
+  for (int i = threadIdx.x; i < kHeads * kReadsOfQ; i += kScoreWarps * 32) {
+    int head = i / kReadsOfQ, at = i % kReadsOfQ * kReads<T>;
+    auto* of_head = p.q + (int64_t{row} * p.heads + min(first_head + head, p.heads - 1)) * kLatent;
+    auto read = *reinterpret_cast<const Values<T, kReads<T>>*>(of_head + at);
+#pragma unroll
+    for (int j = 0; j < kReads<T>; j++) {
+      q[head][at + j] = static_cast<float>(times(scale, read.v[j]));
+    }
   }
   if (warp <= kHeads) {
     int head = min(first_head + warp, p.heads - 1);
@@ -176,7 +161,7 @@ __global__ void __launch_bounds__(kScoreWarps * 32) latent_scores(const __grid_c
       sum = __fmaf_rn(static_cast<float>(part.rope.v[0]), of_q.v[0], 0.0f);
       sums[kHeads + head] = __fmaf_rn(static_cast<float>(part.rope.v[1]), of_q.v[1], sum);
     }
-    float sum = eight_sums_over_warp(sums, lane);
+    float sum = sums_over_warp<8>(sums, lane);
     float of_rope = __shfl_xor_sync(0xffffffff, sum, 16);
     int head = first_head + lane / 4;
     if (lane < 16 && lane % 4 == 0 && head < p.heads) {
@@ -186,12 +171,69 @@ __global__ void __launch_bounds__(kScoreWarps * 32) latent_scores(const __grid_c
   }
 }
 
-__device__ inline float max_over_warp(float v) {
-  for (int apart = 16; apart > 0; apart /= 2) {
-    float other = __shfl_xor_sync(0xffffffff, v, apart);
-    v = v < other ? other : v;
+// What a thread of stock's reads at once of a row of scores.
+template <typename T>
+struct Scores {
+  float values[kReads<T>];
+
+  __device__ void read(const T* scores, int first, int length) {
+    if (first + kReads<T> <= length) {
+      auto read = *reinterpret_cast<const Values<T, kReads<T>>*>(scores + first);
+#pragma unroll
+      for (int i = 0; i < kReads<T>; i++) {
+        values[i] = static_cast<float>(read.v[i]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kReads<T>; i++) {
+        values[i] = first + i < length ? static_cast<float>(scores[first + i]) : -INFINITY;
+      }
+    }
   }
-  return v;
+
+  // The largest of these and `most`, and their sum behind that of others, which were taken with `most`.
+  __device__ void add_to(float& most, float& sum) const {
+    float before = most;
+#pragma unroll
+    for (int i = 0; i < kReads<T>; i++) {
+      most = most < values[i] ? values[i] : most;
+    }
+    sum = __fmaf_rn(sum, __expf(before - most), __expf(values[0] - most));
+#pragma unroll
+    for (int i = 1; i < kReads<T>; i++) {
+      sum = __fadd_rn(sum, __expf(values[i] - most));
+    }
+  }
+};
+
+template <typename T>
+__device__ float weight(float score, float most, float factor) {
+  return static_cast<float>(to<T>(__fmul_rn(__expf(score - most), factor)));
+}
+
+// Weights of a chunk of keys: those of a key's heads one after the other, with gaps, so that lanes of eight keys each meet few
+// banks twice.
+inline constexpr int kWeights = kChunk * kHeads + kChunk / 8 * kHeads;
+
+__device__ inline int place_of(int key) {
+  return (key + key / 8) * kHeads;
+}
+
+// Weights of as many keys as a warp of stock's has: a warp for each head.
+template <typename T>
+__device__ void weights_of_few(const T* scores, int length, int head, float* weights, int lane) {
+  Scores<T> of_lane;
+  of_lane.read(scores, lane * kReads<T>, length);
+  float most = -FLT_MAX, sum = 0;
+  of_lane.add_to(most, sum);
+  float before = most;
+  most = max_over_warp(most);
+  sum = sum_over_warp(__fmul_rn(sum, __expf(before - most)));
+  float factor = __fdiv_rn(1.0f, sum);
+#pragma unroll
+  for (int i = 0; i < kReads<T>; i++) {
+    weights[place_of(lane * kReads<T> + i) + head] = weight<T>(of_lane.values[i], most, factor);
+  }
 }
 
 struct SoftmaxOfHead {
@@ -204,70 +246,66 @@ __device__ void softmax_of_heads(const T* const (&scores)[kHeads], int length, S
   __shared__ float most_of_warps[kHeads][32];
   __shared__ float sums_of_warps[kHeads][32];
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  float most[kHeads], sum[kHeads];
+  float most[kHeads], sums[kHeads];
 #pragma unroll
   for (int head = 0; head < kHeads; head++) {
     most[head] = -FLT_MAX;
-    sum[head] = 0;
-    for (int first = threadIdx.x * kReads<T>; first < length; first += 1024 * kReads<T>) {
-      Values<T, kReads<T>> read;
-      if (first + kReads<T> <= length) {
-        read = *reinterpret_cast<const Values<T, kReads<T>>*>(scores[head] + first);
-      } else {
+    sums[head] = 0;
+  }
+  for (int first = threadIdx.x * kReads<T>; first < length; first += 1024 * kReads<T>) {
 #pragma unroll
-        for (int i = 0; i < kReads<T>; i++) {
-          read.v[i] = first + i < length ? scores[head][first + i] : to<T>(0.0f);
-        }
-      }
-      float values[kReads<T>];
-      float before = most[head];
-#pragma unroll
-      for (int i = 0; i < kReads<T>; i++) {
-        values[i] = first + i < length ? static_cast<float>(read.v[i]) : -INFINITY;
-        most[head] = most[head] < values[i] ? values[i] : most[head];
-      }
-      sum[head] = __fmaf_rn(sum[head], __expf(before - most[head]), __expf(values[0] - most[head]));
-#pragma unroll
-      for (int i = 1; i < kReads<T>; i++) {
-        sum[head] = __fadd_rn(sum[head], __expf(values[i] - most[head]));
-      }
+    for (int head = 0; head < kHeads; head++) {
+      Scores<T> of_head;
+      of_head.read(scores[head], first, length);
+      of_head.add_to(most[head], sums[head]);
     }
+  }
+#pragma unroll
+  for (int head = 0; head < kHeads; head++) {
     float before = most[head];
     most[head] = max_over_warp(most[head]);
-    sum[head] = sum_over_warp(__fmul_rn(sum[head], __expf(before - most[head])));
+    sums[head] = __fmul_rn(sums[head], __expf(before - most[head]));
     if (lane == 0) {
       most_of_warps[head][warp] = most[head];
     }
   }
+  float of_warp = sums_over_warp<4>(sums, lane);
   __syncthreads();
+  float scaled = 0;
 #pragma unroll
   for (int head = 0; head < kHeads; head++) {
     float before = most[head];
     most[head] = max_over_warp(most_of_warps[head][lane]);
-    sum[head] = __fmul_rn(sum[head], __expf(before - most[head]));
-    if (lane == 0) {
-      sums_of_warps[head][warp] = sum[head];
-    }
+    scaled = lane / 8 == head ? __fmul_rn(of_warp, __expf(before - most[head])) : scaled;
+  }
+  if (lane % 8 == 0) {
+    sums_of_warps[lane / 8][warp] = scaled;
   }
   __syncthreads();
 #pragma unroll
   for (int head = 0; head < kHeads; head++) {
-    heads[head] = {most[head], __fdiv_rn(1.0f, sum_over_warp(sums_of_warps[head][lane]))};
+    sums[head] = sums_of_warps[head][lane];
+  }
+  float factor = __fdiv_rn(1.0f, sums_over_warp<4>(sums, lane));
+#pragma unroll
+  for (int head = 0; head < kHeads; head++) {
+    heads[head] = {most[head], __shfl_sync(0xffffffff, factor, head * 8)};
   }
 }
 
 template <typename T>
 __global__ void __launch_bounds__(1024) latent_result(const __grid_constant__ LatentStep<T> p) {
   constexpr int kOutputs = kHeads * kColumns;
-  __shared__ __align__(16) float weights[kChunk][kHeads];
+  __shared__ __align__(16) float weights[kWeights];
   __shared__ float partials[32][kOutputs + 1];
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = blockIdx.z;
   int first_head = blockIdx.y * kHeads, column = blockIdx.x * kColumns;
   int length = min(max(p.lengths[row], 1), p.capacity);
   const T* values = p.latents + int64_t{row} * p.capacity * kLatent + column + lane;
-  // of how many keys one after the other a lane of stock's has
-  int run = length % 128 == 0 ? 4 : length % 64 == 0 ? 2 : 1;
-  auto key_of = [&](int i) { return i / run * 32 * run + warp * run + i % run; };
+  // of how many keys one after the other a lane of stock's has, as a power of two
+  int run = length % 128 == 0 ? 2 : length % 64 == 0 ? 1 : 0;
+  auto first_key_of = [&](int i) { return i >> run << (5 + run); };
+  auto key_of = [&](int i) { return first_key_of(i) + (warp << run) + (i & ((1 << run) - 1)); };
 
   constexpr int kAhead = 8;
   T ahead[kAhead];
@@ -285,23 +323,29 @@ __global__ void __launch_bounds__(1024) latent_result(const __grid_constant__ La
     int of_head = min(first_head + head, p.heads - 1);
     scores[head] = p.scores + (int64_t{row} * p.heads + of_head) * p.score_stride;
   }
+  bool are_few = length <= 32 * kReads<T>;
   SoftmaxOfHead softmax[kHeads];
-  softmax_of_heads(scores, length, softmax);
+  if (!are_few) {
+    softmax_of_heads(scores, length, softmax);
+  } else if (warp < kHeads) {
+    weights_of_few(p.scores + (int64_t{row} * p.heads + min(first_head + warp, p.heads - 1)) * p.score_stride, length, warp,
+                   weights, lane);
+  }
 
   float sums[kHeads] = {};
   for (int chunk = 0; chunk < length; chunk += kChunk) {
     int of_thread = chunk + threadIdx.x;
-    if (of_thread < length) {
+    if (!are_few && of_thread < length) {
 #pragma unroll
       for (int head = 0; head < kHeads; head++) {
-        float power = __expf(static_cast<float>(scores[head][of_thread]) - softmax[head].most);
-        weights[threadIdx.x][head] = static_cast<float>(to<T>(__fmul_rn(power, softmax[head].factor)));
+        float score = static_cast<float>(scores[head][of_thread]);
+        weights[place_of(threadIdx.x) + head] = weight<T>(score, softmax[head].most, softmax[head].factor);
       }
     }
     __syncthreads();
     int end = min(chunk + kChunk, length);
     for (int i = chunk / 32; i < (chunk + kChunk) / 32; i += kAhead) {
-      if (i / run * 32 * run >= end) {
+      if (first_key_of(i) >= end) {
         break;
       }
       T these[kAhead];
@@ -315,7 +359,7 @@ __global__ void __launch_bounds__(1024) latent_result(const __grid_constant__ La
       for (int a = 0; a < kAhead; a++) {
         int key = key_of(i + a);
         if (key < end) {
-          auto of_key = *reinterpret_cast<const Values<float, kHeads>*>(weights[key - chunk]);
+          auto of_key = *reinterpret_cast<const Values<float, kHeads>*>(weights + place_of(key - chunk));
 #pragma unroll
           for (int head = 0; head < kHeads; head++) {
             sums[head] = __fmaf_rn(static_cast<float>(these[a]), of_key.v[head], sums[head]);
@@ -331,14 +375,17 @@ __global__ void __launch_bounds__(1024) latent_result(const __grid_constant__ La
     partials[warp][head * kColumns + lane] = sums[head];
   }
   __syncthreads();
+  // a warp has four outputs
+  float of_outputs[kOutputs / 32];
 #pragma unroll
   for (int i = 0; i < kOutputs / 32; i++) {
-    int output = warp * (kOutputs / 32) + i;
-    float sum = sum_over_warp(partials[lane][output]);
-    int head = first_head + output / kColumns;
-    if (lane == 0 && head < p.heads) {
-      p.out[(int64_t{row} * p.heads + head) * kLatent + column + output % kColumns] = to<T>(sum);
-    }
+    of_outputs[i] = partials[lane][warp * (kOutputs / 32) + i];
+  }
+  float sum = sums_over_warp<4>(of_outputs, lane);
+  int output = warp * (kOutputs / 32) + lane / 8;
+  int head = first_head + output / kColumns;
+  if (lane % 8 == 0 && head < p.heads) {
+    p.out[(int64_t{row} * p.heads + head) * kLatent + column + output % kColumns] = to<T>(sum);
   }
 }
 

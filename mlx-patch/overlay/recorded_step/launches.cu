@@ -2,30 +2,16 @@
 
 #include <cuda.h>
 
-#include <stdexcept>
-#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "cuda/driver.h"
 #include "cuda/host.h"
-#include "cuda/memory.h"
 
 namespace zmlx::on_cuda {
 
 namespace {
-
-// Of the driver, which knows kernels of every module.
-template <typename F>
-F driver_function(const char* name) {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found = {};
-  check(cudaGetDriverEntryPointByVersion(name, &function, CUDART_VERSION, cudaEnableDefault, &found));
-  if (!function) {
-    throw std::runtime_error(std::string("CUDA: the driver has no ") + name);
-  }
-  return reinterpret_cast<F>(function);
-}
 
 // Nodes in the order in which they were added, empty where that is none in which each follows what it depends on.
 std::vector<cudaGraphNode_t> in_order(cudaGraph_t graph) {
@@ -105,6 +91,7 @@ class Launcher {
  private:
   cudaStream_t stream_;
   bool after_ours_ = false;
+  // of the driver, which knows kernels of every module
   decltype(&cuGraphKernelNodeGetParams) params_ =
       driver_function<decltype(&cuGraphKernelNodeGetParams)>("cuGraphKernelNodeGetParams");
   decltype(&cuGraphKernelNodeGetAttribute) attribute_ =

@@ -1,6 +1,6 @@
 // How long gather_qmm_swiglu and gather_qmm_combine take inside a chain: 64 launches of each in one CUDA graph, one after
 // the other, every one with other experts, so that no weights are in the cache; as plain launches, and as dependent ones that
-// may begin early, as in a recorded step. No MLX runs here.
+// may begin early, as in a recorded step. Swiglu is timed with bulk copies too, and has to give the same bits. No MLX runs here.
 //
 //   chain [K N experts top_k]
 
@@ -10,8 +10,10 @@
 #include <type_traits>
 #include <vector>
 
+#include "cuda/boxes.h"
 #include "gather_qmm_combine/kernel.cuh"
 #include "gather_qmm_swiglu/kernel.cuh"
+#include "gather_qmm_swiglu/tiled.cuh"
 
 using namespace zmlx::on_cuda;
 using T = __nv_bfloat16;
@@ -46,6 +48,12 @@ EightRows<T> random_matrices(int64_t E, int64_t N, int64_t K) {
   auto scales = [&] { return reinterpret_cast<T*>(random_memory<uint16_t>(E * N * K / 64, 0x7f, 0x3c00)); };
   auto* w = reinterpret_cast<char*>(random_memory<uint32_t>(E * N * K / 8, 0xffffffff, 0));
   return {w, scales(), scales()};
+}
+
+std::vector<uint16_t> bits_of(const T* values, size_t count) {
+  std::vector<uint16_t> bits(count);
+  check(cudaMemcpy(bits.data(), values, count * 2, cudaMemcpyDeviceToHost));
+  return bits;
 }
 
 constexpr int kLaunches = 64;
@@ -116,14 +124,46 @@ int main(int argc, char** argv) {
   check(cudaMalloc(&y, top_k * std::max(N, K) * sizeof(T)));
   auto gate = random_matrices(E, N, K), up = random_matrices(E, N, K), down = random_matrices(E, K, N);
 
+  // with bulk copies
+  int tiled = tiled_swiglu_warps<T, 4, 64>(K, top_k * (N / kTiledOutputs), N / kTiledOutputs, 132);
+  if (K % kPieceValues<4> != 0) {
+    tiled = 0;
+  }
+  auto boxes = [&](const EightRows<T>& m) { return boxes_of(m.w, int64_t{E} * N, K / 2, tiled * kTiledOutputs); };
+  TiledSwiglu<T> by_copies = {};
+  if (tiled) {
+    by_copies = {boxes(gate), boxes(up), gate.scales, gate.biases, up.scales, up.biases, x, lhs, experts, y, K, N, 1, true};
+  }
+
   double bytes = 1.0 * top_k * N * K * (0.5 + 4.0 / 64); // of one projection
   int swiglu = swiglu_warps(top_k * (N / 8), N / 8, SixteenRows<T, 4, 64>::bytes(K), K * sizeof(T), 132);
   for (bool dependent : {false, true}) {
     double t = microseconds(
         gather_qmm_swiglu_mma<T, 4, 64>, top_k * (N / (8 * swiglu)), swiglu * 32, swiglu_shared_bytes<T, 4, 64>(K, swiglu), dependent,
         [&](int i) { return Swiglu<T>{x, lhs, experts + i * top_k, gate, up, y, K, N, 1, true}; });
-    std::printf("gather_qmm_swiglu K %d N %d, %d of %d%s: %.2f us, %.0f GB/s\n", K, N, top_k, E,
-                dependent ? ", dependent" : "", t, 2 * bytes / t / 1e3);
+    auto say = [&](const char* what) {
+      std::printf("gather_qmm_swiglu%s K %d N %d, %d of %d%s: %.2f us, %.0f GB/s\n", what, K, N, top_k, E,
+                  dependent ? ", dependent" : "", t, 2 * bytes / t / 1e3);
+    };
+    say("");
+    if (tiled) {
+      auto expected = bits_of(y, size_t(top_k) * N);
+      check(cudaMemset(y, 0xff, size_t(top_k) * N * sizeof(T)));
+      unsigned grid = top_k * (N / (kTiledOutputs * tiled));
+      t = microseconds(
+          gather_qmm_swiglu_tiled<T, 4, 64>, grid, tiled * 32, tiled_swiglu_shared<T, 4, 64>(K, tiled, grid, 132), dependent,
+          [&](int i) {
+            auto parameters = by_copies;
+            parameters.rhs = experts + i * top_k;
+            return parameters;
+          });
+      say(" by bulk copies");
+      auto got = bits_of(y, size_t(top_k) * N);
+      if (got != expected) {
+        std::printf("its bits differ\n");
+        std::exit(1);
+      }
+    }
     int warps = std::min(top_k, kMostCombineWarps);
     t = microseconds(
         gather_qmm_combine_mma<T, T, 4, 64>, K / 16, warps * 32,

@@ -129,7 +129,7 @@ array scaled_input(const array& x, int dims, float scale) {
 // Over the first `length` keys of buffers whose room is no multiple of 256, for which stock asks cuDNN; with norm and rotation
 // of q and k in stock's ops, or taken in: none, rotation, norm and rotation, or rotation of scaled ones.
 void check_recorded(mx::Dtype dtype, int dim, int heads, int kv_heads, int length, bool with_sinks, int rope, Values v) {
-  constexpr int room = 1500;
+  int room = length < 1500 ? 1500 : length / 256 * 256 + 300;
   auto shape = [&](int h, int tokens) { return mx::Shape{1, h, tokens, dim}; };
   auto raw_q = random_array({1, 1, heads * dim}, dtype, v), raw_k = random_array({1, 1, kv_heads * dim}, dtype, v);
   auto value = random_array(shape(kv_heads, 1), dtype, v);
@@ -446,6 +446,14 @@ void recorded() {
       check_recorded(dtype, dim, 32, 4, 77, false, 2, Values::Large);
       check_recorded(dtype, dim, 6, 6, 130, true, 1, Values::Sprinkled);
       check_recorded(dtype, dim, 32, 4, 1300, true, 2, Values::Large);
+      // longer than what a warp has on its way, and heads that do not fill a warp
+      check_recorded(dtype, dim, 32, 4, 9001, false, 2, Values::Normal);
+      check_recorded(dtype, dim, 32, 4, 4700, true, 3, Values::Sprinkled);
+      for (int group : {1, 3, 5, 9, 16}) {
+        for (int length : {90, 513, 1024, 2100, 4360}) {
+          check_recorded(dtype, dim, 2 * group, 2, length, group == 5, group % 4, Values::Normal);
+        }
+      }
       // a window that is not full, as it fills, and that starts over
       for (int at : {0, 63, 64, 126, 127, 128, 129, 200, 383, 384}) {
         check_window(dtype, dim, 128, at, 0, 0, at % 2, Values::Normal);

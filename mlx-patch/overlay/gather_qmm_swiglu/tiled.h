@@ -1,0 +1,14 @@
+// gather_qmm_swiglu of eight products and more, each by itself, where rows come by bulk copies.
+
+#pragma once
+
+#include "cuda/host.h"
+#include "gather_qmm_swiglu/gather_qmm_swiglu.h"
+
+namespace zmlx::on_cuda {
+
+// Computes `out`, which has its memory, if the kernel can. Inputs are in rows; `one_x`: all products are of one vector.
+bool swiglu_tiled(
+    const GatherQMMSwiGLU& primitive, const std::vector<array>& in, array& out, bool one_x, Encoder& encoder);
+
+} // namespace zmlx::on_cuda
