@@ -15,6 +15,7 @@
 #include <immintrin.h>
 
 #include "cpu/qmm.h"
+#include "cpu/with_codes.h"
 #include "zmlx/mlx_version.h"
 
 namespace zmlx::cpu {
@@ -25,6 +26,7 @@ constexpr int kBlock = 128; // outputs side by side
 constexpr int kGroups = 16; // scales are transposed for this many groups at once
 
 #define ZMLX_INLINE __attribute__((always_inline)) inline
+#define ZMLX_LAMBDA __attribute__((always_inline))
 
 struct Pair {
   __m512 a;
@@ -435,35 +437,34 @@ void expand_x(int m, const void* const* x, int64_t K, int64_t stride, float* out
   }
 }
 
-// One block of up to 128 outputs of transposed weights.
-template <typename S, Mode mode, int bits>
-void exact_block(
-    const QuantView& q,
-    int64_t n0,
-    int64_t n1,
-    int m,
-    const float* x,
-    int64_t x_stride,
-    void* const* y,
-    int64_t y_first,
-    Workspace<S>& ws) {
+// The rows of a block, each anywhere: three pairs run as four.
+struct BlockRows {
+  const uint8_t* w[kBlock];
+  const uint8_t* scales[kBlock];
+  const uint8_t* biases[kBlock];
+  int pairs{0};
+
+  // Rows n0 .. n1 of a matrix, in `more` pairs; rows past the end repeat the last one, and are not stored.
+  void add(const QuantView& q, int64_t n0, int64_t n1, int more) {
+    for (int r = 0; r < more * 32; r++) {
+      int64_t n = n0 + r < n1 ? n0 + r : n1 - 1;
+      int at = pairs * 32 + r;
+      w[at] = q.w + n * q.w_stride;
+      scales[at] = q.scales + n * q.scale_stride;
+      biases[at] = q.biases ? q.biases + n * q.bias_stride : nullptr;
+    }
+    pairs += more;
+  }
+};
+
+// ws.sums: the products of a block's rows with m rows of x, which accumulate(weights, k, count, sums) adds up.
+template <typename S, Mode mode, int bits, typename Accumulate>
+ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Workspace<S>& ws, Accumulate accumulate) {
   constexpr DType D = S::dtype;
-  constexpr int item = D == DType::F32 ? 4 : 2;
   constexpr int order = mode == Mode::Affine ? S::kAffineOrder : S::kFloatOrder;
   const int64_t groups = q.K / q.group_size;
-  // Rows past the end repeat the last one; their results are not stored. Three pairs run as four.
-  const int used = static_cast<int>(n1 - n0 + 31) / 32;
-  const int pairs = used == 3 ? 4 : used;
+  const int pairs = rows.pairs;
   const int active = pairs * 32;
-  const uint8_t* w_rows[kBlock];
-  const uint8_t* scale_rows[kBlock];
-  const uint8_t* bias_rows[kBlock];
-  for (int r = 0; r < active; r++) {
-    int64_t n = n0 + r < n1 ? n0 + r : n1 - 1;
-    w_rows[r] = q.w + n * q.w_stride;
-    scale_rows[r] = q.scales + n * q.scale_stride;
-    bias_rows[r] = mode == Mode::Affine ? q.biases + n * q.bias_stride : nullptr;
-  }
   const float* scale_table = nullptr;
   if (mode != Mode::Affine) {
     const auto& tables = float_tables();
@@ -476,8 +477,8 @@ void exact_block(
   for (int64_t g0 = 0; g0 < groups; g0 += kGroups) {
     int here = groups - g0 < kGroups ? groups - g0 : kGroups;
     if constexpr (mode == Mode::Affine) {
-      load_affine<D>(scale_rows, active, g0, here, ws.scales);
-      load_affine<D>(bias_rows, active, g0, here, ws.biases);
+      load_affine<D>(rows.scales, active, g0, here, ws.scales);
+      load_affine<D>(rows.biases, active, g0, here, ws.biases);
       if constexpr (S::kBiasOrder != 0) {
         for (int i = 0; i < here * kBlock; i += 32) {
           Pair b = S::permute({_mm512_load_ps(ws.biases + i), _mm512_load_ps(ws.biases + i + 16)}, S::kBiasOrder);
@@ -486,7 +487,7 @@ void exact_block(
         }
       }
     } else {
-      load_bytes(scale_rows, active, g0, here, scale_table, ws.scales);
+      load_bytes(rows.scales, active, g0, here, scale_table, ws.scales);
       if constexpr (order != 0) {
         for (int i = 0; i < here * kBlock; i += 32) {
           Pair b = S::permute({_mm512_load_ps(ws.scales + i), _mm512_load_ps(ws.scales + i + 16)}, order);
@@ -508,8 +509,8 @@ void exact_block(
           __m512i v[16];
 #pragma GCC unroll 16
           for (int i = 0; i < 16; i++) {
-            v[i] = _mm512_maskz_loadu_epi32(mask, w_rows[r + i] + offset);
-            _mm_prefetch(reinterpret_cast<const char*>(w_rows[r + i] + offset + 64), _MM_HINT_T0);
+            v[i] = _mm512_maskz_loadu_epi32(mask, rows.w[r + i] + offset);
+            _mm_prefetch(reinterpret_cast<const char*>(rows.w[r + i] + offset + 64), _MM_HINT_T0);
           }
           transpose16(v);
           int stored = dwords - d < 16 ? dwords - d : 16;
@@ -533,15 +534,14 @@ void exact_block(
             ws.biases + group * kBlock,
             ws.weights);
         if constexpr (mode == Mode::Affine) {
-          accumulate_rows<S>(ws.weights, x + k, x_stride, m, pairs, part, ws.sums);
+          accumulate(ws.weights, k, part, ws.sums);
         } else {
           // One sum per group, then sums += scale * group sum. Groups are 16 or 32 long and never straddle a chunk.
           for (int j = 0; j < part; j += q.group_size, group++) {
             for (int i = 0; i < m * kBlock; i += 16) {
               _mm512_store_ps(ws.group_sums + i, _mm512_setzero_ps());
             }
-            accumulate_rows<S>(
-                ws.weights + j * kBlock, x + k + j, x_stride, m, pairs, q.group_size, ws.group_sums);
+            accumulate(ws.weights + j * kBlock, k + j, q.group_size, ws.group_sums);
             for (int i = 0; i < m * kBlock; i += 32) {
               const float* s = ws.scales + group * kBlock + i % kBlock;
               Pair sum = S::scale_add(
@@ -556,16 +556,44 @@ void exact_block(
       }
     }
   }
+}
 
+// 32 sums of one row as values of y, of which `left` exist.
+template <typename S, Mode mode>
+ZMLX_INLINE void store_sums(const float* sums, int64_t left, uint8_t* y) {
+  constexpr DType D = S::dtype;
+  constexpr int order = mode == Mode::Affine ? S::kAffineOrder : S::kFloatOrder;
+  Pair v = S::finish(S::unpermute({_mm512_load_ps(sums), _mm512_load_ps(sums + 16)}, order));
+  auto mask = [](int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0); };
+  store_values<D>(y, v.a, mask(left));
+  store_values<D>(y + 16 * size_of(D), v.b, mask(left - 16));
+}
+
+// One block of up to 128 outputs of transposed weights.
+template <typename S, Mode mode, int bits>
+void exact_block(
+    const QuantView& q,
+    int64_t n0,
+    int64_t n1,
+    int m,
+    const float* x,
+    int64_t x_stride,
+    void* const* y,
+    int64_t y_first,
+    Workspace<S>& ws) {
+  constexpr int item = S::dtype == DType::F32 ? 4 : 2;
+  const int used = static_cast<int>(n1 - n0 + 31) / 32;
+  BlockRows rows;
+  rows.add(q, n0, n1, used == 3 ? 4 : used);
+  const int pairs = rows.pairs;
+  auto accumulate = [&](const typename S::Stored* w, int64_t k, int count, float* sums) ZMLX_LAMBDA {
+    accumulate_rows<S>(w, x + k, x_stride, m, pairs, count, sums);
+  };
+  block_sums<S, mode, bits>(q, rows, m, ws, accumulate);
   for (int i = 0; i < m; i++) {
-    auto out = static_cast<uint8_t*>(y[i]) + y_first * item;
     for (int p = 0; p < used; p++) {
-      const float* s = ws.sums + i * kBlock + p * 32;
-      Pair v = S::finish(S::unpermute({_mm512_load_ps(s), _mm512_load_ps(s + 16)}, order));
-      int left = static_cast<int>(n1 - n0) - p * 32;
-      auto mask = [](int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0); };
-      store_values<D>(out + p * 32 * item, v.a, mask(left));
-      store_values<D>(out + (p * 32 + 16) * item, v.b, mask(left - 16));
+      auto out = static_cast<uint8_t*>(y[i]) + (y_first + p * 32) * item;
+      store_sums<S, mode>(ws.sums + i * kBlock + p * 32, n1 - n0 - p * 32, out);
     }
   }
 }
@@ -585,37 +613,7 @@ void exact_transposed(
   auto& ws = *reinterpret_cast<Workspace<S>*>(memory);
   auto x = reinterpret_cast<float*>(memory + sizeof(Workspace<S>));
   expand_x<S::dtype>(m, xs, q.K, x_stride, x);
-  using Block =
-      void (*)(const QuantView&, int64_t, int64_t, int, const float*, int64_t, void* const*, int64_t, Workspace<S>&);
-  Block block = nullptr;
-  if (q.mode == Mode::Affine) {
-    switch (q.bits) {
-      case 2:
-        block = exact_block<S, Mode::Affine, 2>;
-        break;
-      case 3:
-        block = exact_block<S, Mode::Affine, 3>;
-        break;
-      case 4:
-        block = exact_block<S, Mode::Affine, 4>;
-        break;
-      case 5:
-        block = exact_block<S, Mode::Affine, 5>;
-        break;
-      case 6:
-        block = exact_block<S, Mode::Affine, 6>;
-        break;
-      case 8:
-        block = exact_block<S, Mode::Affine, 8>;
-        break;
-    }
-  } else if (q.mode == Mode::Nvfp4) {
-    block = exact_block<S, Mode::Nvfp4, 4>;
-  } else if (q.mode == Mode::Mxfp4) {
-    block = exact_block<S, Mode::Mxfp4, 4>;
-  } else {
-    block = exact_block<S, Mode::Mxfp8, 8>;
-  }
+  auto block = with_codes(q, [](auto mode, auto bits) { return exact_block<S, mode, bits>; });
   for (int64_t n = n0; n < n1; n += kBlock) {
     block(q, n, n + kBlock < n1 ? n + kBlock : n1, m, x, x_stride, ys, n - n0, ws);
   }

@@ -3,6 +3,7 @@
 #include <sstream>
 
 #include "mlx/ops.h"
+#include "zmlx/available.h"
 #include "zmlx/fallback.h"
 
 namespace zmlx {
@@ -68,6 +69,7 @@ array swiglu_mlp(
   if (s.device == Device::gpu && x.size() != 0 && x.size() / x.shape(-1) >= kMostRowsOnGpu) {
     return stock(state, s)(inputs)[0];
   }
+  note_available(inputs, s);
   return array(std::move(shape), dtype, std::make_shared<SwiGLUMLP>(s, state), std::move(inputs));
 }
 
