@@ -490,6 +490,11 @@ pub mod ffi {
             q: &QuantParams,
             fast: bool,
         ) -> Result<UniquePtr<Array>>;
+        fn fused_quantized_embedding(
+            tokens: &Array,
+            table: &ArrayVec,
+            q: &QuantParams,
+        ) -> Result<UniquePtr<Array>>;
         fn fused_quantized_linear(
             x: &Array,
             w: &ArrayVec,

@@ -4,6 +4,7 @@ mod attention_parts;
 mod attention_rows;
 mod cache_append;
 mod combine;
+mod embedding;
 mod empty;
 mod extremes;
 mod fast;

@@ -35,6 +35,7 @@ pub const PATTERNS: &[Pattern] = &[
         name: "quantized_linear",
         about: "every other quantised product, routers and output projection included",
     },
+    Pattern { name: "embedding", about: "rows of a quantised table, dequantised" },
     Pattern { name: "qk_norm_rope", about: "norm and rotation of queries and keys" },
     Pattern { name: "attention", about: "scores, softmax and weighted sum of attention" },
     Pattern {
@@ -65,6 +66,7 @@ const CPU: &[&str] = &[
     "moe_router",
     "swiglu_mlp",
     "quantized_linear",
+    "embedding",
     "qk_norm_rope",
     "attention",
     "cache_append",

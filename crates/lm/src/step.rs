@@ -131,7 +131,7 @@ impl LayerRows<'_, '_> {
     }
 
     /// Adds `keys` and `values` `[B, H, L, D]` to the rows' caches where each row has a growing cache of its own and none
-    /// is padded. Otherwise `None`, and nothing is added.
+    /// is padded: those of several rows, or by `cache_append` one token. Otherwise `None`, and nothing is added.
     ///
     /// - `fused`: by `cache_append`
     ///
@@ -145,10 +145,12 @@ impl LayerRows<'_, '_> {
     ) -> Result<Option<GrownRows>> {
         let b = self.caches.len();
         let grows = |cache: &&mut Cache| matches!(cache.layers[self.layer], LayerCache::Kv(_));
-        if b < 2 || self.lengths.is_some() || !self.caches.iter().all(grows) {
+        let l = keys.dim(2);
+        // Of a single row it spares a step of decode two updates and two views; reading a prompt would not notice.
+        let worth_it = b > 1 || (fused && l == 1 && keys.dim(0) == 1);
+        if !worth_it || self.lengths.is_some() || !self.caches.iter().all(grows) {
             return Ok(None);
         }
-        let l = keys.dim(2);
         let layer = self.layer;
         let caches: Vec<_> =
             self.caches.iter_mut().filter_map(|c| c.layers[layer].as_kv_mut()).collect();

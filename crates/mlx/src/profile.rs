@@ -37,8 +37,10 @@ pub struct Span {
     pub begin_ns: i64,
     /// Likewise.
     pub end_ns: i64,
-    /// Tasks of a launch, or those that a thread ran.
+    /// Tasks of a launch, or those that a thread ran; 0 of a primitive.
     pub tasks: i64,
+    /// When a primitive was handed to its stream; `None` of the others and where that was before the profile.
+    pub queued_ns: Option<i64>,
 }
 
 /// What [`stop`] hands out.
@@ -65,18 +67,23 @@ pub fn stop() -> Profile {
     let mut spans: Vec<Span> = rows
         .spans
         .into_iter()
-        .map(|s| Span {
-            name: s.name,
-            kind: match s.kind {
+        .map(|s| {
+            let kind = match s.kind {
                 0 => Kind::Op,
                 1 => Kind::Launch,
                 2 => Kind::Inline,
                 _ => Kind::Part,
-            },
-            thread: s.thread,
-            begin_ns: s.begin_ns,
-            end_ns: s.end_ns,
-            tasks: s.tasks,
+            };
+            let is_op = kind == Kind::Op;
+            Span {
+                name: s.name,
+                kind,
+                thread: s.thread,
+                begin_ns: s.begin_ns,
+                end_ns: s.end_ns,
+                tasks: if is_op { 0 } else { s.tasks },
+                queued_ns: (is_op && s.tasks != 0).then_some(s.tasks),
+            }
         })
         .collect();
     spans.sort_by_key(|s| s.begin_ns);
@@ -89,6 +96,7 @@ struct Sums {
     ops: usize,
     op: f64,
     gap_before: f64,
+    late: f64,
     launches: usize,
     launch: f64,
     wake_up: f64,
@@ -110,6 +118,8 @@ impl Profile {
                     of.op += took;
                     if let Some(end) = last_end.insert(s.thread, s.end_ns) {
                         of.gap_before += micros((s.begin_ns - end).max(0));
+                        let queued = s.queued_ns.unwrap_or(end);
+                        of.late += micros((queued - end).max(0));
                     }
                 }
                 Kind::Launch => {
@@ -157,8 +167,9 @@ fn micros(ns: i64) -> f64 {
     ns as f64 / 1e3
 }
 
-/// A table: for each primitive its time, what went by before it, and of its launches how long threads took to come and
-/// how much of the threads' time was work.
+/// A table: for each primitive its time, what went by before it and how much of that before it was handed to its stream
+/// (`late`: whoever builds the graph was behind), and of its launches how long threads took to come and how much of the
+/// threads' time was work.
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let threads = f64::from(crate::num_threads());
@@ -167,16 +178,24 @@ impl fmt::Display for Profile {
         rows.sort_by(|a, b| b.1.op.total_cmp(&a.1.op));
         writeln!(
             f,
-            "{:<22}{:>7}{:>11}{:>12}{:>10}{:>11}{:>10}{:>8}",
-            "primitive", "ops", "us", "us before", "launches", "us in them", "wake-up", "busy"
+            "{:<22}{:>7}{:>11}{:>12}{:>9}{:>10}{:>11}{:>10}{:>8}",
+            "primitive",
+            "ops",
+            "us",
+            "us before",
+            "late",
+            "launches",
+            "us in them",
+            "wake-up",
+            "busy"
         )?;
-        let mut all = (0.0, 0.0);
+        let mut all = (0.0, 0.0, 0.0);
         for (name, s) in rows {
-            all = (all.0 + s.op, all.1 + s.gap_before);
+            all = (all.0 + s.op, all.1 + s.gap_before, all.2 + s.late);
             write!(
                 f,
-                "{name:<22}{:>7}{:>11.0}{:>12.0}{:>10}",
-                s.ops, s.op, s.gap_before, s.launches
+                "{name:<22}{:>7}{:>11.0}{:>12.0}{:>9.0}{:>10}",
+                s.ops, s.op, s.gap_before, s.late, s.launches
             )?;
             if s.launches > 0 {
                 let wake_up = s.wake_up / s.parts.max(1) as f64;
@@ -185,7 +204,7 @@ impl fmt::Display for Profile {
             }
             writeln!(f)?;
         }
-        writeln!(f, "{:<29}{:>11.0}{:>12.0}", "all", all.0, all.1)?;
+        writeln!(f, "{:<29}{:>11.0}{:>12.0}{:>9.0}", "all", all.0, all.1, all.2)?;
         if self.dropped > 0 {
             writeln!(f, "{} more spans had no room", self.dropped)?;
         }
@@ -198,7 +217,7 @@ mod tests {
     use super::*;
 
     fn span(kind: Kind, thread: u32, begin_ns: i64, end_ns: i64) -> Span {
-        Span { name: "Matmul".into(), kind, thread, begin_ns, end_ns, tasks: 4 }
+        Span { name: "Matmul".into(), kind, thread, begin_ns, end_ns, tasks: 4, queued_ns: None }
     }
 
     #[test]
@@ -208,13 +227,14 @@ mod tests {
             span(Kind::Launch, 0, 1_000, 9_000),
             span(Kind::Part, 0, 1_000, 8_000),
             span(Kind::Part, 1, 3_000, 8_000),
-            span(Kind::Op, 0, 15_000, 16_000),
+            Span { queued_ns: Some(12_000), ..span(Kind::Op, 0, 15_000, 16_000) },
         ];
         let profile = Profile { spans, dropped: 0 };
         let expected = Sums {
             ops: 2,
             op: 11.0,
             gap_before: 5.0,
+            late: 2.0,
             launches: 1,
             launch: 8.0,
             wake_up: 2.0,

@@ -89,7 +89,7 @@ int64_t rows_per_task(int64_t groups, int64_t rows, int64_t num_keys, bool exact
   if (exact) {
     m = std::clamp(kScoreFloats / cpu::round_up(num_keys, cpu::kKeyBlock) / kTile * kTile, kTile, m);
   }
-  while (m > fewest && groups * ((rows + m - 1) / m) < cpu::pool_size()) {
+  while (m > fewest && groups * ((rows + m - 1) / m) < cpu::pool_width()) {
     m /= 2;
   }
   return std::min(m, rows);
@@ -259,8 +259,11 @@ void run(Operands& o, const Attention::State& state) {
   int64_t scratch = c::attention_scratch(m, span, D, Dv, R, exact);
   auto y = o.y;
 
-  // A vector takes 16 multiply-adds, and a causal mask halves them.
-  int64_t work = std::min(all_keys, groups / Hkv * span) * Hkv * rows * (D + R + Dv) / (state.causal && Lq > 1 ? 16 : 8);
+  // A group's vectors are laid out in tiles and its sums taken up and put down, however few keys there are: about 5 us for
+  // eight queries. A vector takes 16 multiply-adds, and a causal mask halves them.
+  constexpr int64_t kGroupWork = 1 << 15;
+  int64_t work = std::min(all_keys, groups / Hkv * span) * Hkv * rows * (D + R + Dv) / (state.causal && Lq > 1 ? 16 : 8) +
+      groups * blocks * kGroupWork;
   c::parallel_for(groups * blocks * parts, work, [&](int64_t task) {
     int64_t index = task / parts;
     int64_t part = task % parts;

@@ -5,10 +5,15 @@
 // Layout:  tokens [B, H, L, D] with any strides; buffer [1, H, T, D].
 // Tasks:   one; a step's tokens are a few kilobytes.
 // Bound:   the bytes of the tokens; the buffer's as well where it is shared.
+// Memory:  a buffer that only tasks before it still read is waited for.
 // Limits:  a length outside the buffer is taken for the nearest that fits.
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstring>
+#include <memory>
+#include <thread>
 
 #include "cache_append/cache_append.h"
 #include "cpu/operands.h"
@@ -63,9 +68,29 @@ bool is_ours(const array& buffer) {
   return buffer.is_donatable() && buffer.flags().row_contiguous && buffer.data_size() == buffer.size();
 }
 
+// Whoever builds the graph may be a whole step ahead of the stream, which then has yet to read the buffer for the token
+// before and holds it till then. It has enough to do meanwhile: waiting for that is cheaper than a copy of the cache. Who
+// holds it still when the stream has come this far holds it for good.
+void wait_for_readers(const array& buffer, mlx::core::Stream stream) {
+  using namespace std::chrono_literals;
+  if (is_ours(buffer)) {
+    return;
+  }
+  auto reached = std::make_shared<std::atomic<bool>>(false);
+  mlx::core::scheduler::enqueue(stream, [reached] { *reached = true; });
+  // the stream may wait for another, and that one for us
+  for (auto until = std::chrono::steady_clock::now() + 200ms; !is_ours(buffer) && !*reached;) {
+    if (std::chrono::steady_clock::now() > until) {
+      return;
+    }
+    std::this_thread::sleep_for(20us);
+  }
+}
+
 } // namespace
 
 void CacheAppend::eval_cpu(const std::vector<array>& inputs, array& out) {
+  wait_for_readers(inputs[kBuffer], stream());
   bool in_place = is_ours(inputs[kBuffer]);
   if (in_place) {
     out.copy_shared_buffer(inputs[kBuffer]);

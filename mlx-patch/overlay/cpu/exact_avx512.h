@@ -15,6 +15,7 @@
 #include <immintrin.h>
 
 #include "cpu/qmm.h"
+#include "cpu/with_codes.h"
 #include "zmlx/mlx_version.h"
 
 namespace zmlx::cpu {
@@ -25,6 +26,7 @@ constexpr int kBlock = 128; // outputs side by side
 constexpr int kGroups = 16; // scales are transposed for this many groups at once
 
 #define ZMLX_INLINE __attribute__((always_inline)) inline
+#define ZMLX_LAMBDA __attribute__((always_inline))
 
 struct Pair {
   __m512 a;
@@ -122,6 +124,7 @@ ZMLX_INLINE void store_values(void* p, __m512 v, __mmask16 mask) {
 
 struct RoundF32 {
   static constexpr DType dtype = DType::F32;
+  using Stored = float; // one weight in scratch
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE Pair round(Pair p) {
     return p;
@@ -130,6 +133,7 @@ struct RoundF32 {
 
 struct RoundF16 {
   static constexpr DType dtype = DType::F16;
+  using Stored = float;
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE __m512 one(__m512 v) {
     return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -142,6 +146,7 @@ struct RoundF16 {
 // By integer arithmetic: right for denormals, and a NaN stays one (its low half is zero, see qmm_avx512.cpp).
 struct RoundBF16Integer {
   static constexpr DType dtype = DType::BF16;
+  using Stored = float;
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE __m512 one(__m512 v) {
     __m512i u = as_int(v);
@@ -154,23 +159,9 @@ struct RoundBF16Integer {
   }
 };
 
-// Weights in scratch as f32.
-struct StoredFloats {
-  using Stored = float;
-  static ZMLX_INLINE void store_weight(Stored* w, Pair p) {
-    _mm512_store_ps(w, p.a);
-    _mm512_store_ps(w + 16, p.b);
-  }
-  static ZMLX_INLINE Pair load_weight(const Stored* w) {
-    return {_mm512_load_ps(w), _mm512_load_ps(w + 16)};
-  }
-};
-
 // The steps of a kernel in terms of R::round, for policies that keep the order of lanes.
 template <typename R>
-struct Steps : StoredFloats {
-  using Storing = StoredFloats; // how weights are stored
-  using Math = Steps; // all but `dtype` and `finish`: policies that share it share what is compiled for it
+struct Steps {
   static ZMLX_INLINE Pair dequantize(Pair q, Pair scale, Pair bias) {
     Pair scaled = R::round({_mm512_mul_ps(scale.a, q.a), _mm512_mul_ps(scale.b, q.b)});
     return R::round({_mm512_add_ps(scaled.a, bias.a), _mm512_add_ps(scaled.b, bias.b)});
@@ -182,6 +173,13 @@ struct Steps : StoredFloats {
   static ZMLX_INLINE Pair scale_add(Pair sum, Pair scale, Pair group_sum) {
     Pair product = R::round({_mm512_mul_ps(scale.a, group_sum.a), _mm512_mul_ps(scale.b, group_sum.b)});
     return R::round({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)});
+  }
+  static ZMLX_INLINE void store_weight(typename R::Stored* w, Pair p) {
+    _mm512_store_ps(w, p.a);
+    _mm512_store_ps(w + 16, p.b);
+  }
+  static ZMLX_INLINE Pair load_weight(const typename R::Stored* w) {
+    return {_mm512_load_ps(w), _mm512_load_ps(w + 16)};
   }
   static ZMLX_INLINE Pair permute(Pair p, int) {
     return p;
@@ -195,7 +193,9 @@ struct Steps : StoredFloats {
 };
 
 template <typename R>
-struct InOrder : R, Steps<R> {};
+struct InOrder : R, Steps<R> {
+  using typename R::Stored;
+};
 
 // Weight `i` (0 .. 31) of a unit of 32 as f32. `t` holds the unit's dwords, each transposed: dword d of 16 rows lies at
 // t + d * stride.
@@ -244,13 +244,13 @@ struct Unpack {
 };
 
 // Everything one call needs, per thread.
-template <typename Stored>
+template <typename R>
 struct alignas(64) Workspace {
-  static constexpr int kChunk = 32768 / (kBlock * static_cast<int>(sizeof(Stored)));
+  static constexpr int kChunk = 32768 / (kBlock * static_cast<int>(sizeof(typename R::Stored)));
   uint32_t packed[32 * kBlock]; // dwords of up to 128 weights, transposed: [dword][row]
   float scales[kGroups * kBlock]; // [group][row], in order 0
   float biases[kGroups * kBlock]; // [group][row], in order kBiasOrder
-  Stored weights[kChunk * kBlock]; // [k][row]
+  typename R::Stored weights[kChunk * kBlock]; // [k][row]
   float sums[kMaxRows * kBlock]; // [row of x][row], in the order of the accumulators
   float group_sums[kMaxRows * kBlock];
 };
@@ -340,33 +340,6 @@ void unpack_chunk(
       }
     }
   }
-}
-
-template <typename S>
-using UnpackChunk = void (*)(const uint32_t*, int, int, int, int, const float*, const float*, typename S::Stored*);
-
-// Of a block this alone is compiled for every number of bits. Codes that are floats are stored as they are.
-template <typename S>
-UnpackChunk<S> unpacking_of(const QuantView& q) {
-  using Math = typename S::Math;
-  if (q.mode == Mode::Affine) {
-    switch (q.bits) {
-      case 2:
-        return unpack_chunk<Math, Mode::Affine, 2>;
-      case 3:
-        return unpack_chunk<Math, Mode::Affine, 3>;
-      case 4:
-        return unpack_chunk<Math, Mode::Affine, 4>;
-      case 5:
-        return unpack_chunk<Math, Mode::Affine, 5>;
-      case 6:
-        return unpack_chunk<Math, Mode::Affine, 6>;
-      default:
-        return unpack_chunk<Math, Mode::Affine, 8>;
-    }
-  }
-  return q.bits == 4 ? unpack_chunk<typename S::Storing, Mode::Mxfp4, 4>
-                     : unpack_chunk<typename S::Storing, Mode::Mxfp8, 8>;
 }
 
 // sums[m][pairs] += x[m][k] * w[k][pairs] for `count` values of k, rounding twice a step.
@@ -464,42 +437,38 @@ void expand_x(int m, const void* const* x, int64_t K, int64_t stride, float* out
   }
 }
 
-// One block of up to 128 outputs of transposed weights.
-template <typename S, bool affine>
-void exact_block(
-    const QuantView& q,
-    int64_t n0,
-    int64_t n1,
-    int m,
-    const float* x,
-    int64_t x_stride,
-    void* const* y,
-    int64_t y_first,
-    UnpackChunk<S> unpack,
-    Workspace<typename S::Stored>& ws) {
-  using Math = typename S::Math;
-  constexpr DType D = S::dtype;
-  constexpr int item = D == DType::F32 ? 4 : 2;
-  constexpr int order = affine ? S::kAffineOrder : S::kFloatOrder;
-  const int64_t groups = q.K / q.group_size;
-  const int bits = q.bits;
-  // Rows past the end repeat the last one; their results are not stored. Three pairs run as four.
-  const int used = static_cast<int>(n1 - n0 + 31) / 32;
-  const int pairs = used == 3 ? 4 : used;
-  const int active = pairs * 32;
-  const uint8_t* w_rows[kBlock];
-  const uint8_t* scale_rows[kBlock];
-  const uint8_t* bias_rows[kBlock];
-  for (int r = 0; r < active; r++) {
-    int64_t n = n0 + r < n1 ? n0 + r : n1 - 1;
-    w_rows[r] = q.w + n * q.w_stride;
-    scale_rows[r] = q.scales + n * q.scale_stride;
-    bias_rows[r] = affine ? q.biases + n * q.bias_stride : nullptr;
+// The rows of a block, each anywhere: three pairs run as four.
+struct BlockRows {
+  const uint8_t* w[kBlock];
+  const uint8_t* scales[kBlock];
+  const uint8_t* biases[kBlock];
+  int pairs{0};
+
+  // Rows n0 .. n1 of a matrix, in `more` pairs; rows past the end repeat the last one, and are not stored.
+  void add(const QuantView& q, int64_t n0, int64_t n1, int more) {
+    for (int r = 0; r < more * 32; r++) {
+      int64_t n = n0 + r < n1 ? n0 + r : n1 - 1;
+      int at = pairs * 32 + r;
+      w[at] = q.w + n * q.w_stride;
+      scales[at] = q.scales + n * q.scale_stride;
+      biases[at] = q.biases ? q.biases + n * q.bias_stride : nullptr;
+    }
+    pairs += more;
   }
+};
+
+// ws.sums: the products of a block's rows with m rows of x, which accumulate(weights, k, count, sums) adds up.
+template <typename S, Mode mode, int bits, typename Accumulate>
+ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Workspace<S>& ws, Accumulate accumulate) {
+  constexpr DType D = S::dtype;
+  constexpr int order = mode == Mode::Affine ? S::kAffineOrder : S::kFloatOrder;
+  const int64_t groups = q.K / q.group_size;
+  const int pairs = rows.pairs;
+  const int active = pairs * 32;
   const float* scale_table = nullptr;
-  if constexpr (!affine) {
+  if (mode != Mode::Affine) {
     const auto& tables = float_tables();
-    scale_table = q.mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
+    scale_table = mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
   for (int i = 0; i < m * kBlock; i += 16) {
     _mm512_store_ps(ws.sums + i, _mm512_setzero_ps());
@@ -507,9 +476,9 @@ void exact_block(
 
   for (int64_t g0 = 0; g0 < groups; g0 += kGroups) {
     int here = groups - g0 < kGroups ? groups - g0 : kGroups;
-    if constexpr (affine) {
-      load_affine<D>(scale_rows, active, g0, here, ws.scales);
-      load_affine<D>(bias_rows, active, g0, here, ws.biases);
+    if constexpr (mode == Mode::Affine) {
+      load_affine<D>(rows.scales, active, g0, here, ws.scales);
+      load_affine<D>(rows.biases, active, g0, here, ws.biases);
       if constexpr (S::kBiasOrder != 0) {
         for (int i = 0; i < here * kBlock; i += 32) {
           Pair b = S::permute({_mm512_load_ps(ws.biases + i), _mm512_load_ps(ws.biases + i + 16)}, S::kBiasOrder);
@@ -518,7 +487,7 @@ void exact_block(
         }
       }
     } else {
-      load_bytes(scale_rows, active, g0, here, scale_table, ws.scales);
+      load_bytes(rows.scales, active, g0, here, scale_table, ws.scales);
       if constexpr (order != 0) {
         for (int i = 0; i < here * kBlock; i += 32) {
           Pair b = S::permute({_mm512_load_ps(ws.scales + i), _mm512_load_ps(ws.scales + i + 16)}, order);
@@ -540,8 +509,8 @@ void exact_block(
           __m512i v[16];
 #pragma GCC unroll 16
           for (int i = 0; i < 16; i++) {
-            v[i] = _mm512_maskz_loadu_epi32(mask, w_rows[r + i] + offset);
-            _mm_prefetch(reinterpret_cast<const char*>(w_rows[r + i] + offset + 64), _MM_HINT_T0);
+            v[i] = _mm512_maskz_loadu_epi32(mask, rows.w[r + i] + offset);
+            _mm_prefetch(reinterpret_cast<const char*>(rows.w[r + i] + offset + 64), _MM_HINT_T0);
           }
           transpose16(v);
           int stored = dwords - d < 16 ? dwords - d : 16;
@@ -550,13 +519,12 @@ void exact_block(
           }
         }
       }
-      constexpr int most = Workspace<typename S::Stored>::kChunk;
-      constexpr int chunk = most < 128 ? most : 128;
+      constexpr int chunk = Workspace<S>::kChunk < 128 ? Workspace<S>::kChunk : 128;
       for (int c = 0; c < count; c += chunk) {
         int part = count - c < chunk ? count - c : chunk;
         int64_t k = k0 + c;
         int group = k / q.group_size - g0;
-        unpack(
+        unpack_chunk<S, mode, bits>(
             ws.packed + c * bits / 32 * kBlock,
             pairs,
             part,
@@ -565,19 +533,18 @@ void exact_block(
             ws.scales + group * kBlock,
             ws.biases + group * kBlock,
             ws.weights);
-        if constexpr (affine) {
-          accumulate_rows<Math>(ws.weights, x + k, x_stride, m, pairs, part, ws.sums);
+        if constexpr (mode == Mode::Affine) {
+          accumulate(ws.weights, k, part, ws.sums);
         } else {
           // One sum per group, then sums += scale * group sum. Groups are 16 or 32 long and never straddle a chunk.
           for (int j = 0; j < part; j += q.group_size, group++) {
             for (int i = 0; i < m * kBlock; i += 16) {
               _mm512_store_ps(ws.group_sums + i, _mm512_setzero_ps());
             }
-            accumulate_rows<Math>(
-                ws.weights + j * kBlock, x + k + j, x_stride, m, pairs, q.group_size, ws.group_sums);
+            accumulate(ws.weights + j * kBlock, k + j, q.group_size, ws.group_sums);
             for (int i = 0; i < m * kBlock; i += 32) {
               const float* s = ws.scales + group * kBlock + i % kBlock;
-              Pair sum = Math::scale_add(
+              Pair sum = S::scale_add(
                   {_mm512_load_ps(ws.sums + i), _mm512_load_ps(ws.sums + i + 16)},
                   {_mm512_load_ps(s), _mm512_load_ps(s + 16)},
                   {_mm512_load_ps(ws.group_sums + i), _mm512_load_ps(ws.group_sums + i + 16)});
@@ -589,16 +556,44 @@ void exact_block(
       }
     }
   }
+}
 
+// 32 sums of one row as values of y, of which `left` exist.
+template <typename S, Mode mode>
+ZMLX_INLINE void store_sums(const float* sums, int64_t left, uint8_t* y) {
+  constexpr DType D = S::dtype;
+  constexpr int order = mode == Mode::Affine ? S::kAffineOrder : S::kFloatOrder;
+  Pair v = S::finish(S::unpermute({_mm512_load_ps(sums), _mm512_load_ps(sums + 16)}, order));
+  auto mask = [](int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0); };
+  store_values<D>(y, v.a, mask(left));
+  store_values<D>(y + 16 * size_of(D), v.b, mask(left - 16));
+}
+
+// One block of up to 128 outputs of transposed weights.
+template <typename S, Mode mode, int bits>
+void exact_block(
+    const QuantView& q,
+    int64_t n0,
+    int64_t n1,
+    int m,
+    const float* x,
+    int64_t x_stride,
+    void* const* y,
+    int64_t y_first,
+    Workspace<S>& ws) {
+  constexpr int item = S::dtype == DType::F32 ? 4 : 2;
+  const int used = static_cast<int>(n1 - n0 + 31) / 32;
+  BlockRows rows;
+  rows.add(q, n0, n1, used == 3 ? 4 : used);
+  const int pairs = rows.pairs;
+  auto accumulate = [&](const typename S::Stored* w, int64_t k, int count, float* sums) ZMLX_LAMBDA {
+    accumulate_rows<S>(w, x + k, x_stride, m, pairs, count, sums);
+  };
+  block_sums<S, mode, bits>(q, rows, m, ws, accumulate);
   for (int i = 0; i < m; i++) {
-    auto out = static_cast<uint8_t*>(y[i]) + y_first * item;
     for (int p = 0; p < used; p++) {
-      const float* s = ws.sums + i * kBlock + p * 32;
-      Pair v = S::finish(S::unpermute({_mm512_load_ps(s), _mm512_load_ps(s + 16)}, order));
-      int left = static_cast<int>(n1 - n0) - p * 32;
-      auto mask = [](int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0); };
-      store_values<D>(out + p * 32 * item, v.a, mask(left));
-      store_values<D>(out + (p * 32 + 16) * item, v.b, mask(left - 16));
+      auto out = static_cast<uint8_t*>(y[i]) + (y_first + p * 32) * item;
+      store_sums<S, mode>(ws.sums + i * kBlock + p * 32, n1 - n0 - p * 32, out);
     }
   }
 }
@@ -613,15 +608,14 @@ void exact_transposed(
     void* const* ys,
     void* (*scratch)(int64_t bytes)) {
   int64_t x_stride = (q.K + 15) / 16 * 16;
-  using Space = Workspace<typename S::Stored>;
-  auto memory = static_cast<uint8_t*>(scratch(sizeof(Space) + m * x_stride * static_cast<int64_t>(sizeof(float))));
-  auto& ws = *reinterpret_cast<Space*>(memory);
-  auto x = reinterpret_cast<float*>(memory + sizeof(Space));
+  auto memory = static_cast<uint8_t*>(
+      scratch(sizeof(Workspace<S>) + m * x_stride * static_cast<int64_t>(sizeof(float))));
+  auto& ws = *reinterpret_cast<Workspace<S>*>(memory);
+  auto x = reinterpret_cast<float*>(memory + sizeof(Workspace<S>));
   expand_x<S::dtype>(m, xs, q.K, x_stride, x);
-  auto block = q.mode == Mode::Affine ? exact_block<S, true> : exact_block<S, false>;
-  auto unpack = unpacking_of<S>(q);
+  auto block = with_codes(q, [](auto mode, auto bits) { return exact_block<S, mode, bits>; });
   for (int64_t n = n0; n < n1; n += kBlock) {
-    block(q, n, n + kBlock < n1 ? n + kBlock : n1, m, x, x_stride, ys, n - n0, unpack, ws);
+    block(q, n, n + kBlock < n1 ? n + kBlock : n1, m, x, x_stride, ys, n - n0, ws);
   }
 }
 

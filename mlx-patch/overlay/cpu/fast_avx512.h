@@ -33,8 +33,6 @@ struct Packing {
   static constexpr int bytes = per_block * bits / 8;
 };
 
-#define ZMLX_LAMBDA __attribute__((always_inline))
-
 // f(0), f(1), ... with constants, so that arrays indexed by them live in registers.
 template <int n, typename F>
 ZMLX_INLINE void repeat(F f) {

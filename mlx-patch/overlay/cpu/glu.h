@@ -2,9 +2,11 @@
 
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <vector>
 
+#include "cpu/columns.h"
 #include "cpu/operands.h"
 #include "zmlx/glu.h"
 
@@ -34,10 +36,10 @@ struct GluWeights {
 };
 
 // y[route.out] = activation(x @ gate^T) * (x @ up^T) for every route, N columns each, one task for the two blocks of
-// columns of a run: neither projection is ever written to memory.
-void glu_products(
-    std::vector<Route>& routes,
-    const GluWeights& weights,
+// columns of a run: neither projection is ever written to memory. The work refers to `weights`, which it shares.
+ColumnWork glu_products(
+    std::vector<Route> routes,
+    std::shared_ptr<const GluWeights> weights,
     const Glu& glu,
     DType dtype,
     Precision precision,

@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <numeric>
 #include <sstream>
 #include <stdexcept>
-#include <utility>
 
 #include "cpu/thread_pool.h"
 #include "mlx/types/half_types.h"
@@ -103,14 +101,13 @@ std::vector<float> read_floats(const array& a) {
   return out;
 }
 
-std::vector<uint32_t> read_indices(const array& a) {
+Indices::Indices(const array& a)
+    : data_(a.size() ? a.data<uint32_t>() : nullptr), size_(a.size()), shape_(a.shape()), strides_(a.strides()) {}
+
+std::vector<uint32_t> Indices::read() const {
   std::vector<uint32_t> out;
-  out.reserve(a.size());
-  if (a.size() == 0) {
-    return out;
-  }
-  auto data = a.data<uint32_t>();
-  for_each_offset(a.shape(), a.strides(), 0, a.size(), [&](int64_t offset) { out.push_back(data[offset]); });
+  out.reserve(size_);
+  for_each_offset(shape_, strides_, 0, size_, [&](int64_t offset) { out.push_back(data_[offset]); });
   return out;
 }
 
@@ -222,56 +219,6 @@ std::vector<Run> group_routes(std::vector<Route>& routes) {
     begin = end;
   }
   return runs;
-}
-
-bool want_whole_blocks(Precision precision, int64_t rows, int64_t runs) {
-  return precision == Precision::Exact && kernels().wants_whole_blocks && rows < 2 * runs;
-}
-
-namespace {
-
-// The columns with which the last thread is done first.
-int64_t soonest_done(int64_t N, int64_t runs, int64_t threads) {
-  // Columns of a task and the time it takes, of one with a whole block (one row, 2048 deep, Zen 5).
-  constexpr std::pair<int64_t, double> kTimes[] = {{kColumnBlock, 1.0}, {kColumnBlock / 2, 0.69}, {kColumnBlock / 4, 0.59}};
-  int64_t best = kColumnBlock;
-  double least = std::numeric_limits<double>::infinity();
-  for (auto [columns, time] : kTimes) {
-    int64_t tasks = runs * ((N + columns - 1) / columns);
-    double all = static_cast<double>((tasks + threads - 1) / threads) * time;
-    if (all < least) {
-      best = columns;
-      least = all;
-    }
-  }
-  return best;
-}
-
-} // namespace
-
-int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose, bool whole_blocks) {
-  constexpr int64_t kTasksPerThread = 32;
-  // So that the last tasks to end leave nobody idle for long; below half a block every task costs more than it saves.
-  constexpr int64_t kEvenPerThread = 4;
-  constexpr int64_t kFewestPerThread = 2;
-  int64_t threads = pool_size();
-  int64_t columns = kColumnBlock;
-  while (columns < 4 * kColumnBlock && runs * (N / (2 * columns)) >= kTasksPerThread * threads) {
-    columns *= 2;
-  }
-  if (transpose && threads > 1 && work >= kInlineWork) {
-    if (whole_blocks) {
-      return columns > kColumnBlock ? columns : soonest_done(N, runs, threads);
-    }
-    auto tasks = [&] { return runs * ((N + columns - 1) / columns); };
-    while (columns > kColumnBlock / 2 && tasks() < kEvenPerThread * threads) {
-      columns /= 2;
-    }
-    while (columns > kTransposedBlock && tasks() < kFewestPerThread * threads) {
-      columns /= 2;
-    }
-  }
-  return columns;
 }
 
 void check_indices(const char* op, const std::vector<uint32_t>& indices, int64_t size, const char* what) {

@@ -55,7 +55,19 @@ inline StridedBlocks matrices_of(const mlx::core::array& a) {
 std::vector<uint8_t> read_dense(const mlx::core::array& a);
 // Float32, float16 or bfloat16 as floats.
 std::vector<float> read_floats(const mlx::core::array& a);
-std::vector<uint32_t> read_indices(const mlx::core::array& a);
+
+// An array of indices that may not have its values yet.
+class Indices {
+ public:
+  explicit Indices(const mlx::core::array& a);
+  std::vector<uint32_t> read() const;
+
+ private:
+  const uint32_t* data_;
+  int64_t size_;
+  mlx::core::Shape shape_;
+  mlx::core::Strides strides_;
+};
 
 // The quantized matrices of one projection.
 class QuantStack {
@@ -96,15 +108,6 @@ struct Run {
   int64_t end;
 };
 std::vector<Run> group_routes(std::vector<Route>& routes);
-
-// Columns of one task where every run meets the same matrix. A kernel prepares its rows of x, and starts a stream of
-// prefetches, once a call: as many columns a call as still leave every thread tasks enough. A model with a large
-// vocabulary decodes 3 to 6 % faster for it. Few columns for many rows are cut finer, so that no thread goes without;
-// `whole_blocks`: only where that outweighs what a narrow block loses.
-int64_t columns_per_task(int64_t N, int64_t runs, int64_t work, bool transpose, bool whole_blocks);
-
-// Whether `rows` rows in `runs` runs go through a kernel that wants whole blocks of columns.
-bool want_whole_blocks(Precision precision, int64_t rows, int64_t runs);
 
 // Throws std::out_of_range naming `op` when an index is not below `size`.
 void check_indices(const char* op, const std::vector<uint32_t>& indices, int64_t size, const char* what);

@@ -25,7 +25,7 @@ struct ProfileRow {
   int32_t thread; // numbered in the order in which they were first seen
   int64_t begin; // nanoseconds
   int64_t end;
-  int64_t tasks; // of a launch; that a part ran
+  int64_t tasks; // of a launch; that a part ran; of an op: when it was enqueued, 0 where that was before the profile
 };
 
 struct ProfileRows {
@@ -45,9 +45,14 @@ int64_t now();
 void add(const char* name, Span kind, int64_t begin, int64_t tasks);
 } // namespace profile_detail
 
+// Nanoseconds while a profile is taken, otherwise 0.
+inline int64_t profile_clock() {
+  return profile_detail::on.load(std::memory_order_relaxed) ? profile_detail::now() : 0;
+}
+
 class ProfileSpan {
  public:
-  // Without a name it has that of the op around it.
+  // Without a name it has that of the op around it. `tasks` as in ProfileRow.
   explicit ProfileSpan(Span kind, int64_t tasks = 0, const char* name = nullptr) {
     if (profile_detail::on.load(std::memory_order_relaxed)) [[unlikely]] {
       start(kind, tasks, name);

@@ -42,6 +42,18 @@ struct QuantView {
 using BlockKernel =
     void (*)(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* x, void* const* y);
 
+// One row of x, K values, times columns n0 .. n1 of a matrix: at most kTransposedBlock of them, n0 a multiple of that.
+struct Slice {
+  QuantView q;
+  int64_t n0;
+  int64_t n1;
+  const void* x;
+  void* y;
+};
+
+// Any number of slices of transposed matrices that are alike but for where they are.
+using SliceKernel = void (*)(const Slice* slices, int count);
+
 // A multiple of every group size, and of the rows that any kernel takes at once.
 constexpr int64_t kColumnBlock = 128;
 // Columns of transposed weights that lie in lanes together.
@@ -55,6 +67,8 @@ struct Kernels {
   BlockKernel fast;
   // One row of x, exact: a whole block of columns hides the latency of their sums, a narrower one waits for it.
   bool wants_whole_blocks = false;
+  // Exact, where whole blocks are wanted: four slices hide it too.
+  SliceKernel exact_slices = nullptr;
 };
 
 // The kernels that runtime dispatch picked, or that set_isa forced.

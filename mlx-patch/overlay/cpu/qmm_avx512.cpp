@@ -6,7 +6,7 @@
 //         exponent.
 // See exact_avx512.h for idea, layout, bound and limits.
 
-#include "cpu/exact_avx512.h"
+#include "cpu/exact_slices_avx512.h"
 #include "cpu/qmm_avx512.h"
 
 namespace zmlx::cpu {
@@ -46,20 +46,40 @@ void exact(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const*
   }
 }
 
+template <bool bf16_hardware>
+void exact_slices(const Slice* slices, int count) {
+  switch (slices[0].q.dtype) {
+    case DType::F32:
+      return exact_transposed_slices<InOrder<RoundF32>>(slices, count, kernel_scratch);
+    case DType::F16:
+      exact_transposed_slices<InOrder<RoundF16>>(slices, count, kernel_scratch);
+      for (int i = 0; i < count; i++) {
+        const Slice& s = slices[i];
+        repeat_nans(s.q, s.n0, s.n1, 1, &s.x, &s.y);
+      }
+      return;
+    case DType::BF16:
+      if (bf16_hardware && exact_bf16_hardware_slices(slices, count, kernel_scratch)) {
+        return;
+      }
+      return exact_transposed_slices<InOrder<RoundBF16Integer>>(slices, count, kernel_scratch);
+  }
+}
+
 } // namespace
 
 const Kernels* avx512_kernels() {
-  static const Kernels k{"avx512", exact<false>, fast_avx512, true};
+  static const Kernels k{"avx512", exact<false>, fast_avx512, true, exact_slices<false>};
   return &k;
 }
 
 const Kernels* avx512_bf16_kernels() {
-  static const Kernels k{"avx512bf16", exact<true>, fast_avx512_bf16, true};
+  static const Kernels k{"avx512bf16", exact<true>, fast_avx512_bf16, true, exact_slices<true>};
   return &k;
 }
 
 const Kernels* amx_kernels() {
-  static const Kernels k{"amx", exact<true>, fast_amx, true};
+  static const Kernels k{"amx", exact<true>, fast_amx, true, exact_slices<true>};
   return &k;
 }
 

@@ -16,6 +16,9 @@ bool exact_bf16_hardware(
     void* const* ys,
     void* (*scratch)(int64_t bytes));
 
+// The same of slices.
+bool exact_bf16_hardware_slices(const Slice* slices, int count, void* (*scratch)(int64_t bytes));
+
 // All weights, f32 accumulation in any order; the second takes bf16 by AVX512_BF16, the third many rows of it by AMX_BF16.
 void fast_avx512(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys);
 void fast_avx512_bf16(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys);

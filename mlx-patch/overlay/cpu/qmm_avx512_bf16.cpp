@@ -7,7 +7,7 @@
 //         permutations; taking even words (shift) and odd words (and) is cheaper but interleaves the lanes. Where the
 //         next step does not care, the lanes stay interleaved: bias, weight and sum each have their fixed order.
 
-#include "cpu/exact_avx512.h"
+#include "cpu/exact_slices_avx512.h"
 #include "cpu/qmm_avx512.h"
 
 namespace zmlx::cpu {
@@ -17,8 +17,6 @@ namespace {
 struct RoundBF16Hardware {
   static constexpr DType dtype = DType::BF16;
   using Stored = uint16_t;
-  using Storing = RoundBF16Hardware;
-  using Math = RoundBF16Hardware;
   static constexpr int kBiasOrder = 1, kAffineOrder = 3, kFloatOrder = 2;
 
   static ZMLX_INLINE __m512i pack(Pair p) {
@@ -164,6 +162,17 @@ bool exact_bf16_hardware(
     return false;
   }
   exact_transposed<RoundBF16Hardware>(q, n0, n1, m, xs, ys, scratch);
+  return true;
+}
+
+bool exact_bf16_hardware_slices(const Slice* slices, int count, void* (*scratch)(int64_t bytes)) {
+  for (int i = 0; i < count; i++) {
+    const Slice& s = slices[i];
+    if (!denormal_free(s.q, s.n0, s.n1, 1, &s.x)) {
+      return false;
+    }
+  }
+  exact_transposed_slices<RoundBF16Hardware>(slices, count, scratch);
   return true;
 }
 

@@ -87,6 +87,9 @@ class Pool {
   int size() const {
     return size_;
   }
+  int width() const {
+    return at_once_;
+  }
 
   void run(int64_t tasks, int64_t work, TaskFn fn, void* context) {
     int place = -1;
@@ -339,6 +342,10 @@ void set_available_threads(int (*count)()) {
 
 int pool_size() {
   return Pool::instance().size();
+}
+
+int pool_width() {
+  return Pool::instance().width();
 }
 
 void pool_run(int64_t tasks, int64_t work, TaskFn fn, void* context) {

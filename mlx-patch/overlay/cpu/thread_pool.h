@@ -19,6 +19,9 @@ void pool_resize(int n);
 // are not started. Fewer than asked for once threads could not be started.
 int pool_size();
 
+// Those of them that work at once: as many as there are processors for. What work is cut for.
+int pool_width();
+
 // How many processors there are for the pool, which is also what 0 means: asked when the pool is first used, and at every
 // pool_resize. The default counts all.
 void set_available_threads(int (*count)());

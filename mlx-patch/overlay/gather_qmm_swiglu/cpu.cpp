@@ -18,45 +18,71 @@ using mlx::core::array;
 
 namespace {
 
-void run(const std::vector<array>& in, array& out, const GatherQMMSwiGLU::State& state) {
+struct Operands {
+  Operands(const std::vector<array>& in, array& out, const GatherQMMSwiGLU::State& state);
+  void run() const;
+
+  cpu::StridedBlocks x;
+  cpu::Indices lhs;
+  cpu::Indices rhs;
+  std::shared_ptr<cpu::GluWeights> weights;
+  GatherQMMSwiGLU::State state;
+  cpu::DType dtype;
+  int64_t M;
+  int64_t K;
+  int64_t N;
+  uint8_t* y;
+};
+
+Operands::Operands(const std::vector<array>& in, array& out, const GatherQMMSwiGLU::State& state)
+    : x(cpu::matrices_of(in[GatherQMMSwiGLU::kX])),
+      lhs(in[GatherQMMSwiGLU::kLhsIndices]),
+      rhs(in[GatherQMMSwiGLU::kRhsIndices]),
+      state(state),
+      dtype(cpu::dtype_of(out.dtype())),
+      M(in[GatherQMMSwiGLU::kX].shape(-2)),
+      K(in[GatherQMMSwiGLU::kX].shape(-1)),
+      N(out.shape(-1)),
+      y(out.data<uint8_t>()) {
   using P = GatherQMMSwiGLU;
-  namespace c = zmlx::cpu;
   auto params = state.params();
-  auto dtype = c::dtype_of(out.dtype());
   auto biases = [&](int i) { return params.affine() ? &in[i] : nullptr; };
-  auto x = c::matrices_of(in[P::kX]);
-  c::GluWeights weights = {
+  weights = std::make_shared<cpu::GluWeights>(cpu::GluWeights{
       {in[P::kGateW], in[P::kGateScales], biases(P::kGateBiases), params, dtype},
       {in[P::kUpW], in[P::kUpScales], biases(P::kUpBiases), params, dtype},
       std::nullopt,
-      std::nullopt};
+      std::nullopt});
   if (state.has_bias) {
-    weights.gate_bias.emplace(c::rows_of(in[P::bias_at(params)]));
-    weights.up_bias.emplace(c::rows_of(in[P::bias_at(params) + 1]));
+    weights->gate_bias.emplace(cpu::rows_of(in[P::bias_at(params)]));
+    weights->up_bias.emplace(cpu::rows_of(in[P::bias_at(params) + 1]));
   }
-  auto lhs = c::read_indices(in[P::kLhsIndices]);
-  auto rhs = c::read_indices(in[P::kRhsIndices]);
-  c::check_indices("gather_qmm_swiglu", lhs, x.size(), "lhs_indices");
-  c::check_indices("gather_qmm_swiglu", rhs, weights.gate.size(), "rhs_indices");
+}
 
-  int64_t M = in[P::kX].shape(-2);
-  int64_t K = in[P::kX].shape(-1);
+void Operands::run() const {
+  namespace c = zmlx::cpu;
+  auto from = lhs.read();
+  auto to = rhs.read();
+  c::check_indices("gather_qmm_swiglu", from, x.size(), "lhs_indices");
+  c::check_indices("gather_qmm_swiglu", to, weights->gate.size(), "rhs_indices");
   std::vector<c::Route> routes;
-  routes.reserve(lhs.size() * M);
-  for (size_t i = 0; i < lhs.size(); i++) {
+  routes.reserve(from.size() * M);
+  for (size_t i = 0; i < from.size(); i++) {
     for (int64_t m = 0; m < M; m++) {
       int64_t row = i * M + m;
-      routes.push_back({x.at(lhs[i]) + m * x.row_stride(), rhs[i], row});
+      routes.push_back({x.at(from[i]) + m * x.row_stride(), to[i], row});
     }
   }
-  c::glu_products(
-      routes, weights, state.glu(), dtype, state.precision, K, out.shape(-1), out.data<uint8_t>());
+  auto work = c::glu_products(std::move(routes), weights, state.glu(), dtype, state.precision, K, N, y);
+  const c::ColumnWork* const works[] = {&work};
+  c::run_columns(works);
 }
 
 } // namespace
 
 void GatherQMMSwiGLU::eval_cpu(const std::vector<array>& inputs, array& out) {
-  cpu::dispatch_task(stream(), name(), inputs, out, [state = state_](auto& in, auto& out) { run(in, out, state); });
+  cpu::dispatch_prepared(stream(), name(), inputs, out, [state = state_](auto& in, auto& out) {
+    return [operands = std::make_shared<Operands>(in, out, state)] { operands->run(); };
+  });
 }
 
 } // namespace zmlx

@@ -4,6 +4,7 @@
 
 #include "cuda/tile.h"
 #include "mlx/ops.h"
+#include "zmlx/available.h"
 #include "zmlx/fallback.h"
 
 namespace zmlx {
@@ -95,6 +96,7 @@ array quantized_matmul(
   if (params.affine()) {
     inputs.push_back(*weight.biases);
   }
+  note_available(inputs, s);
   return array(
       std::move(shape),
       dtype,

@@ -11,7 +11,6 @@
 #include "cpu/step.h"
 #include "cpu/task.h"
 #include "cpu/thread_pool.h"
-#include "mlx/allocator.h"
 #include "rms_norm/rms_norm.h"
 
 namespace zmlx {
@@ -20,49 +19,49 @@ using mlx::core::array;
 
 namespace {
 
-void run(const array& x, const array& weight, array& out, float eps) {
-  namespace c = zmlx::cpu;
-  auto& kernels = c::step_kernels();
-  auto dtype = c::dtype_of(out.dtype());
-  auto rows = c::rows_of(x);
-  auto weights = c::rows_of(weight);
-  int64_t n = out.shape(-1);
-  int64_t bytes = n * c::size_of(dtype);
-  auto y = out.data<uint8_t>();
-  int64_t blocks = (rows.size() + kernels.lanes - 1) / kernels.lanes;
-  c::parallel_for(blocks, 3 * static_cast<int64_t>(out.size()), [&](int64_t block) {
-    int64_t first = block * kernels.lanes;
-    int m = std::min<int64_t>(kernels.lanes, rows.size() - first);
-    const uint8_t* p[c::kMaxLanes] = {};
-    float scale[c::kMaxLanes];
-    for (int i = 0; i < m; i++) {
-      p[i] = rows.at(first + i);
-    }
-    kernels.rms_scale(dtype, p, m, n, eps, scale);
-    for (int i = 0; i < m; i++) {
-      kernels.norm_row(dtype, p[i], weights.at(0), scale[i], y + (first + i) * bytes, n);
-    }
-  });
-}
+struct Norm {
+  Norm(const std::vector<array>& in, array& out, float eps)
+      : rows(cpu::rows_of(in[FusedRMSNorm::kX])),
+        weights(cpu::rows_of(in[FusedRMSNorm::kWeight])),
+        dtype(cpu::dtype_of(out.dtype())),
+        n(out.shape(-1)),
+        eps(eps),
+        y(out.data<uint8_t>()) {}
+
+  void run() const {
+    namespace c = zmlx::cpu;
+    auto& kernels = c::step_kernels();
+    int64_t bytes = n * c::size_of(dtype);
+    int64_t blocks = (rows.size() + kernels.lanes - 1) / kernels.lanes;
+    c::parallel_for(blocks, 3 * rows.size() * n, [&](int64_t block) {
+      int64_t first = block * kernels.lanes;
+      int m = std::min<int64_t>(kernels.lanes, rows.size() - first);
+      const uint8_t* p[c::kMaxLanes] = {};
+      float scale[c::kMaxLanes];
+      for (int i = 0; i < m; i++) {
+        p[i] = rows.at(first + i);
+      }
+      kernels.rms_scale(dtype, p, m, n, eps, scale);
+      for (int i = 0; i < m; i++) {
+        kernels.norm_row(dtype, p[i], weights.at(0), scale[i], y + (first + i) * bytes, n);
+      }
+    });
+  }
+
+  cpu::StridedBlocks rows;
+  cpu::StridedBlocks weights;
+  cpu::DType dtype;
+  int64_t n;
+  float eps;
+  uint8_t* y;
+};
 
 } // namespace
 
 void FusedRMSNorm::eval_cpu(const std::vector<array>& inputs, array& out) {
-  out.set_data(mlx::core::allocator::malloc(out.nbytes()));
-  if (out.size() == 0) {
-    return;
-  }
-  auto& encoder = mlx::core::cpu::get_command_encoder(stream());
-  encoder.set_input_array(inputs[kX]);
-  encoder.set_input_array(inputs[kWeight]);
-  encoder.set_output_array(out);
-  cpu::dispatch(
-      stream(),
-      name(),
-      [x = array::unsafe_weak_copy(inputs[kX]),
-       weight = array::unsafe_weak_copy(inputs[kWeight]),
-       out = array::unsafe_weak_copy(out),
-       eps = eps_]() mutable { run(x, weight, out, eps); });
+  cpu::dispatch_prepared(stream(), name(), inputs, out, [eps = eps_](auto& in, auto& out) {
+    return [norm = std::make_shared<Norm>(in, out, eps)] { norm->run(); };
+  });
 }
 
 } // namespace zmlx

@@ -1,6 +1,7 @@
 #include "swiglu_mlp/swiglu_mlp.h"
 
 #include "mlx/ops.h"
+#include "zmlx/available.h"
 #include "zmlx/fallback.h"
 #include "zmlx/invalid.h"
 
@@ -65,6 +66,7 @@ array swiglu_mlp(
   if (s.device == Device::gpu && x.size() != 0 && x.size() / x.shape(-1) >= kMostRowsOnGpu) {
     return stock(state, s)(inputs)[0];
   }
+  note_available(inputs, s);
   return array(std::move(shape), dtype, std::make_shared<SwiGLUMLP>(s, state), std::move(inputs));
 }
 

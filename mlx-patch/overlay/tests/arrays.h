@@ -10,6 +10,7 @@
 #include <random>
 #include <string>
 
+#include "cpu/thread_pool.h"
 #include "mlx/mlx.h"
 #include "zmlx/primitives.h"
 
@@ -164,6 +165,8 @@ bool read_options(int argc, char** argv, Other&& other) {
       }
     } else if (a == "--threads") {
       i++;
+      // started, however few processors there are: work is cut for those that work at once
+      zmlx::cpu::set_available_threads([] { return 16; });
       zmlx::set_num_threads(std::atoi(value));
     } else if (a == "--seed") {
       i++;

@@ -151,6 +151,15 @@ array quantized_linear(
 
 // ---- the rest of a decode step
 
+// dequantize(take(table, tokens, 0)), of affine tables. tokens [..] u32, table [V, D] -> [.., D].
+array quantized_embedding(
+    const array& tokens,
+    const QuantizedWeight& table,
+    std::optional<int> group_size = std::nullopt,
+    std::optional<int> bits = std::nullopt,
+    const std::string& mode = "affine",
+    StreamOrDevice s = {});
+
 // mlx::core::fast::rms_norm. x [.., D], weight [D].
 array rms_norm(const array& x, const array& weight, float eps, StreamOrDevice s = {});
 

@@ -191,6 +191,13 @@ ArrayPtr fused_quantized_matmul(
           current())));
 }
 
+ArrayPtr fused_quantized_embedding(const Array& tokens, const ArrayVec& table, const QuantParams& q) {
+  ZMLX_OP(
+      "quantized_embedding",
+      box(zmlx::quantized_embedding(
+          tokens.a, weight(table), q.group_size, q.bits, std::string(q.mode), current())));
+}
+
 ArrayPtr fused_quantized_linear(
     const Array& x,
     const ArrayVec& w,

@@ -345,6 +345,7 @@ ArrayPtr fused_quantized_matmul(
     bool transpose,
     const QuantParams& q,
     bool fast);
+ArrayPtr fused_quantized_embedding(const Array& tokens, const ArrayVec& table, const QuantParams& q);
 ArrayPtr fused_quantized_linear(
     const Array& x,
     const ArrayVec& w,

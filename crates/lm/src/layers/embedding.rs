@@ -1,8 +1,10 @@
+use mlx::primitives::QuantizedEmbedding;
 use mlx::quantization::QuantizedWeight;
-use mlx::{Array, ops};
+use mlx::{Array, ops, primitives};
 
 use super::linear::{quantized_linear, quantized_site};
-use super::{Fusable, ModuleKind, ModulePath, Path, Site, Weight};
+use super::site::ask;
+use super::{ModuleKind, ModulePath, Path, Site, Weight};
 use crate::error::Result;
 use crate::weights::{Role, Scope};
 
@@ -10,7 +12,9 @@ use crate::weights::{Role, Scope};
 #[derive(Debug, Clone)]
 pub struct Embedding {
     pub(crate) weight: Weight,
+    /// Of the table as an output projection.
     path: Path,
+    lookup: Path,
 }
 
 impl Embedding {
@@ -22,6 +26,7 @@ impl Embedding {
         Ok(Self {
             weight: Weight::load(&scope.role(Role::Embedding), &[num_embeddings, dims])?,
             path: Path::Stock,
+            lookup: Path::Stock,
         })
     }
 
@@ -32,6 +37,9 @@ impl Embedding {
     pub fn forward(&self, tokens: &Array) -> Result<Array> {
         match &self.weight {
             Weight::Dense(w) => Ok(ops::take(w, tokens, 0)?),
+            Weight::Quantized(q) if self.lookup != Path::Stock => {
+                Ok(primitives::quantized_embedding(tokens, q)?)
+            }
             Weight::Quantized(q) => {
                 let rows = |all: &Array| ops::take(all, tokens, 0);
                 let taken = QuantizedWeight {
@@ -60,11 +68,26 @@ impl Embedding {
     pub fn weight(&self) -> &Weight {
         &self.weight
     }
-}
 
-/// As an output projection.
-impl Fusable for Embedding {
-    fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
-        sites.extend(quantized_site(&self.weight, &mut self.path, ModuleKind::Linear, at));
+    /// Its sites: where rows are taken, and where it is `tied` to the output projection.
+    pub(super) fn sites_as<'a>(
+        &'a mut self,
+        tied: bool,
+        at: &ModulePath,
+        sites: &mut Vec<Site<'a>>,
+    ) {
+        if let Some(table) = self.weight.quantized() {
+            sites.push(Site {
+                module: at.clone(),
+                kind: ModuleKind::Embedding,
+                pattern: "embedding",
+                questions: ask(QuantizedEmbedding { quantization: table.quantization }),
+                path: &mut self.lookup,
+                trace: None,
+            });
+        }
+        if tied {
+            sites.extend(quantized_site(&self.weight, &mut self.path, ModuleKind::Linear, at));
+        }
     }
 }

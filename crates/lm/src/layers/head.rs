@@ -78,9 +78,9 @@ impl Head {
         cache: &Cache,
         sites: &mut Vec<Site<'a>>,
     ) {
-        match &mut self.lm_head {
-            Some(lm_head) => lm_head.sites(at, sites),
-            None => embedding.1.sites(embedding.0, sites),
+        embedding.1.sites_as(self.lm_head.is_none(), embedding.0, sites);
+        if let Some(lm_head) = &mut self.lm_head {
+            lm_head.sites(at, sites);
         }
         sites.push(Site {
             module: ModulePath::default().pp("greedy"),

@@ -50,6 +50,8 @@ pub enum ModuleKind {
     Mlp,
     /// A linear layer or an output projection.
     Linear,
+    /// Where rows of a table are taken.
+    Embedding,
     /// Attention without its projections.
     Attention,
     /// A convolution or a recurrence along the tokens, without its projections.

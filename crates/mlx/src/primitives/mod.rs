@@ -20,6 +20,7 @@ mod glu;
 mod greedy_token;
 mod moe_router;
 mod qk_norm_rope;
+mod quantized_embedding;
 mod quantized_matmul;
 mod recorded_attention;
 mod recorded_latent_attention;
@@ -45,6 +46,7 @@ pub use glu::{Activation, Glu};
 pub use greedy_token::{GreedyToken, greedy_token};
 pub use moe_router::{MoeRouter, Scoring, moe_router};
 pub use qk_norm_rope::{QkNormRope, ScaledRope, qk_norm_rope, qk_norm_rope_dynamic};
+pub use quantized_embedding::{QuantizedEmbedding, quantized_embedding};
 pub use quantized_matmul::{QuantizedMatmul, quantized_linear, quantized_matmul};
 pub use recorded_attention::RecordedAttention;
 pub(crate) use recorded_attention::{RecordedKeysValues, recorded_attention};
@@ -62,6 +64,7 @@ pub const TYPICAL: &[&dyn Ask] = &[
     &GatherQmmSwiglu::TYPICAL,
     &GatherQmmCombine::TYPICAL,
     &MoeRouter::TYPICAL,
+    &QuantizedEmbedding::TYPICAL,
     &QuantizedMatmul::TYPICAL,
     &RmsNorm::TYPICAL,
     &AddRmsNorm::TYPICAL,
