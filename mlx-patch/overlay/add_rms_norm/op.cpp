@@ -1,9 +1,8 @@
-#include <sstream>
-
 #include "add_rms_norm/add_rms_norm.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 #include "zmlx/fallback.h"
+#include "zmlx/invalid.h"
 #include "zmlx/quant_params.h"
 
 namespace zmlx {
@@ -14,10 +13,7 @@ std::pair<array, array>
 add_rms_norm(const array& x, const array& r, const array& weight, float eps, StreamOrDevice s_) {
   auto s = to_stream(s_);
   auto fail = [](auto&&... args) {
-    std::ostringstream msg;
-    msg << "[add_rms_norm] ";
-    (msg << ... << args);
-    throw std::invalid_argument(msg.str());
+    throw_invalid("add_rms_norm", args...);
   };
   if (x.ndim() == 0 || x.shape() != r.shape()) {
     fail("x and r should have one shape with at least 1 dimension but received ", x.shape(), " and ", r.shape(), ".");

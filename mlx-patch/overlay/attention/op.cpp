@@ -5,6 +5,7 @@
 #include "mlx/ops.h"
 #include "mlx/utils.h"
 #include "zmlx/fallback.h"
+#include "zmlx/invalid.h"
 
 namespace zmlx {
 
@@ -14,10 +15,7 @@ namespace {
 
 template <typename... Args>
 [[noreturn]] void fail(const Args&... args) {
-  std::ostringstream msg;
-  msg << "[attention] ";
-  (msg << ... << args);
-  throw std::invalid_argument(msg.str());
+  throw_invalid("attention", args...);
 }
 
 void check_cache(const array& q, const std::vector<array>& keys, const std::vector<array>& values, size_t i) {

@@ -1,7 +1,6 @@
-#include <sstream>
-
 #include "cache_append/cache_append.h"
 #include "mlx/ops.h"
+#include "zmlx/invalid.h"
 
 namespace zmlx {
 
@@ -10,10 +9,7 @@ using namespace mlx::core;
 array cache_append(const array& buffer, const array& tokens, int row, const array& lengths, StreamOrDevice s_) {
   auto s = to_stream(s_);
   auto fail = [](auto&&... args) {
-    std::ostringstream msg;
-    msg << "[cache_append] ";
-    (msg << ... << args);
-    throw std::invalid_argument(msg.str());
+    throw_invalid("cache_append", args...);
   };
   if (tokens.ndim() != 4) {
     fail("tokens should have 4 dimensions but received shape ", tokens.shape(), ".");

@@ -3,7 +3,8 @@
 //
 // Idea:    a lane is a slice of K. A policy P unpacks a block of a weight row (64 bytes, or 64 weights of 3, 5 or 6 bits)
 //          once and multiplies it by each row's share of x into 16 partial sums, neighbouring weights to a lane. The
-//          group's scale multiplies these, its bias the sum of the group's x.
+//          group's scale multiplies these, its bias the sum of the group's x. P::Product does so; it is the same for
+//          several dtypes where nothing but x and the result is of the dtype.
 // Layout:  P stores x once per call in the order in which it unpacks the weights. P::tile rows of x are met together,
 //          their sums in registers.
 // Memory:  weight rows are read one after the other, so that the addresses only ever rise, and prefetched at a fixed
@@ -158,10 +159,20 @@ ZMLX_INLINE void fast_row(const P& product, const QuantView& q, const FastTile& 
   repeat<rows>([&](auto i) ZMLX_LAMBDA { sums[i] = sum[i]; });
 }
 
+ZMLX_INLINE void store_rounded(DType dtype, uint8_t* p, __m512 v, __mmask16 mask) {
+  switch (dtype) {
+    case DType::F32:
+      return store_values<DType::F32>(p, v, mask);
+    case DType::F16:
+      return store_values<DType::F16>(p, v, mask);
+    case DType::BF16:
+      return store_values<DType::BF16>(p, round_bf16(v), mask);
+  }
+}
+
 // Weight rows n0 .. n1 times `rows` rows of x.
 template <typename P, int rows>
 void fast_tile(const P& product, const QuantView& q, const FastTile& f, int64_t n0, int64_t n1, void* const* ys) {
-  constexpr DType D = P::dtype;
   for (int64_t n = n0; n < n1; n += 4) {
     __m512 sums[4][rows] = {};
     const int count = n1 - n < 4 ? static_cast<int>(n1 - n) : 4;
@@ -170,10 +181,7 @@ void fast_tile(const P& product, const QuantView& q, const FastTile& f, int64_t 
     }
     for (int i = 0; i < rows; i++) {
       __m512 v = _mm512_zextps128_ps512(reduce4(sums[0][i], sums[1][i], sums[2][i], sums[3][i]));
-      if constexpr (D == DType::BF16) {
-        v = round_bf16(v);
-      }
-      store_values<D>(static_cast<uint8_t*>(ys[i]) + (n - n0) * size_of(D), v, first_lanes(count));
+      store_rounded(q.dtype, static_cast<uint8_t*>(ys[i]) + (n - n0) * size_of(q.dtype), v, first_lanes(count));
     }
   }
 }
@@ -204,7 +212,7 @@ void fast_rows(const QuantView& q, int64_t n0, int64_t n1, int m, const void* co
   FastTile f{x, x_row, x_sums, nullptr, {}};
   if constexpr (P::mode != Mode::Affine) {
     const auto& tables = float_tables();
-    f.scale_table = P::mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
+    f.scale_table = q.mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
   // Lane d of block b belongs to group (b * 16 + d) * per_lane / group_size.
   const int shift = __builtin_ctz(q.group_size / Packing<P::bits>::per_lane);
@@ -212,16 +220,17 @@ void fast_rows(const QuantView& q, int64_t n0, int64_t n1, int m, const void* co
   for (int b = 0; b < 1 << shift; b++) {
     f.scale_lanes[b] = _mm512_srli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(b * 16)), shift);
   }
-  const P product;
+  using Product = typename P::Product;
+  const Product product;
   for (int i = 0; i < m;) {
     const int left = m - i;
     const int tile = left >= P::tile ? P::tile : left >= 4 ? 4 : left >= 2 ? 2 : 1;
     f.x = x + i * x_row;
     f.x_sums = x_sums + i * groups;
-    (tile == P::tile ? fast_tile<P, P::tile>
-         : tile == 4 ? fast_tile<P, 4>
-         : tile == 2 ? fast_tile<P, 2>
-                     : fast_tile<P, 1>)(product, q, f, n0, n1, ys + i);
+    (tile == P::tile ? fast_tile<Product, P::tile>
+         : tile == 4 ? fast_tile<Product, 4>
+         : tile == 2 ? fast_tile<Product, 2>
+                     : fast_tile<Product, 1>)(product, q, f, n0, n1, ys + i);
     i += tile;
   }
 }

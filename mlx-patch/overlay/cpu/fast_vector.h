@@ -138,12 +138,24 @@ struct Floats4 {
   static constexpr int halves = 2;
   Bytes high, low; // of the bf16
 
-  ZMLX_INLINE_V Floats4() {
+  struct Tables {
+    alignas(64) uint8_t high[4 * ZMLX_LANES], low[4 * ZMLX_LANES];
+  };
+
+  static constexpr Tables tables() {
     constexpr uint16_t bf16[8] = {0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
+    Tables t{};
     for (int i = 0; i < 4 * ZMLX_LANES; i++) {
-      high[i] = bf16[i % 8] >> 8 | (i & 8) << 4;
-      low[i] = bf16[i % 8] & 0xff;
+      t.high[i] = bf16[i % 8] >> 8 | (i & 8) << 4;
+      t.low[i] = bf16[i % 8] & 0xff;
     }
+    return t;
+  }
+
+  ZMLX_INLINE_V Floats4() {
+    static constexpr Tables t = tables();
+    std::memcpy(&high, t.high, sizeof(high));
+    std::memcpy(&low, t.low, sizeof(low));
   }
 
   static void reorder(const float* x, float* to) {
@@ -216,7 +228,8 @@ ZMLX_INLINE_V Vec lane_scales(const float* s) {
 
 // One row of w: lanes that add up to the product, biases left out.
 template <typename B, int group>
-ZMLX_INLINE_V Vec row_sum(const B& block, const uint8_t* w, int64_t K, const float* x, const float* scales) {
+Vec row_sum(const uint8_t* w, int64_t K, const float* x, const float* scales) {
+  const B block;
   constexpr int bytes = sizeof(VecU);
   constexpr int weights = B::weights;
   constexpr int per_quad = weights / kQuads;
@@ -260,14 +273,31 @@ ZMLX_INLINE_V Vec row_sum(const B& block, const uint8_t* w, int64_t K, const flo
   return sum;
 }
 
+// What depends on bits and group, and not on the dtype.
+struct RowProduct {
+  int weights; // of a block
+  void (*reorder)(const float* x, float* to);
+  Vec (*sum)(const uint8_t* w, int64_t K, const float* x, const float* scales);
+};
+
+template <Mode mode, int bits, int group>
+constexpr RowProduct kRowProduct = {
+    Block<mode, bits>::weights, Block<mode, bits>::reorder, row_sum<Block<mode, bits>, group>};
+
 inline int64_t rounded_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
 }
 
-template <DType D, Mode mode, int bits, int group>
-void fast_row(const QuantView& q, int64_t n0, int64_t n1, const void* x_row, void* y) {
-  using B = Block<mode, bits>;
-  const int64_t K = rounded_up(q.K, B::weights);
+template <DType D, bool affine>
+void fast_row(
+    const RowProduct& product,
+    const QuantView& q,
+    int64_t n0,
+    int64_t n1,
+    const void* x_row,
+    void* y) {
+  const int group = q.group_size;
+  const int64_t K = rounded_up(q.K, product.weights);
   const int64_t groups = q.K / group;
   const int64_t padded = rounded_up(groups, 16) + 16; // a vector of scales past the last, and aligned
   auto x = static_cast<float*>(kernel_scratch((2 * K + 3 * padded) * 4));
@@ -282,7 +312,7 @@ void fast_row(const QuantView& q, int64_t n0, int64_t n1, const void* x_row, voi
     x_in_order[k] = 0;
   }
   widen_all<D>(x_row, 0, q.K, x_in_order);
-  if constexpr (mode == Mode::Affine) {
+  if constexpr (affine) {
     for (int64_t g = 0; g < groups; g++) {
       Vec sum = {};
       for (int k = 0; k < group; k += ZMLX_LANES) {
@@ -292,23 +322,22 @@ void fast_row(const QuantView& q, int64_t n0, int64_t n1, const void* x_row, voi
       x_sums[g] = s[0] + s[1] + s[2] + s[3];
     }
   }
-  for (int64_t k = 0; k < K; k += B::weights) {
-    B::reorder(x_in_order + k, x + k);
+  for (int64_t k = 0; k < K; k += product.weights) {
+    product.reorder(x_in_order + k, x + k);
   }
 
   const float* table = nullptr;
-  if constexpr (mode != Mode::Affine) {
+  if constexpr (!affine) {
     const auto& tables = float_tables();
-    table = mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
+    table = q.mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
-  const B block;
   for (int64_t n = n0; n < n1; n += kTogether) {
     const int rows = n1 - n < kTogether ? n1 - n : kTogether;
     Quad sums[kTogether] = {};
     for (int r = 0; r < rows; r++) {
       Vec bias = {};
       const uint8_t* scale_row = q.scales + (n + r) * q.scale_stride;
-      if constexpr (mode == Mode::Affine) {
+      if constexpr (affine) {
         widen_all<D>(scale_row, 0, groups, scales);
         widen_all<D>(q.biases + (n + r) * q.bias_stride, 0, groups, biases);
         for (int64_t g = 0; g < groups; g += ZMLX_LANES) {
@@ -319,7 +348,7 @@ void fast_row(const QuantView& q, int64_t n0, int64_t n1, const void* x_row, voi
           scales[g] = table[scale_row[g]];
         }
       }
-      sums[r] = fold(bias + row_sum<B, group>(block, q.w + (n + r) * q.w_stride, q.K, x, scales));
+      sums[r] = fold(bias + product.sum(q.w + (n + r) * q.w_stride, q.K, x, scales));
     }
     transpose(sums);
     const Quad total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
@@ -329,43 +358,43 @@ void fast_row(const QuantView& q, int64_t n0, int64_t n1, const void* x_row, voi
   }
 }
 
-using FastRow = void (*)(const QuantView&, int64_t, int64_t, const void*, void*);
-
-template <DType D, int bits>
-FastRow affine_row(int group) {
-  return group == 32 ? fast_row<D, Mode::Affine, bits, 32>
-      : group == 64  ? fast_row<D, Mode::Affine, bits, 64>
-      : group == 128 ? fast_row<D, Mode::Affine, bits, 128>
+template <int bits>
+const RowProduct* affine_product(int group) {
+  return group == 32 ? &kRowProduct<Mode::Affine, bits, 32>
+      : group == 64  ? &kRowProduct<Mode::Affine, bits, 64>
+      : group == 128 ? &kRowProduct<Mode::Affine, bits, 128>
                      : nullptr;
 }
 
-template <DType D>
-FastRow pick_fast_row(const QuantView& q) {
+inline const RowProduct* pick_row_product(const QuantView& q) {
   switch (q.mode) {
     case Mode::Affine:
-      return q.bits == 2 ? affine_row<D, 2>(q.group_size)
-          : q.bits == 4  ? affine_row<D, 4>(q.group_size)
-          : q.bits == 8  ? affine_row<D, 8>(q.group_size)
+      return q.bits == 2 ? affine_product<2>(q.group_size)
+          : q.bits == 4  ? affine_product<4>(q.group_size)
+          : q.bits == 8  ? affine_product<8>(q.group_size)
                          : nullptr;
     case Mode::Mxfp4:
-      return fast_row<D, Mode::Mxfp4, 4, 32>;
+      return &kRowProduct<Mode::Mxfp4, 4, 32>;
     case Mode::Nvfp4:
-      return fast_row<D, Mode::Nvfp4, 4, 16>;
+      return &kRowProduct<Mode::Nvfp4, 4, 16>;
     case Mode::Mxfp8:
-      return fast_row<D, Mode::Mxfp8, 8, 32>;
+      return &kRowProduct<Mode::Mxfp8, 8, 32>;
   }
   return nullptr;
 }
 
+template <DType D>
+void fast_row_of(const RowProduct& product, const QuantView& q, int64_t n0, int64_t n1, const void* x, void* y) {
+  (q.mode == Mode::Affine ? fast_row<D, true> : fast_row<D, false>)(product, q, n0, n1, x, y);
+}
+
 void vector_fast(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs, void* const* ys) {
-  FastRow f = nullptr;
-  if (m == 1 && q.transpose) {
-    f = q.dtype == DType::F32  ? pick_fast_row<DType::F32>(q)
-        : q.dtype == DType::F16 ? pick_fast_row<DType::F16>(q)
-                                : pick_fast_row<DType::BF16>(q);
-  }
-  if (f) {
-    return f(q, n0, n1, xs[0], ys[0]);
+  const RowProduct* product = m == 1 && q.transpose ? pick_row_product(q) : nullptr;
+  if (product) {
+    auto row = q.dtype == DType::F32   ? fast_row_of<DType::F32>
+        : q.dtype == DType::F16 ? fast_row_of<DType::F16>
+                                : fast_row_of<DType::BF16>;
+    return row(*product, q, n0, n1, xs[0], ys[0]);
   }
   vector_kernel<false>(q, n0, n1, m, xs, ys);
 }

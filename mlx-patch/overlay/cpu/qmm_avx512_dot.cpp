@@ -44,6 +44,7 @@ struct Dot {
   static constexpr int fields = 16 / bits; // weights in a word
   static constexpr int64_t x_bytes = fields * 64;
   static constexpr int tile = 8;
+  using Product = Dot;
 
   WordCodes<M, B> codes;
 
@@ -80,6 +81,7 @@ struct DotBytes {
   static constexpr int bits = B;
   static constexpr int64_t x_bytes = 128;
   static constexpr int tile = 8;
+  using Product = DotBytes;
 
   ByteCodes<M, B> codes;
 
@@ -118,9 +120,8 @@ BlockKernel rows_of(const QuantView& q) {
           : q.bits == 8  ? fast_rows<DotBytes<Mode::Affine, 8>>
                          : nullptr;
     case Mode::Mxfp4:
-      return fast_rows<Dot<Mode::Mxfp4, 4>>;
     case Mode::Nvfp4:
-      return fast_rows<Dot<Mode::Nvfp4, 4>>;
+      return fast_rows<Dot<Mode::Mxfp4, 4>>;
     case Mode::Mxfp8:
       return fast_rows<DotBytes<Mode::Mxfp8, 8>>;
   }

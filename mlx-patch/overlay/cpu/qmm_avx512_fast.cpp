@@ -7,6 +7,8 @@
 // Many rows, or bits 3, 5, 6: the blocked kernel of exact_avx512.h with fused multiply-adds.
 // Limits:  transposed weights; for others see qmm_avx512_plain.cpp.
 
+#include <type_traits>
+
 #include "cpu/fast_avx512.h"
 #include "cpu/qmm_avx512.h"
 
@@ -55,6 +57,7 @@ struct Widen {
   static constexpr int fields = 32 / bits;
   static constexpr int64_t x_bytes = fields * 64;
   static constexpr int tile = 4;
+  using Product = std::conditional_t<mode == Mode::Affine, Widen, Widen<DType::F32, mode, bits>>;
 
   Unpack<mode, bits> table;
 
@@ -105,9 +108,8 @@ BlockKernel rows_of(const QuantView& q) {
           : q.bits == 8  ? fast_rows<Widen<D, Mode::Affine, 8>>
                          : nullptr;
     case Mode::Mxfp4:
-      return fast_rows<Widen<D, Mode::Mxfp4, 4>>;
     case Mode::Nvfp4:
-      return fast_rows<Widen<D, Mode::Nvfp4, 4>>;
+      return fast_rows<Widen<D, Mode::Mxfp4, 4>>;
     case Mode::Mxfp8:
       return fast_rows<Widen<D, Mode::Mxfp8, 8>>;
   }

@@ -100,6 +100,7 @@ struct Arithmetic {
   static constexpr DType D = D_;
   static constexpr bool exact = exact_;
   static constexpr DType R = exact_ ? D_ : DType::F32;
+  using Math = Arithmetic<R, exact_>; // what is the same for several dtypes is compiled for one
 };
 
 struct alignas(64) VectorWorkspace {
@@ -190,6 +191,35 @@ ZMLX_INLINE_V void unpack_unit(const uint32_t* t, Vec scale, Vec bias, float* w)
   }
 }
 
+// Up to kDeep weights of kWide rows, from [dword][row] to [k][row].
+using UnpackGroup = void (*)(const uint32_t* packed, int count, const float* scales, const float* biases, float* w);
+
+template <DType R, Mode mode, int bits>
+void unpack_group(const uint32_t* packed, int count, const float* scales, const float* biases, float* w) {
+  for (int v = 0; v < kVecs; v++) {
+    Vec scale = mode == Mode::Affine ? load(scales + v * ZMLX_LANES) : Vec{};
+    Vec bias = mode == Mode::Affine ? load(biases + v * ZMLX_LANES) : Vec{};
+    for (int k = 0; k < count; k += 32) {
+      // A group of 16 unpacks 16 weights too many, into scratch that nothing reads.
+      unpack_unit<R, mode, bits, 0>(
+          packed + k * bits / 32 * kWide + v * ZMLX_LANES, scale, bias, w + k * kWide + v * ZMLX_LANES);
+    }
+  }
+}
+
+template <DType R>
+UnpackGroup pick_unpack_group(const QuantView& q) {
+  if (q.mode != Mode::Affine) {
+    return q.bits == 4 ? unpack_group<DType::F32, Mode::Mxfp4, 4> : unpack_group<DType::F32, Mode::Mxfp8, 8>;
+  }
+  return q.bits == 2 ? unpack_group<R, Mode::Affine, 2>
+      : q.bits == 3  ? unpack_group<R, Mode::Affine, 3>
+      : q.bits == 4  ? unpack_group<R, Mode::Affine, 4>
+      : q.bits == 5  ? unpack_group<R, Mode::Affine, 5>
+      : q.bits == 6  ? unpack_group<R, Mode::Affine, 6>
+                     : unpack_group<R, Mode::Affine, 8>;
+}
+
 // sums[i][lanes] += x[i][k] * w[k][lanes]
 template <typename A, int rows, int vecs>
 ZMLX_INLINE_V void multiply_add(const float* w, const float* x, int64_t x_stride, int count, float* sums) {
@@ -270,7 +300,7 @@ void multiply_add_rows(const float* w, const float* x, int64_t x_stride, int m, 
   }
 }
 
-template <typename A, Mode mode, int bits>
+template <typename A, bool affine>
 void transposed_block(
     const QuantView& q,
     int64_t n0,
@@ -280,21 +310,22 @@ void transposed_block(
     int64_t x_stride,
     VectorWorkspace& ws) {
   constexpr DType R = A::R;
+  const UnpackGroup unpack = pick_unpack_group<R>(q);
   const int64_t groups = q.K / q.group_size;
   const float* table = nullptr;
-  if constexpr (mode != Mode::Affine) {
+  if constexpr (!affine) {
     const auto& tables = float_tables();
-    table = mode == Mode::Nvfp4 ? tables.fp8 : A::D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
+    table = q.mode == Mode::Nvfp4 ? tables.fp8 : A::D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
   const uint8_t* w_rows[kWide];
   for (int r = 0; r < kWide; r++) {
     w_rows[r] = q.w + (n0 + r < n1 ? n0 + r : n1 - 1) * q.w_stride;
   }
-  alignas(64) float group_sums[mode == Mode::Affine ? 1 : kMaxRows * kWide];
+  alignas(64) float group_sums[affine ? 1 : kMaxRows * kWide];
   for (int64_t g = 0; g < groups; g++) {
     for (int r = 0; r < kWide; r++) {
       const int64_t n = n0 + r < n1 ? n0 + r : n1 - 1;
-      if constexpr (mode == Mode::Affine) {
+      if constexpr (affine) {
         ws.scales[r] = value_at<A::D>(q.scales + n * q.scale_stride, g);
         ws.biases[r] = value_at<A::D>(q.biases + n * q.bias_stride, g);
       } else {
@@ -302,7 +333,7 @@ void transposed_block(
       }
     }
     // One group at a time: 16 to 128 weights, at most 32 dwords a row.
-    const int dwords = q.group_size * bits / 32;
+    const int dwords = q.group_size * q.bits / 32;
     const int64_t offset = g * dwords * 4;
     for (int r = 0; r < kWide; r++) {
       const uint8_t* from = w_rows[r] + offset;
@@ -310,26 +341,15 @@ void transposed_block(
         __builtin_memcpy(&ws.packed[d * kWide + r], from + 4 * d, 4);
       }
     }
-    for (int v = 0; v < kVecs; v++) {
-      Vec scale = load(ws.scales + v * ZMLX_LANES);
-      Vec bias = mode == Mode::Affine ? load(ws.biases + v * ZMLX_LANES) : Vec{};
-      for (int k = 0; k < q.group_size; k += 32) {
-        // A group of 16 unpacks 16 weights too many, into scratch that nothing reads.
-        unpack_unit<R, mode, bits, 0>(
-            ws.packed + k * bits / 32 * kWide + v * ZMLX_LANES,
-            scale,
-            bias,
-            ws.weights + k * kWide + v * ZMLX_LANES);
-      }
-    }
+    unpack(ws.packed, q.group_size, ws.scales, ws.biases, ws.weights);
     const float* xg = x + g * q.group_size;
-    if constexpr (mode == Mode::Affine) {
-      multiply_add_rows<A>(ws.weights, xg, x_stride, m, q.group_size, ws.sums);
+    if constexpr (affine) {
+      multiply_add_rows<typename A::Math>(ws.weights, xg, x_stride, m, q.group_size, ws.sums);
     } else {
       for (int i = 0; i < m * kWide; i++) {
         group_sums[i] = 0;
       }
-      multiply_add_rows<A>(ws.weights, xg, x_stride, m, q.group_size, group_sums);
+      multiply_add_rows<typename A::Math>(ws.weights, xg, x_stride, m, q.group_size, group_sums);
       for (int i = 0; i < m; i++) {
         for (int v = 0; v < kVecs; v++) {
           float* s = ws.sums + i * kWide + v * ZMLX_LANES;
@@ -350,8 +370,71 @@ ZMLX_INLINE_V void unpack_neighbours(const uint32_t* row, float* w) {
   }
 }
 
-// Weights [K, N]: scales belong to columns. Stock rounds x * scale before it meets a weight in the float modes.
+// `wide` columns, from n0 on, of `count` rows, from k0 on, to ws.weights. Affine weights are scaled; the others' scales,
+// which meet x first, go to ws.column_scales.
+using UnpackRows = void (*)(
+    const QuantView& q,
+    const float* table,
+    int64_t n0,
+    int wide,
+    int64_t k0,
+    int count,
+    VectorWorkspace& ws);
+
 template <typename A, Mode mode, int bits>
+void unpack_rows(
+    const QuantView& q,
+    const float* table,
+    int64_t n0,
+    int wide,
+    int64_t k0,
+    int count,
+    VectorWorkspace& ws) {
+  constexpr DType R = A::R;
+  // 32 columns are `bits` dwords of a row; fewer (16, at the end of nvfp4 rows) are padded.
+  for (int k = 0; k < count; k++) {
+    const uint8_t* row = q.w + (k0 + k) * q.w_stride + n0 * bits / 8;
+    if (wide == kWide) {
+      __builtin_memcpy(ws.rows + k * kRowDwords, row, bits * 4);
+    } else {
+      __builtin_memcpy(ws.rows + k * kRowDwords, row, wide * bits / 8);
+    }
+  }
+  for (int k = 0; k < count; k++) {
+    const uint8_t* scales = q.scales + (k0 + k) * q.scale_stride;
+    float* w = ws.weights + k * kWide;
+    unpack_neighbours<mode, bits, 0>(ws.rows + k * kRowDwords, w);
+    if constexpr (mode == Mode::Affine) { // groups are at least 32: one for all columns
+      Vec scale = splat(value_at<A::D>(scales, n0 / q.group_size));
+      Vec bias = splat(value_at<A::D>(q.biases + (k0 + k) * q.bias_stride, n0 / q.group_size));
+      for (int v = 0; v < kWide; v += ZMLX_LANES) {
+        store(w + v, round_to<R>(round_to<R>(scale * load(w + v)) + bias));
+      }
+    } else {
+      for (int v = 0; v < kVecs; v++) {
+        int column = v * ZMLX_LANES < wide ? v * ZMLX_LANES : 0;
+        ws.column_scales[k * kVecs + v] = table[scales[(n0 + column) / q.group_size]];
+      }
+    }
+  }
+}
+
+template <typename A>
+UnpackRows pick_unpack_rows(const QuantView& q) {
+  if (q.mode != Mode::Affine) {
+    using Any = Arithmetic<DType::F32, true>; // nothing in them is of the dtype
+    return q.bits == 4 ? unpack_rows<Any, Mode::Mxfp4, 4> : unpack_rows<Any, Mode::Mxfp8, 8>;
+  }
+  return q.bits == 2 ? unpack_rows<A, Mode::Affine, 2>
+      : q.bits == 3  ? unpack_rows<A, Mode::Affine, 3>
+      : q.bits == 4  ? unpack_rows<A, Mode::Affine, 4>
+      : q.bits == 5  ? unpack_rows<A, Mode::Affine, 5>
+      : q.bits == 6  ? unpack_rows<A, Mode::Affine, 6>
+                     : unpack_rows<A, Mode::Affine, 8>;
+}
+
+// Weights [K, N]: scales belong to columns. Stock rounds x * scale before it meets a weight in the float modes.
+template <typename A, bool affine>
 void plain_block(
     const QuantView& q,
     int64_t n0,
@@ -361,45 +444,18 @@ void plain_block(
     int64_t x_stride,
     VectorWorkspace& ws) {
   constexpr DType R = A::R;
+  const UnpackRows unpack = pick_unpack_rows<A>(q);
   const int wide = n1 - n0 < kWide ? n1 - n0 : kWide;
   const float* table = nullptr;
-  if constexpr (mode != Mode::Affine) {
+  if constexpr (!affine) {
     const auto& tables = float_tables();
-    table = mode == Mode::Nvfp4 ? tables.fp8 : A::D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
+    table = q.mode == Mode::Nvfp4 ? tables.fp8 : A::D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
-  // 32 columns are `bits` dwords of a row; fewer (16, at the end of nvfp4 rows) are padded.
-  const int bytes = wide * bits / 8;
   for (int64_t k0 = 0; k0 < q.K; k0 += kDeep) {
     const int deep = q.K - k0 < kDeep ? q.K - k0 : kDeep;
-    for (int k = 0; k < deep; k++) {
-      const uint8_t* row = q.w + (k0 + k) * q.w_stride + n0 * bits / 8;
-      if (wide == kWide) {
-        __builtin_memcpy(ws.rows + k * kRowDwords, row, bits * 4);
-      } else {
-        __builtin_memcpy(ws.rows + k * kRowDwords, row, bytes);
-      }
-    }
-    for (int k = 0; k < deep; k++) {
-      const uint8_t* scale_row = q.scales + (k0 + k) * q.scale_stride;
-      float* w = ws.weights + k * kWide;
-      const uint32_t* row = ws.rows + k * kRowDwords;
-      const int64_t g = n0 / q.group_size;
-      unpack_neighbours<mode, bits, 0>(row, w);
-      if constexpr (mode == Mode::Affine) { // groups are at least 32: one for all columns
-        Vec scale = splat(value_at<A::D>(scale_row, g));
-        Vec bias = splat(value_at<A::D>(q.biases + (k0 + k) * q.bias_stride, g));
-        for (int v = 0; v < kWide; v += ZMLX_LANES) {
-          store(w + v, round_to<R>(round_to<R>(scale * load(w + v)) + bias));
-        }
-      } else {
-        for (int v = 0; v < kVecs; v++) {
-          int column = v * ZMLX_LANES < wide ? v * ZMLX_LANES : 0;
-          ws.column_scales[k * kVecs + v] = table[scale_row[g + column / q.group_size]];
-        }
-      }
-    }
-    if constexpr (mode == Mode::Affine) {
-      multiply_add_rows<A>(ws.weights, x + k0, x_stride, m, deep, ws.sums);
+    unpack(q, table, n0, wide, k0, deep, ws);
+    if constexpr (affine) {
+      multiply_add_rows<typename A::Math>(ws.weights, x + k0, x_stride, m, deep, ws.sums);
     } else {
       for (int i = 0; i < m; i++) {
         Vec sum[kVecs];
@@ -435,35 +491,15 @@ void vector_product(const QuantView& q, int64_t n0, int64_t n1, int m, const voi
   }
   using Block = void (*)(const QuantView&, int64_t, int64_t, int, const float*, int64_t, VectorWorkspace&);
   Block block = nullptr;
-#ifdef ZMLX_ONLY_PLAIN
-#define ZMLX_PICK(mode, bits) block = plain_block<A, mode, bits>;
-#else
-#define ZMLX_PICK(mode, bits) \
-  block = q.transpose ? transposed_block<A, mode, bits> : plain_block<A, mode, bits>;
-#endif
-  if (q.mode == Mode::Affine) {
-    switch (q.bits) {
-      case 2:
-        ZMLX_PICK(Mode::Affine, 2) break;
-      case 3:
-        ZMLX_PICK(Mode::Affine, 3) break;
-      case 4:
-        ZMLX_PICK(Mode::Affine, 4) break;
-      case 5:
-        ZMLX_PICK(Mode::Affine, 5) break;
-      case 6:
-        ZMLX_PICK(Mode::Affine, 6) break;
-      case 8:
-        ZMLX_PICK(Mode::Affine, 8) break;
-    }
-  } else if (q.mode == Mode::Nvfp4) {
-    ZMLX_PICK(Mode::Nvfp4, 4)
-  } else if (q.mode == Mode::Mxfp4) {
-    ZMLX_PICK(Mode::Mxfp4, 4)
-  } else {
-    ZMLX_PICK(Mode::Mxfp8, 8)
+  const bool affine = q.mode == Mode::Affine;
+#ifndef ZMLX_ONLY_PLAIN
+  if (q.transpose) {
+    block = affine ? transposed_block<A, true> : transposed_block<A, false>;
   }
-#undef ZMLX_PICK
+#endif
+  if (!block) {
+    block = affine ? plain_block<A, true> : plain_block<A, false>;
+  }
   for (int64_t n = n0; n < n1; n += kWide) {
     const int64_t end = n + kWide < n1 ? n + kWide : n1;
     for (int i = 0; i < m * kWide; i++) {

@@ -1,10 +1,9 @@
 #include <cmath>
-#include <sstream>
-
 #include "gated_delta/gated_delta.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 #include "zmlx/fallback.h"
+#include "zmlx/invalid.h"
 
 namespace zmlx {
 
@@ -23,10 +22,7 @@ std::pair<array, array> gated_delta(
     StreamOrDevice s_) {
   auto s = to_stream(s_);
   auto fail = [](auto&&... args) {
-    std::ostringstream msg;
-    msg << "[gated_delta] ";
-    (msg << ... << args);
-    throw std::invalid_argument(msg.str());
+    throw_invalid("gated_delta", args...);
   };
   auto expect = [&](const char* name, const array& x, const Shape& shape) {
     if (x.shape() != shape) {

@@ -1,10 +1,9 @@
 #include "gather_qmm_combine/gather_qmm_combine.h"
 
-#include <sstream>
-
 #include "mlx/ops.h"
 #include "zmlx/fallback.h"
 #include "zmlx/glu.h"
+#include "zmlx/invalid.h"
 #include "zmlx/mlx_api.h"
 
 namespace zmlx {
@@ -18,10 +17,9 @@ constexpr const char* kName = "gather_qmm_combine";
 Fallback stock(const QuantParams& p, bool has_bias, Stream s);
 
 [[noreturn]] void bad_shape(const char* what, const array& got, const array& x) {
-  std::ostringstream msg;
-  msg << "[" << kName << "] " << what << " should have the shape of x without its last two axes but received "
-      << got.shape() << " for x with shape " << x.shape() << ".";
-  throw std::invalid_argument(msg.str());
+  throw_invalid(
+      kName, what, " should have the shape of x without its last two axes but received ", got.shape(), " for x with shape ",
+      x.shape(), ".");
 }
 
 } // namespace
@@ -40,9 +38,7 @@ array gather_qmm_combine(
   auto s = to_stream(s_);
   auto params = quant_params(kName, group_size, bits, mode, true);
   if (x.ndim() < 3 || x.shape(-2) != 1) {
-    std::ostringstream msg;
-    msg << "[" << kName << "] x should have shape (..., top_k, 1, K) but received " << x.shape() << ".";
-    throw std::invalid_argument(msg.str());
+    throw_invalid(kName, "x should have shape (..., top_k, 1, K) but received ", x.shape(), ".");
   }
   auto [inner, outer] = check_weight(kName, "down", x, down, params);
   auto dtype = compute_dtype(kName, x, down, params);
@@ -54,10 +50,8 @@ array gather_qmm_combine(
     bad_shape("scores", scores, x);
   }
   if (scores.dtype() != dtype && scores.dtype() != float32) {
-    std::ostringstream msg;
-    msg << "[" << kName << "] scores should be float32 or " << dtype << ", the type of the product, but received "
-        << scores.dtype() << ".";
-    throw std::invalid_argument(msg.str());
+    throw_invalid(
+        kName, "scores should be float32 or ", dtype, ", the type of the product, but received ", scores.dtype(), ".");
   }
   const Parameter asked[] = {
       {"group_size", params.group_size},

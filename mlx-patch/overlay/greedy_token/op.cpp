@@ -1,7 +1,6 @@
-#include <sstream>
-
 #include "greedy_token/greedy_token.h"
 #include "mlx/ops.h"
+#include "zmlx/invalid.h"
 
 namespace zmlx {
 
@@ -10,10 +9,7 @@ using namespace mlx::core;
 array greedy_token(const array& logits, StreamOrDevice s_) {
   auto s = to_stream(s_);
   auto fail = [](auto&&... args) {
-    std::ostringstream msg;
-    msg << "[greedy_token] ";
-    (msg << ... << args);
-    throw std::invalid_argument(msg.str());
+    throw_invalid("greedy_token", args...);
   };
   if (logits.ndim() < 1 || logits.shape(-1) == 0) {
     fail("logits should have at least one value in the last dimension but received shape ", logits.shape(), ".");

@@ -3,6 +3,7 @@
 #include "mlx/ops.h"
 #include "moe_router/moe_router.h"
 #include "zmlx/fallback.h"
+#include "zmlx/invalid.h"
 #include "zmlx/quant_params.h"
 
 namespace zmlx {
@@ -13,10 +14,7 @@ namespace {
 
 template <typename... Args>
 [[noreturn]] void fail(const Args&... args) {
-  std::ostringstream msg;
-  msg << "[moe_router] ";
-  (msg << ... << args);
-  throw std::invalid_argument(msg.str());
+  throw_invalid("moe_router", args...);
 }
 
 bool is_activation(Dtype t) {

@@ -1,9 +1,8 @@
-#include <sstream>
-
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 #include "qk_norm_rope/qk_norm_rope.h"
 #include "zmlx/fallback.h"
+#include "zmlx/invalid.h"
 #include "zmlx/quant_params.h"
 
 namespace zmlx {
@@ -20,10 +19,7 @@ array qk_norm_rope(
     StreamOrDevice s_) {
   auto s = to_stream(s_);
   auto fail = [](auto&&... args) {
-    std::ostringstream msg;
-    msg << "[qk_norm_rope] ";
-    (msg << ... << args);
-    throw std::invalid_argument(msg.str());
+    throw_invalid("qk_norm_rope", args...);
   };
   if (x.ndim() != 3 && x.ndim() != 4) {
     fail("x should have 3 or 4 dimensions but received shape ", x.shape(), ".");

@@ -1,8 +1,7 @@
 #include "recorded_attention/recorded_attention.h"
 
-#include <sstream>
-
 #include "mlx/ops.h"
+#include "zmlx/invalid.h"
 
 namespace zmlx {
 
@@ -61,10 +60,7 @@ array recorded_attention(
     StreamOrDevice s_) {
   auto s = to_stream(s_);
   auto fail = [](auto&&... args) {
-    std::ostringstream msg;
-    msg << "[recorded_attention] ";
-    (msg << ... << args);
-    throw std::invalid_argument(msg.str());
+    throw_invalid("recorded_attention", args...);
   };
   if (q.ndim() != 4 || q.shape(2) != 1 || q.shape(3) == 0) {
     fail("q should be [B, H, 1, D] but received shape ", q.shape(), ".");

@@ -1,8 +1,7 @@
 #include "recorded_latent_attention/recorded_latent_attention.h"
 
-#include <sstream>
-
 #include "mlx/ops.h"
+#include "zmlx/invalid.h"
 
 namespace zmlx {
 
@@ -55,10 +54,7 @@ array recorded_latent_attention(
     StreamOrDevice s_) {
   auto s = to_stream(s_);
   auto fail = [](auto&&... args) {
-    std::ostringstream msg;
-    msg << "[recorded_latent_attention] ";
-    (msg << ... << args);
-    throw std::invalid_argument(msg.str());
+    throw_invalid("recorded_latent_attention", args...);
   };
   auto dtype = q[0].dtype();
   const char* parts[] = {"latent", "rotated"};

@@ -1,8 +1,7 @@
 #include "recorded_step/recorded_step.h"
 
-#include <sstream>
-
 #include "mlx/ops.h"
+#include "zmlx/invalid.h"
 
 namespace zmlx {
 
@@ -12,10 +11,7 @@ namespace {
 
 template <typename... Args>
 [[noreturn]] void fail(const Args&... args) {
-  std::ostringstream msg;
-  msg << "[record_step] ";
-  (msg << ... << args);
-  throw std::invalid_argument(msg.str());
+  throw_invalid("record_step", args...);
 }
 
 void check_own(const array& a, Dtype dtype, const char* name) {

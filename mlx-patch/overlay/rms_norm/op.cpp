@@ -1,9 +1,8 @@
-#include <sstream>
-
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 #include "rms_norm/rms_norm.h"
 #include "zmlx/fallback.h"
+#include "zmlx/invalid.h"
 
 namespace zmlx {
 
@@ -12,10 +11,7 @@ using namespace mlx::core;
 array rms_norm(const array& x, const array& weight, float eps, StreamOrDevice s_) {
   auto s = to_stream(s_);
   auto fail = [](auto&&... args) {
-    std::ostringstream msg;
-    msg << "[rms_norm] ";
-    (msg << ... << args);
-    throw std::invalid_argument(msg.str());
+    throw_invalid("rms_norm", args...);
   };
   if (x.ndim() == 0) {
     fail("x should have at least 1 dimension but received shape ", x.shape(), ".");

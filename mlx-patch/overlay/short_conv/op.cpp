@@ -1,10 +1,9 @@
-#include <sstream>
-
 #include "cpu/stock.h"
 #include "cpu/step.h"
 #include "mlx/ops.h"
 #include "short_conv/short_conv.h"
 #include "zmlx/fallback.h"
+#include "zmlx/invalid.h"
 
 namespace zmlx {
 
@@ -19,10 +18,7 @@ std::pair<array, array> short_conv(
     StreamOrDevice s_) {
   auto s = to_stream(s_);
   auto fail = [](auto&&... args) {
-    std::ostringstream msg;
-    msg << "[short_conv] ";
-    (msg << ... << args);
-    throw std::invalid_argument(msg.str());
+    throw_invalid("short_conv", args...);
   };
   if (weight.ndim() != 3 || weight.shape(2) != 1 || weight.size() == 0) {
     fail("weight should have shape (channels, taps, 1) but received ", weight.shape(), ".");

@@ -1,10 +1,9 @@
 #include "swiglu_mlp/swiglu_mlp.h"
 
-#include <sstream>
-
 #include "mlx/ops.h"
 #include "zmlx/available.h"
 #include "zmlx/fallback.h"
+#include "zmlx/invalid.h"
 
 namespace zmlx {
 
@@ -34,9 +33,7 @@ array swiglu_mlp(
   auto params = quant_params(kName, group_size, bits, mode, true);
   auto [inner, outer, dtype] = check_projections(kName, x, projections, params);
   if (projections.gate.w.ndim() != 2) {
-    std::ostringstream msg;
-    msg << "[" << kName << "] gate and up should be matrices but received shape " << projections.gate.w.shape() << ".";
-    throw std::invalid_argument(msg.str());
+    throw_invalid(kName, "gate and up should be matrices but received shape ", projections.gate.w.shape(), ".");
   }
   auto glu = glu_of(kName, glu_params);
   const Parameter asked[] = {

@@ -1,24 +1,16 @@
 #include "zmlx/glu.h"
 
 #include <cmath>
-#include <sstream>
 #include <stdexcept>
 
 #include "mlx/ops.h"
+#include "zmlx/invalid.h"
 
 namespace zmlx {
 
 using namespace mlx::core;
 
 namespace {
-
-template <typename... Args>
-[[noreturn]] void fail(std::string_view tag, const Args&... args) {
-  std::ostringstream msg;
-  msg << "[" << tag << "] ";
-  (msg << ... << args);
-  throw std::invalid_argument(msg.str());
-}
 
 // x · ½ (1 + tanh(√(2/π) (x + 0.044715 x³))), op by op as mlx's nn.gelu_approx.
 array gelu_tanh(const array& x, Stream s) {
@@ -47,11 +39,11 @@ Glu glu_of(std::string_view tag, const GluParams& p) {
   }
   if (p.activation == "clipped_swiglu") {
     if (!std::isfinite(p.alpha) || !(p.limit >= 0)) {
-      fail(tag, "alpha should be finite and limit not negative but received ", p.alpha, " and ", p.limit, ".");
+      throw_invalid(tag, "alpha should be finite and limit not negative but received ", p.alpha, " and ", p.limit, ".");
     }
     return {Activation::ClippedSwiglu, p.alpha, p.limit};
   }
-  fail(
+  throw_invalid(
       tag,
       "Invalid activation '",
       p.activation,
@@ -84,10 +76,10 @@ std::optional<array> check_bias(
   shape.pop_back();
   shape.back() = outer;
   if (bias->shape() != shape) {
-    fail(tag, "The bias of ", what, " should have shape ", shape, " but received ", bias->shape(), ".");
+    throw_invalid(tag, "The bias of ", what, " should have shape ", shape, " but received ", bias->shape(), ".");
   }
   if (!issubdtype(bias->dtype(), floating) || promote_types(bias->dtype(), dtype) != dtype) {
-    fail(tag, "The bias of ", what, " should promote to ", dtype, " but is ", bias->dtype(), ".");
+    throw_invalid(tag, "The bias of ", what, " should promote to ", dtype, " but is ", bias->dtype(), ".");
   }
   return astype(*bias, dtype, s);
 }
@@ -101,15 +93,15 @@ ProjectionDims check_projections(
   auto [inner, outer] = check_weight(tag, "gate", x, gate, params);
   check_weight(tag, "up", x, up, params);
   if (gate.w.shape() != up.w.shape()) {
-    fail(tag, "gate and up should have the same shape but received ", gate.w.shape(), " and ", up.w.shape(), ".");
+    throw_invalid(tag, "gate and up should have the same shape but received ", gate.w.shape(), " and ", up.w.shape(), ".");
   }
   auto dtype = compute_dtype(tag, x, gate, params);
   auto up_dtype = compute_dtype(tag, x, up, params);
   if (dtype != up_dtype) {
-    fail(tag, "gate and up should promote to one type but give ", dtype, " and ", up_dtype, ".");
+    throw_invalid(tag, "gate and up should promote to one type but give ", dtype, " and ", up_dtype, ".");
   }
   if (gate_bias.has_value() != up_bias.has_value()) {
-    fail(tag, "gate and up should both have a bias or neither, but ", gate_bias ? "gate" : "up", " alone has one.");
+    throw_invalid(tag, "gate and up should both have a bias or neither, but ", gate_bias ? "gate" : "up", " alone has one.");
   }
   return {inner, outer, dtype};
 }

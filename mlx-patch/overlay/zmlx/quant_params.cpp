@@ -7,6 +7,7 @@
 
 #include "cpu/stock.h"
 #include "mlx/ops.h"
+#include "zmlx/invalid.h"
 #include "zmlx/mlx_version.h"
 
 namespace zmlx {
@@ -14,14 +15,6 @@ namespace zmlx {
 using namespace mlx::core;
 
 namespace {
-
-template <typename... Args>
-[[noreturn]] void fail(std::string_view tag, const Args&... args) {
-  std::ostringstream msg;
-  msg << "[" << tag << "] ";
-  (msg << ... << args);
-  throw std::invalid_argument(msg.str());
-}
 
 QuantizationMode parse_mode(std::string_view tag, const std::string& mode) {
   if (mode == "affine") {
@@ -33,7 +26,7 @@ QuantizationMode parse_mode(std::string_view tag, const std::string& mode) {
   } else if (mode == "nvfp4") {
     return QuantizationMode::Nvfp4;
   }
-  fail(tag, "Invalid quantization mode '", mode, "'. Known modes are affine, mxfp4, mxfp8 and nvfp4.");
+  throw_invalid(tag, "Invalid quantization mode '", mode, "'. Known modes are affine, mxfp4, mxfp8 and nvfp4.");
 }
 
 } // namespace
@@ -63,10 +56,10 @@ QuantParams quant_params(
     int b = bits.value_or(4);
     int g = group_size.value_or(64);
     if (b < 2 || b > 8 || b == 7) {
-      fail(tag, "Quantization bits must be 2, 3, 4, 5, 6 or 8 but received ", b, ".");
+      throw_invalid(tag, "Quantization bits must be 2, 3, 4, 5, 6 or 8 but received ", b, ".");
     }
     if (g != 32 && g != 64 && g != 128) {
-      fail(tag, "Quantization group size must be 32, 64 or 128 but received ", g, ".");
+      throw_invalid(tag, "Quantization group size must be 32, 64 or 128 but received ", g, ".");
     }
     return {g, b, m, transpose};
   }
@@ -75,7 +68,7 @@ QuantParams quant_params(
   int b = bits.value_or(want_bits);
   int g = group_size.value_or(want_group);
   if (b != want_bits || g != want_group) {
-    fail(
+    throw_invalid(
         tag,
         "Quantization mode '",
         mode,
@@ -105,10 +98,10 @@ std::pair<int, int> check_weight(
     const QuantParams& p) {
   const auto& [w, scales, biases] = weight;
   if (w.dtype() != uint32) {
-    fail(tag, "The ", what, " matrix should be uint32 but received ", w.dtype(), ".");
+    throw_invalid(tag, "The ", what, " matrix should be uint32 but received ", w.dtype(), ".");
   }
   if (w.ndim() < 2 || scales.ndim() != w.ndim()) {
-    fail(
+    throw_invalid(
         tag,
         "The ",
         what,
@@ -120,10 +113,10 @@ std::pair<int, int> check_weight(
   }
   if (p.affine()) {
     if (!biases) {
-      fail(tag, "Biases must be provided for affine quantization (", what, ").");
+      throw_invalid(tag, "Biases must be provided for affine quantization (", what, ").");
     }
     if (scales.shape() != biases->shape()) {
-      fail(
+      throw_invalid(
           tag,
           "Scales and biases of ",
           what,
@@ -135,7 +128,7 @@ std::pair<int, int> check_weight(
     }
     auto dtype = result_type(scales, *biases);
     if (!issubdtype(dtype, floating)) {
-      fail(
+      throw_invalid(
           tag,
           "Only real floating types are supported but scales.dtype() == ",
           scales.dtype(),
@@ -147,14 +140,14 @@ std::pair<int, int> check_weight(
     }
   } else {
     if (biases) {
-      fail(tag, "Biases must be null for quantization mode '", mode_name(p.mode), "' (", what, ").");
+      throw_invalid(tag, "Biases must be null for quantization mode '", mode_name(p.mode), "' (", what, ").");
     }
     if (scales.dtype() != uint8) {
-      fail(tag, "Scale type must be uint8 but received type ", scales.dtype(), " (", what, ").");
+      throw_invalid(tag, "Scale type must be uint8 but received type ", scales.dtype(), " (", what, ").");
     }
   }
   if (!std::equal(w.shape().begin(), w.shape().end() - 1, scales.shape().begin())) {
-    fail(
+    throw_invalid(
         tag,
         "The ",
         what,
@@ -165,7 +158,7 @@ std::pair<int, int> check_weight(
         ".");
   }
   if (static_cast<int64_t>(w.shape(-1)) * 32 / p.bits != static_cast<int64_t>(scales.shape(-1)) * p.group_size) {
-    fail(
+    throw_invalid(
         tag,
         "The shapes of the ",
         what,
@@ -183,7 +176,7 @@ std::pair<int, int> check_weight(
   int inner = p.transpose ? packed : w.shape(-2);
   int outer = p.transpose ? w.shape(-2) : packed;
   if (x.ndim() < 1 || x.shape(-1) != inner) {
-    fail(
+    throw_invalid(
         tag,
         "Last dimension of first input with shape ",
         x.shape(),
@@ -216,7 +209,7 @@ Dtype compute_dtype(
     dtype = promote_types(dtype, result_type(weight.scales, *weight.biases));
   }
   if (dtype != float32 && dtype != float16 && dtype != bfloat16) {
-    fail(
+    throw_invalid(
         tag,
         "Only float32, float16 and bfloat16 are supported but x.dtype() == ",
         x.dtype(),
@@ -241,18 +234,18 @@ array indices_or_default(
     const array& a,
     StreamOrDevice s) {
   if (a.ndim() < 2) {
-    fail(tag, "Input must have at least two dimensions but got input with shape ", a.shape(), ".");
+    throw_invalid(tag, "Input must have at least two dimensions but got input with shape ", a.shape(), ".");
   }
   if (indices) {
     if (!issubdtype(indices->dtype(), integer)) {
-      fail(tag, "Got indices with invalid dtype ", indices->dtype(), ". Indices must be integral.");
+      throw_invalid(tag, "Got indices with invalid dtype ", indices->dtype(), ". Indices must be integral.");
     }
     return astype(*indices, uint32, s);
   }
   Shape shape(a.shape().begin(), a.shape().end() - 2);
   int64_t total = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>{});
   if (total > std::numeric_limits<int>::max()) {
-    fail(tag, "The batch of an input with shape ", a.shape(), " is too large to index.");
+    throw_invalid(tag, "The batch of an input with shape ", a.shape(), " is too large to index.");
   }
   if (total == 1) {
     // no launch for a number that is known
@@ -356,7 +349,7 @@ void require_vectors_on_metal(
   constexpr int64_t most_rows = 5;
   bool by_matrix = rows == 1 && products >= 16 && sorted && products / std::max<int64_t>(matrices, 1) >= 4;
   if (device == Device::gpu && (rows > most_rows || by_matrix)) {
-    fail(
+    throw_invalid(
         tag,
         rows,
         " rows for each of ",
@@ -367,13 +360,13 @@ void require_vectors_on_metal(
 
 void require_vector_on_metal(std::string_view tag, Device device, const array& x) {
   if (device == Device::gpu && static_cast<int64_t>(x.size()) != x.shape(-1)) {
-    fail(tag, "x of shape ", x.shape(), " is more than one row: on Metal this has to stay on stock ops.");
+    throw_invalid(tag, "x of shape ", x.shape(), " is more than one row: on Metal this has to stay on stock ops.");
   }
 }
 
 void require_rows_on_metal(std::string_view tag, Device device, const array& a) {
   if (device == Device::gpu && a.ndim() < 2) {
-    fail(tag, "An array of shape ", a.shape(), " needs one more axis on Metal, where stock adds a whole array in another order.");
+    throw_invalid(tag, "An array of shape ", a.shape(), " needs one more axis on Metal, where stock adds a whole array in another order.");
   }
 }
 
