@@ -75,7 +75,7 @@ fn embedding_names_what_it_does_not_take() {
         got.unwrap_err().to_string()
     };
     let beyond = Array::from_slice(&[3_u32, 8], &[2]).unwrap();
-    assert!(message(&beyond, &table(Mode::Affine)).contains("holds 8 but there are only 8"));
+    assert!(message(&beyond, &table(Mode::Affine)).contains("got values from 3 to 8"));
     let signed = Array::from_slice(&[3_i32], &[1]).unwrap();
     assert!(message(&signed, &table(Mode::Affine)).contains("uint32 but received int32"));
     let tokens = rng.indices(&[2], 8);

@@ -83,6 +83,7 @@ const GPU: &[&str] = &[
     "moe_router",
     "swiglu_mlp",
     "quantized_linear",
+    "embedding",
     "qk_norm_rope",
     "add_norm",
     "greedy_token",

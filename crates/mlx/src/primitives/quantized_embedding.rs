@@ -34,10 +34,11 @@ impl Ask for QuantizedEmbedding {
 /// - returns `[.., D]`, dtype of the scales
 ///
 /// # Errors
-/// `InvalidArgument` at the call, `Unsupported` without the feature, `Backend` at `eval`, also for a token that the
-/// table does not have.
+/// `InvalidArgument` at the call, also for a token that the table does not have; `Unsupported` without the feature, `Backend`
+/// at `eval`.
 pub fn quantized_embedding(tokens: &Array, table: &QuantizedWeight) -> Result<Array> {
     table.check("quantized_embedding")?;
+    tokens.require_index("quantized_embedding", table.w.dim(0))?;
     let q = table.quantization.params();
     Ok(Array::wrap(ffi::fused_quantized_embedding(tokens.raw(), &parts(table), &q)?))
 }

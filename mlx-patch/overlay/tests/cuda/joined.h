@@ -1,4 +1,4 @@
-// Joined launches of recorded steps, and the choice of a token, against stock.
+// Joined launches of recorded steps, the rows of tokens, and the choice of one, against stock.
 
 #pragma once
 
@@ -75,7 +75,31 @@ inline void check_greedy(mx::Dtype dtype, int vocab, int rows, Values v, double 
         zmlx::greedy_token(logits), stock);
 }
 
+inline void check_embedding(mx::Dtype dtype, Quantized q, int vocab, int dims, int tokens, Values v) {
+  auto table = random_weight(dtype, q, 1, vocab, dims, v);
+  for (auto* part : {&table.w, &table.scales, &*table.biases}) {
+    *part = mx::squeeze(*part, 0);
+  }
+  auto ids = random_u32({1, tokens}, vocab);
+  auto rows = [&](const array& part) { return mx::take(part, ids, 0); };
+  auto stock = [&] {
+    return mx::dequantize(rows(table.w), rows(table.scales), rows(*table.biases), q.group, q.bits);
+  };
+  check(text("quantized_embedding ", dtype, " b", q.bits, " g", q.group, " [", vocab, ", ", dims, "] of ", tokens, " v", int(v)),
+        zmlx::quantized_embedding(ids, table, q.group, q.bits, "affine"), stock);
+}
+
 inline void tokens() {
+  for (auto dtype : {mx::bfloat16, mx::float16}) {
+    for (int bits : {4, 8}) {
+      for (int group : {32, 64, 128}) {
+        for (auto v : {Values::Normal, Values::Large, Values::Sprinkled}) {
+          check_embedding(dtype, {bits, group}, 1000, 2048, 1, v);
+          check_embedding(dtype, {bits, group}, 77, 384, 300, v);
+        }
+      }
+    }
+  }
   for (auto dtype : {mx::bfloat16, mx::float16, mx::float32}) {
     for (int vocab : {1, 7, 100, 300, 600, 1500, 3000, 5000, 8192, 32003, 65536, 151936}) {
       for (auto v : {Values::Normal, Values::Large, Values::Sprinkled}) {
