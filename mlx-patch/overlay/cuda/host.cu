@@ -111,6 +111,14 @@ array in_rows(const array& a, Encoder& encoder) {
   return copy;
 }
 
+std::vector<array> all_in_rows(const std::vector<array>& arrays, Encoder& encoder) {
+  std::vector<array> in;
+  for (auto& a : arrays) {
+    in.push_back(in_rows(a, encoder));
+  }
+  return in;
+}
+
 array written_in_place(const array& a, const char* name) {
   if (a.size() != 0 && (!a.flags().row_contiguous || a.data_size() != a.size() || a.offset() != 0)) {
     throw std::invalid_argument(std::string("a recorded step writes to its buffers, and ") + name +

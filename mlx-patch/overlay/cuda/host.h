@@ -6,6 +6,7 @@
 #include <array>
 #include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "mlx/array.h"
 #include "mlx/backend/cuda/device.h"
@@ -24,6 +25,8 @@ void allocate(array& out, const mlx::core::Strides& strides, Encoder& encoder);
 
 // `a`, or a copy of it, with one row behind the other and its first element where 16 bytes can be read at once.
 array in_rows(const array& a, Encoder& encoder);
+
+std::vector<array> all_in_rows(const std::vector<array>& arrays, Encoder& encoder);
 
 // `a`, to be written in place whoever holds it. Throws std::invalid_argument unless it is one row behind the other, all of
 // its memory and its own.

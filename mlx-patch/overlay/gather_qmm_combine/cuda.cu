@@ -68,10 +68,7 @@ void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, s
   if (out.size() == 0) {
     return;
   }
-  std::vector<array> in;
-  for (auto& input : inputs) {
-    in.push_back(in_rows(input, encoder));
-  }
+  auto in = all_in_rows(inputs, encoder);
   if (!primitive.params().affine()) {
     return eval_mxfp4(primitive, in, out, encoder);
   }

@@ -72,6 +72,32 @@ __device__ void softmax(const T* logits, T* scores, int experts, int lane) {
   }
 }
 
+struct Rank {
+  int expert;
+  int rank; // how many experts come before it, those of equal keys in their order
+  bool tells; // the thread, one of those that count for it
+};
+
+// By all threads of a block, which has one at least for each expert.
+__device__ inline Rank rank_of_expert(const uint32_t* keys, int experts) {
+  // several lanes count for one expert
+  int parts = 8;
+  while (experts * parts > static_cast<int>(blockDim.x)) {
+    parts /= 2;
+  }
+  int expert = threadIdx.x / parts, part = threadIdx.x % parts;
+  uint32_t mine = expert < experts ? keys[expert] : 0;
+  int rank = 0;
+  for (int other = part; other < experts; other += parts) {
+    uint32_t its = keys[other];
+    rank += its < mine || (its == mine && other < expert);
+  }
+  for (int apart = parts / 2; apart > 0; apart /= 2) {
+    rank += __shfl_xor_sync(0xffffffff, rank, apart);
+  }
+  return {expert, rank, part == 0 && expert < experts};
+}
+
 // One token, by a block of a thread at least for each expert. The logits may lie in shared memory.
 template <typename T>
 __device__ void route(const Router<T>& p, int64_t token) {
@@ -90,23 +116,9 @@ __device__ void route(const Router<T>& p, int64_t token) {
     }
   }
   __syncthreads();
-  // several lanes count for one expert
-  int parts = 8;
-  while (p.experts * parts > static_cast<int>(blockDim.x)) {
-    parts /= 2;
-  }
-  int expert = threadIdx.x / parts, part = threadIdx.x % parts;
-  uint32_t mine = expert < p.experts ? keys[expert] : 0;
-  int rank = 0;
-  for (int other = part; other < p.experts; other += parts) {
-    uint32_t its = keys[other];
-    rank += its < mine || (its == mine && other < expert);
-  }
-  for (int apart = parts / 2; apart > 0; apart /= 2) {
-    rank += __shfl_xor_sync(0xffffffff, rank, apart);
-  }
+  auto [expert, rank, tells] = rank_of_expert(keys, p.experts);
   int place = rank - (p.experts - p.top_k);
-  if (part == 0 && expert < p.experts && place >= 0) {
+  if (tells && place >= 0) {
     chosen[place] = expert;
   }
   __syncthreads();

@@ -71,23 +71,9 @@ __device__ void route_by_sigmoid(const SigmoidRouter<T>& p, int64_t token) {
     keys[expert] = sort_key(p.descending ? -key : key);
   }
   __syncthreads();
-  // several lanes count for one expert
-  int parts = 8;
-  while (p.experts * parts > static_cast<int>(blockDim.x)) {
-    parts /= 2;
-  }
-  int expert = threadIdx.x / parts, part = threadIdx.x % parts;
-  uint32_t mine = expert < p.experts ? keys[expert] : 0;
-  int rank = 0;
-  for (int other = part; other < p.experts; other += parts) {
-    uint32_t its = keys[other];
-    rank += its < mine || (its == mine && other < expert);
-  }
-  for (int apart = parts / 2; apart > 0; apart /= 2) {
-    rank += __shfl_xor_sync(0xffffffff, rank, apart);
-  }
+  auto [expert, rank, tells] = rank_of_expert(keys, p.experts);
   int place = p.descending ? rank : rank - (p.experts - p.top_k);
-  if (part == 0 && expert < p.experts && place >= 0 && place < p.top_k) {
+  if (tells && place >= 0 && place < p.top_k) {
     chosen[place] = expert;
   }
   __syncthreads();

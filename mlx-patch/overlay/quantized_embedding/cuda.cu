@@ -73,10 +73,7 @@ void eval(const QuantizedEmbedding& primitive, const std::vector<array>& inputs,
   if (out.size() == 0) {
     return;
   }
-  std::vector<array> in;
-  for (auto& input : inputs) {
-    in.push_back(in_rows(input, encoder));
-  }
+  auto in = all_in_rows(inputs, encoder);
   auto [group_size, bits] = primitive.state();
   dispatch_quantized(out.dtype(), bits, group_size, [&](auto type, auto bits, auto group) {
     using T = typename decltype(type)::type;

@@ -49,10 +49,7 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
     auto [group_size, bits] = std::make_pair(std::get<0>(primitive.state()), std::get<1>(primitive.state()));
     return quantized_heads(inputs, bits, group_size, out, encoder);
   }
-  std::vector<array> in;
-  for (auto& input : inputs) {
-    in.push_back(in_rows(input, encoder));
-  }
+  auto in = all_in_rows(inputs, encoder);
   auto state = primitive.state();
   auto* bias = primitive.has_bias() ? &in.back() : nullptr;
   if (std::get<2>(state) != QuantizationMode::Affine) {

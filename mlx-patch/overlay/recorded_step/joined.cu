@@ -13,18 +13,6 @@ namespace zmlx {
 using namespace mlx::core;
 using namespace on_cuda;
 
-namespace {
-
-std::vector<array> all_in_rows(const std::vector<array>& inputs, Encoder& encoder) {
-  std::vector<array> in;
-  for (auto& input : inputs) {
-    in.push_back(in_rows(input, encoder));
-  }
-  return in;
-}
-
-} // namespace
-
 void JoinedProducts::eval_gpu(const std::vector<array>& inputs, std::vector<array>& outputs) {
   auto& encoder = cu::get_command_encoder(stream());
   for (auto& out : outputs) {

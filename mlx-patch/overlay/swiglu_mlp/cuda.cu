@@ -21,10 +21,7 @@ void eval(const SwiGLUMLP& primitive, const std::vector<array>& inputs, std::spa
   if (out.size() == 0) {
     return;
   }
-  std::vector<array> in;
-  for (auto& input : inputs) {
-    in.push_back(in_rows(input, encoder));
-  }
+  auto in = all_in_rows(inputs, encoder);
   auto& state = primitive.params();
   int K = in[P::kX].shape(-1), N = out.shape(-1);
   unsigned lines = out.size() / N;
