@@ -4,6 +4,7 @@
 #include "cuda/dispatch.h"
 #include "cuda/grouped.h"
 #include "cuda/host.h"
+#include "quantized_matmul/fast.h"
 #include "quantized_matmul/heads.h"
 #include "quantized_matmul/kernel.cuh"
 #include "quantized_matmul/mxfp4.cuh"
@@ -60,6 +61,10 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
     return multiply_lines(in[P::kX], matrix, nullptr, out, encoder);
   }
   int K = in[P::kX].shape(-1), N = out.shape(-1);
+  if (is_fast(std::get<4>(state), K, std::get<1>(state), std::get<0>(state))) {
+    HeldMatrix matrix = {in[P::kW], in[P::kScales], in[P::kBiases], out};
+    return launch_fast(encoder, in[P::kX], std::nullopt, {matrix}, bias, std::get<1>(state), std::get<0>(state));
+  }
   unsigned lines = out.size() / N;
   dispatch_quantized(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
     using T = typename decltype(type)::type;
