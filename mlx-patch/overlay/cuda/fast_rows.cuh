@@ -126,15 +126,18 @@ __device__ void stage_eight(char* shared, int K, int i, const float (&x)[8]) {
   }
 }
 
-// x [K] by `threads` threads, whole warps.
-template <typename T, int kBits, int kGroup, int kAtOnce = 1>
-__device__ void stage(char* shared, const T* x, int K, int thread, int threads) {
+// x [K] by `threads` threads, whole warps. `meanwhile` is what a thread does until x comes.
+template <typename T, int kBits, int kGroup, int kAtOnce = 1, typename Meanwhile>
+__device__ void stage(char* shared, const T* x, int K, int thread, int threads, Meanwhile meanwhile) {
   for (int first = 0; first < K / 8; first += kAtOnce * threads) {
     uint4 raw[kAtOnce];
 #pragma unroll
     for (int n = 0; n < kAtOnce; n++) {
       int i = first + n * threads + thread;
       raw[n] = i < K / 8 ? reinterpret_cast<const uint4*>(x)[i] : uint4{};
+    }
+    if (first == 0) {
+      meanwhile();
     }
 #pragma unroll
     for (int n = 0; n < kAtOnce; n++) {
@@ -193,15 +196,23 @@ class Rows {
         codes.of[row][span] = __ldcs(reinterpret_cast<const uint4*>(at));
       }
     }
-    load(scales, from, piece);
-  }
-
-  // Of scales wherever they are.
-  static __device__ void load(Scales& to, const Source<T>& from, int piece) {
 #pragma unroll
     for (int row = 0; row < 2; row++) {
-      read(to.scales[row], from.scales[row] + piece * L::kPiece / kGroup);
-      read(to.biases[row], from.biases[row] + piece * L::kPiece / kGroup);
+      read(scales.scales[row], from.scales[row] + piece * L::kPiece / kGroup);
+      read(scales.biases[row], from.biases[row] + piece * L::kPiece / kGroup);
+    }
+  }
+
+  // Words of a piece's scales or biases.
+  static __device__ void read(uint32_t (&to)[kWords], const T* from) {
+    if constexpr (kWords == 4) {
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+    } else if constexpr (kWords == 2) {
+      *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(from);
+    } else if constexpr (kGroups == 2) {
+      to[0] = *reinterpret_cast<const uint32_t*>(from);
+    } else {
+      to[0] = *reinterpret_cast<const uint16_t*>(from);
     }
   }
 
@@ -251,18 +262,6 @@ class Rows {
  private:
   // As a float 1.5 * 2^23, whose last bits count ones: sums are below 2^22.
   static constexpr int kMagic = 0x4b400000;
-
-  static __device__ void read(uint32_t (&to)[kWords], const T* from) {
-    if constexpr (kWords == 4) {
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
-    } else if constexpr (kWords == 2) {
-      *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(from);
-    } else if constexpr (kGroups == 2) {
-      to[0] = *reinterpret_cast<const uint32_t*>(from);
-    } else {
-      to[0] = *reinterpret_cast<const uint16_t*>(from);
-    }
-  }
 
   // Of the group of this lane in a span.
   __device__ float of_span(const uint32_t (&words)[kWords], int span) const {

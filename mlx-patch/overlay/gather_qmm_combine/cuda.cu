@@ -98,13 +98,15 @@ void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, s
             N,
             top_k,
             warps};
-        if (is_fast(std::get<3>(state), K, kBits, kGroup)) {
-          parameters.warps = fast::experts_at_once<kBits, kGroup>(K, top_k);
-          launch(encoder, fast::fast_combine<T, Score, kBits, kGroup>, tokens * (N / fast::kOutputs),
-                 parameters.warps * fast::kParts * 32, parameters.warps * fast::Layout<kBits, kGroup>::bytes(K),
-                 {in[P::kX], in[P::kRhsIndices], in[P::kScores], in[P::kW], in[P::kScales], in[P::kBiases]}, {out},
-                 parameters);
-          return;
+        if constexpr (kBits == 4 || kBits == 8) {
+          if (is_fast(std::get<3>(state), K, kBits, kGroup)) {
+            parameters.warps = fast::experts_at_once<kBits, kGroup>(K, top_k);
+            launch(encoder, fast::fast_combine<T, Score, kBits, kGroup>, tokens * (N / fast::kOutputs),
+                   parameters.warps * 32, parameters.warps * fast::Layout<kBits, kGroup>::bytes(K),
+                   {in[P::kX], in[P::kRhsIndices], in[P::kScores], in[P::kW], in[P::kScales], in[P::kBiases]}, {out},
+                   parameters);
+            return;
+          }
         }
         bool qmv = stock_takes_qmv(tokens * top_k);
         auto kernel =

@@ -1,8 +1,8 @@
 // The kernel of gather_qmm_swiglu in `fast` precision; fast.cu launches it.
 //
 // A block has outputs of one product, tiles of eight: of gate and up the same eight rows, so that both sums of an output end in
-// one lane. Two warps have a tile, each every other piece. Rows come by bulk copies as in tiled.cuh, all of them asked for as soon
-// as the expert is known, or by a warp of their own a few pieces ahead.
+// one lane. Two warps have a tile, each every other piece. Rows come by bulk copies as in tiled.cuh; a warp of its
+// own asks for all of them as soon as the expert is known.
 
 #pragma once
 
@@ -36,29 +36,32 @@ struct SwigluShared {
   __host__ __device__ int scale_bytes() const {
     return outputs * groups * static_cast<int>(sizeof(T));
   }
-  // Scales and biases of gate, then those of up.
+  // Scales of gate, its biases, then those of up.
   __host__ __device__ int scales(int i) const {
-    return 2 * pieces * tile() + i * scale_bytes();
+    return 2 * pieces * tile() + i * ((scale_bytes() + 63) / 64 * 64);
+  }
+  // Where byte `at` of them lies: 16 bytes of four rows and more, at the same place in each, meet no bank twice.
+  static __host__ __device__ int swizzled(int at) {
+    return at ^ at / 128 % 4 * 16;
   }
   __host__ __device__ int x() const {
     return scales(4);
   }
-  // One for each piece, and one for scales.
   __host__ __device__ int barriers() const {
     return x() + Layout<kBits, kGroup>::bytes(K);
   }
   __host__ __device__ int bytes() const {
-    return barriers() + (pieces + 1) * static_cast<int>(sizeof(uint64_t));
+    return barriers() + pieces * static_cast<int>(sizeof(uint64_t));
   }
 };
 
-// kPaced: pieces on their way at a time, asked for by a warp behind the others; 0: all, by the warps that multiply.
+// Of a block.
 constexpr int swiglu_threads(int tiles) {
   return (tiles * kHalves + 1) * 32;
 }
 
-template <typename T, int kBits, int kGroup, int kTiles, int kPaced = 4, int kBlocks = 6 / kTiles>
-__global__ __launch_bounds__((kTiles * kHalves + (kPaced > 0)) * 32, kBlocks) void fast_swiglu(
+template <typename T, int kBits, int kGroup, int kTiles>
+__global__ __launch_bounds__(swiglu_threads(kTiles), kTiles > 3 ? 1 : 2) void fast_swiglu(
     const __grid_constant__ TiledSwiglu<T> p) {
 #if __CUDA_ARCH__ >= 900 // others have no bulk copies, and are refused
   extern __shared__ __align__(kSwizzleBytes) char shared[];
@@ -72,12 +75,12 @@ __global__ __launch_bounds__((kTiles * kHalves + (kPaced > 0)) * 32, kBlocks) vo
   int row = (blockIdx.x - line * blocks) * at.outputs;
   int product = line / p.M, vector = line - product * p.M;
   if (threadIdx.x == 0) {
-    for (int i = 0; i <= at.pieces; i++) {
+    for (int i = 0; i < at.pieces; i++) {
       CopyBarrier(barriers + i).init();
     }
     CopyBarrier::all_are_initialized();
   }
-  if (lane == 0) {
+  if (warp == kWarps && lane == 0) {
     ask_for_description(p.gate);
     ask_for_description(p.up);
   }
@@ -85,13 +88,10 @@ __global__ __launch_bounds__((kTiles * kHalves + (kPaced > 0)) * 32, kBlocks) vo
   int tile = warp / kHalves, half = warp % kHalves;
   int mine = tile * kTileOutputs + lane / 4 % 2 * 4 + lane / 8;
   uint32_t rows_at[2];
-  Source<T> source;
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     uint32_t first = shared_address(shared + at.piece(i, 0)) + mine * kPieceBytes;
     rows_at[i] = (first ^ first / kPieceBytes % 8 * 16) ^ lane % 4 * 16;
-    source.scales[i] = reinterpret_cast<const T*>(shared + at.scales(2 * i)) + mine * at.groups;
-    source.biases[i] = reinterpret_cast<const T*>(shared + at.scales(2 * i + 1)) + mine * at.groups;
   }
   using R = Rows<T, kBits, kGroup>;
   R rows(shared + at.x(), p.K, lane);
@@ -99,55 +99,51 @@ __global__ __launch_bounds__((kTiles * kHalves + (kPaced > 0)) * 32, kBlocks) vo
   wait_for_inputs();
   let_next_begin();
 
-  int64_t first = 0; // row of the matrices
+  uint32_t expert = p.rhs[product];
   auto ask = [&](int piece) {
+    int first = static_cast<int>(expert) * p.N + row;
     CopyBarrier barrier(barriers + piece);
     barrier.expect(2 * at.tile());
     barrier.copy_box(shared + at.piece(0, piece), p.gate, first, piece * kPieceBytes);
     barrier.copy_box(shared + at.piece(1, piece), p.up, first, piece * kPieceBytes);
   };
-  auto ask_for_scales = [&] {
-    CopyBarrier barrier(barriers + at.pieces);
-    barrier.expect(4 * at.scale_bytes());
-    barrier.copy(shared + at.scales(0), p.gate_scales + first * at.groups, at.scale_bytes());
-    barrier.copy(shared + at.scales(1), p.gate_biases + first * at.groups, at.scale_bytes());
-    barrier.copy(shared + at.scales(2), p.up_scales + first * at.groups, at.scale_bytes());
-    barrier.copy(shared + at.scales(3), p.up_biases + first * at.groups, at.scale_bytes());
-  };
-  if (kPaced > 0 && warp == kWarps) {
+  // Memory answers in the order in which it is asked, so that what every piece needs comes first.
+  constexpr int kAsked = 1, kThreads = (kWarps + 1) * 32; // a barrier of the block
+  if (warp == kWarps) {
+    asm volatile("bar.sync %0, %1;" ::"n"(kAsked), "n"(kThreads) : "memory");
     if (lane == 0) {
-      first = int64_t{p.rhs[product]} * p.N + row;
-      ask(0);
-      ask_for_scales();
-      for (int piece = 1; piece < at.pieces; piece++) {
-        if (piece >= kPaced) {
-          CopyBarrier(barriers + piece - kPaced).wait(0);
-        }
+      for (int piece = 0; piece < at.pieces; piece++) {
         ask(piece);
       }
     }
     __syncwarp();
   } else {
-    if (kPaced == 0 && lane == 0 && warp <= at.pieces) {
-      first = int64_t{p.rhs[product]} * p.N + row;
-      if (warp == min(at.pieces, kWarps - 1)) {
-        ask_for_scales();
-      }
-      for (int piece = warp; piece < at.pieces; piece += kWarps) {
-        ask(piece);
-      }
-    }
-    __syncwarp();
     // where there is one x nothing says which
     auto* x = p.x + ((p.lhs ? int64_t{p.lhs[p.one_x ? 0 : product]} * p.M : 0) + vector) * p.K;
-    stage<T, kBits, kGroup>(shared + at.x(), x, p.K, threadIdx.x, kWarps * 32);
+    stage<T, kBits, kGroup>(shared + at.x(), x, p.K, threadIdx.x, kWarps * 32, [&] {
+      const T* of_scales[] = {p.gate_scales, p.gate_biases, p.up_scales, p.up_biases};
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        auto* from = reinterpret_cast<const char*>(of_scales[i] + (int64_t{expert} * p.N + row) * at.groups);
+        for (int byte = threadIdx.x * 16; byte < at.scale_bytes(); byte += kWarps * 32 * 16) {
+          copy_16_bytes(shared + at.scales(i) + at.swizzled(byte), from + byte);
+        }
+      }
+      close_group_of_copies();
+      asm volatile("bar.arrive %0, %1;" ::"n"(kAsked), "n"(kThreads) : "memory");
+    });
+    wait_for_copies(0);
   }
   __syncthreads();
   if (warp < kWarps) {
-    CopyBarrier(barriers + at.pieces).wait(0);
     for (int piece = half; piece < at.pieces; piece += kHalves) {
       typename R::Scales scales;
-      R::load(scales, source, piece);
+      auto* of_piece = shared + at.swizzled((mine * at.groups + piece * Layout<kBits, kGroup>::kPiece / kGroup) * 2);
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        R::read(scales.scales[i], reinterpret_cast<const T*>(of_piece + at.scales(2 * i)));
+        R::read(scales.biases[i], reinterpret_cast<const T*>(of_piece + at.scales(2 * i + 1)));
+      }
       CopyBarrier(barriers + piece).wait(0);
       typename R::Codes codes;
 #pragma unroll

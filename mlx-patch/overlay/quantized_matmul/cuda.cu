@@ -60,11 +60,10 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
     Matrices matrix = {in[P::kW], in[P::kScales], in[P::kBiases], std::get<1>(state), std::get<0>(state)};
     return multiply_lines(in[P::kX], matrix, nullptr, out, encoder);
   }
-  int K = in[P::kX].shape(-1), N = out.shape(-1);
-  if (is_fast(std::get<4>(state), K, std::get<1>(state), std::get<0>(state))) {
-    HeldMatrix matrix = {in[P::kW], in[P::kScales], in[P::kBiases], out};
-    return launch_fast(encoder, in[P::kX], std::nullopt, {matrix}, bias, std::get<1>(state), std::get<0>(state));
+  if (multiply_fast(primitive, in, out, encoder)) {
+    return;
   }
+  int K = in[P::kX].shape(-1), N = out.shape(-1);
   unsigned lines = out.size() / N;
   dispatch_quantized(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
     using T = typename decltype(type)::type;

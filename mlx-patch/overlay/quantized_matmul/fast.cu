@@ -1,57 +1,37 @@
 #include "quantized_matmul/fast.h"
 
-#include <algorithm>
-
-#include "cuda/dispatch.h"
+#include "cuda/fast.h"
 #include "quantized_matmul/fast.cuh"
 
 namespace zmlx::on_cuda {
 
 using namespace mlx::core;
 
-void launch_fast(
-    Encoder& encoder,
-    const array& x,
-    const std::optional<HeldNorm>& norm,
-    const std::vector<HeldMatrix>& matrices,
-    const array* bias,
-    int bits,
-    int group_size) {
-  int K = static_cast<int>(x.shape(-1));
-  unsigned lines = x.size() / K;
-  encoder.set_input_array(x);
-  set_arrays(encoder, norm);
-  if (bias) {
-    encoder.set_input_array(*bias);
+bool multiply_fast(const QuantizedMatmulRows& primitive, const std::vector<array>& in, array& out, Encoder& encoder) {
+  using P = QuantizedMatmulRows;
+  auto [group_size, bits, mode, transpose, precision, has_bias] = primitive.state();
+  int K = in[P::kX].shape(-1), N = out.shape(-1);
+  if (!is_fast(precision, K, bits, group_size)) {
+    return false;
   }
-  dispatch_quantized(x.dtype(), bits, group_size, [&](auto type, auto bits, auto group) {
+  unsigned lines = out.size() / N;
+  dispatch_fast(out.dtype(), bits, group_size, [&](auto type, auto bits, auto group) {
     using T = typename decltype(type)::type;
     constexpr int kBits = bits, kGroup = group;
-    fast::Products<T> p = {};
-    p.in = normed_of<T>(x, norm);
-    p.bias = bias ? gpu_ptr<T>(*bias) : nullptr;
-    p.K = K;
-    int tiles = 0;
-    for (size_t i = 0; i < kMostJoined; i++) {
-      if (i < matrices.size()) {
-        auto& m = matrices[i];
-        for (auto* a : {&m.w, &m.scales, &m.biases}) {
-          encoder.set_input_array(*a);
-        }
-        auto y = m.y;
-        encoder.set_output_array(y);
-        p.weights[i] = {gpu_ptr<char>(m.w), gpu_ptr<T>(m.scales), gpu_ptr<T>(m.biases)};
-        p.y[i] = gpu_ptr<T>(y);
-        p.rows[i] = y.size() / lines;
-        tiles += (p.rows[i] + fast::kTileRows - 1) / fast::kTileRows;
-      }
-      p.ends[i] = tiles;
-    }
-    fast::Shape shape = fast::shape_of(tiles, K / (1024 / kBits), multiprocessors(encoder));
-    p.parts = shape.parts;
-    auto kernel = norm ? fast::fast_products<T, kBits, kGroup, true> : fast::fast_products<T, kBits, kGroup, false>;
-    launch(encoder, kernel, dim3(shape.blocks, lines), shape.warps * 32, fast::Layout<kBits, kGroup>::bytes(K), {}, {}, p);
+    Product<T> parameters = {
+        gpu_ptr<T>(in[P::kX]),
+        {gpu_ptr<char>(in[P::kW]), gpu_ptr<T>(in[P::kScales]), gpu_ptr<T>(in[P::kBiases])},
+        primitive.has_bias() ? gpu_ptr<T>(in.back()) : nullptr,
+        gpu_ptr<T>(out),
+        K,
+        N};
+    int tiles = (N + fast::kTileRows - 1) / fast::kTileRows;
+    auto shape = fast::shape_of(tiles, K / fast::Layout<kBits, kGroup>::kPiece, multiprocessors(encoder));
+    launch(encoder, fast::fast_product<T, kBits, kGroup>, dim3(shape.blocks, lines), shape.warps * 32,
+           fast::Layout<kBits, kGroup>::bytes(K), {in[P::kX], in[P::kW], in[P::kScales], in[P::kBiases], in.back()}, {out},
+           parameters, shape.parts);
   });
+  return true;
 }
 
 } // namespace zmlx::on_cuda

@@ -1,21 +1,13 @@
-// Products of one vector by matrices in `fast` precision (fast.cuh).
+// A matrix by vectors in `fast` precision (fast.cuh).
 
 #pragma once
 
-#include "cuda/fast.h"
-#include "quantized_matmul/held.h"
+#include "cuda/host.h"
+#include "quantized_matmul/quantized_matmul.h"
 
 namespace zmlx::on_cuda {
 
-// All arrays in rows, outputs allocated; up to four matrices of rows that is_fast() takes. x: several vectors, where there is no
-// norm; `bias`: of the one matrix, or null.
-void launch_fast(
-    Encoder& encoder,
-    const array& x,
-    const std::optional<HeldNorm>& norm,
-    const std::vector<HeldMatrix>& matrices,
-    const array* bias,
-    int bits,
-    int group_size);
+// Computes `out`, which has its memory, if it is asked for so and the kernel can. Inputs are in rows.
+bool multiply_fast(const QuantizedMatmulRows& primitive, const std::vector<array>& in, array& out, Encoder& encoder);
 
 } // namespace zmlx::on_cuda

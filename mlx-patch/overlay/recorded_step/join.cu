@@ -8,7 +8,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
-#include "quantized_matmul/fast.h"
+#include "quantized_matmul/held.h"
 #include "recorded_step/joined.h"
 #include "recorded_step/routed.cuh"
 
@@ -44,17 +44,10 @@ std::vector<array> in_order(const array& root) {
   return order;
 }
 
-// Products by one vector that are alike in this can be joined.
-struct Kind {
-  int group_size, bits;
-  Precision precision;
-
-  auto operator<=>(const Kind&) const = default;
-};
-
-Kind kind_of(const array& product) {
+// Group size and bits.
+std::pair<int, int> quantization_of(const array& product) {
   auto state = primitive_of<QuantizedMatmulRows>(product)->state();
-  return {std::get<0>(state), std::get<1>(state), std::get<4>(state)};
+  return {std::get<0>(state), std::get<1>(state)};
 }
 
 // A product of one vector that a joined launch can have: one of 8 bits where it routes.
@@ -85,7 +78,7 @@ class Join {
   explicit Join(array& done) : order_(in_order(done)) {
     for (auto& a : order_) {
       if (can_be_joined(a)) {
-        products_[{a.inputs()[QuantizedMatmulRows::kX].id(), kind_of(a)}].push_back(a);
+        products_[{a.inputs()[QuantizedMatmulRows::kX].id(), quantization_of(a)}].push_back(a);
       }
       if (auto* router = primitive_of<MoERouter>(a)) {
         auto outputs = a.outputs();
@@ -113,9 +106,8 @@ class Join {
         return route(x, products[0], router->second);
       }
     }
-    auto kind = kind_of(products[0]);
-    bool fast = is_fast(kind.precision, x.shape(-1), kind.bits, kind.group_size);
-    if (kind.bits != 4 && !fast) {
+    auto [group_size, bits] = quantization_of(products[0]);
+    if (bits != 4) {
       return;
     }
     while (products.size() > kMostJoined || !can_be_held(rows_of(products), x.shape(-1), norm)) {
@@ -133,7 +125,7 @@ class Join {
     }
     auto eps = norm ? std::optional<float>(std::get<0>(norm->state())) : std::nullopt;
     auto& stream = products[0].primitive().stream();
-    put(old, std::make_shared<JoinedProducts>(stream, kind.bits, kind.group_size, fast, eps), std::move(inputs));
+    put(old, std::make_shared<JoinedProducts>(stream, group_size, eps), std::move(inputs));
   }
 
   void route(const array& x, const array& product, const array& routed) {
@@ -145,10 +137,10 @@ class Join {
     old.insert(old.end(), chosen.begin(), chosen.end());
     auto& router = primitive_of<MoERouter>(routed)->params();
     float eps = std::get<0>(primitive_of<AddRMSNorm>(x)->state());
-    auto kind = kind_of(product);
+    auto [group_size, bits] = quantization_of(product);
     put(old,
         std::make_shared<NormedRouting>(
-            product.primitive().stream(), kind.bits, kind.group_size, eps, router.top_k, router.normalize),
+            product.primitive().stream(), bits, group_size, eps, router.top_k, router.normalize),
         std::move(inputs));
   }
 
@@ -190,8 +182,8 @@ class Join {
   }
 
   std::vector<array> order_;
-  // by x
-  std::map<std::pair<std::uintptr_t, Kind>, std::vector<array>> products_;
+  // by x and quantization
+  std::map<std::pair<std::uintptr_t, std::pair<int, int>>, std::vector<array>> products_;
   // by their logits
   std::unordered_map<std::uintptr_t, array> routers_;
   std::unordered_map<std::uintptr_t, array> replaced_;

@@ -5,7 +5,7 @@
 #include "cuda/dispatch.h"
 #include "cuda/encoder_access.h"
 #include "cuda/host.h"
-#include "quantized_matmul/fast.h"
+#include "quantized_matmul/held.h"
 #include "recorded_step/routed.cuh"
 
 namespace zmlx {
@@ -28,11 +28,7 @@ void JoinedProducts::eval_gpu(const std::vector<array>& inputs, std::vector<arra
   for (size_t i = eps_ ? 2 : 0; i < outputs.size(); i++, next += 3) {
     matrices.push_back({in[next], in[next + 1], in[next + 2], outputs[i]});
   }
-  if (fast_) {
-    launch_fast(encoder, in[0], norm, matrices, nullptr, bits_, group_size_);
-  } else {
-    launch_held(encoder, in[0], norm, matrices, group_size_);
-  }
+  launch_held(encoder, in[0], norm, matrices, group_size_);
 }
 
 void NormedRouting::eval_gpu(const std::vector<array>& inputs, std::vector<array>& outputs) {

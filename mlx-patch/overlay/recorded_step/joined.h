@@ -26,21 +26,19 @@ class JoinedLaunch : public mlx::core::Primitive {
   }
 };
 
-// x or, with `eps`, the norm of x + r, by several matrices: of 4 bits, or in `fast` precision of 8 as well.
+// x or, with `eps`, the norm of x + r, by several matrices of 4 bits.
 //   x, r and the norm's weight with `eps`; of each matrix w, scales, biases  ->  x + r and its norm with `eps`; products
 class JoinedProducts : public JoinedLaunch {
  public:
-  JoinedProducts(mlx::core::Stream stream, int bits, int group_size, bool fast, std::optional<float> eps)
-      : JoinedLaunch(stream), bits_(bits), group_size_(group_size), fast_(fast), eps_(eps) {}
+  JoinedProducts(mlx::core::Stream stream, int group_size, std::optional<float> eps)
+      : JoinedLaunch(stream), group_size_(group_size), eps_(eps) {}
   void eval_gpu(const std::vector<array>& inputs, std::vector<array>& outputs) override;
   const char* name() const override {
     return "JoinedProducts";
   }
 
  private:
-  int bits_;
   int group_size_;
-  bool fast_;
   std::optional<float> eps_;
 };
 

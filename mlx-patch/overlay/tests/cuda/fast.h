@@ -3,7 +3,6 @@
 
 #pragma once
 
-#include "recorded_step/joined.h"
 #include "tests/cuda/compare.h"
 
 namespace zmlx::tests {
@@ -72,9 +71,10 @@ void check_fast(const std::string& what, Make make, const array& stock, const Do
       norm += std::pow(reference[i], 2);
     }
   }
-  // results of one rounding where stock has none to lose: rows of one group by numbers that are whole
+  // where weights of stock are hardly rounded, both have the rounding of the result alone, and few of these are a matter of luck
   double one_rounding = (dtype == mx::bfloat16 ? 1.0 / 512 : 1.0 / 4096) * std::sqrt(norm);
-  bool far = std::sqrt(error) > std::max(1.02 * std::sqrt(stocks), 0.7 * one_rounding);
+  double luck = 1.02 + 1 / std::sqrt(static_cast<double>(reference.size()));
+  bool far = std::sqrt(error) > std::max(luck * std::sqrt(stocks), 0.7 * one_rounding);
   if (far || lost) {
     failures++;
     std::printf("FAR %s: from float64 %.3e, stock %.3e, of %.3e; %d not finite where they should be, or finite\n", what.c_str(),
@@ -174,72 +174,6 @@ inline void check_fast_matmul(mx::Dtype dtype, Quantized q, int N, int K, int ro
              make, stock, reference, dtype);
 }
 
-// Products of one vector, or of the norm of a sum, as a recorded step joins them.
-inline void check_fast_joined(mx::Dtype dtype, Quantized q, int K, std::vector<int> sizes, bool normed) {
-  auto x = random_array({1, 1, K}, dtype), r = random_array({1, 1, K}, dtype), norm = random_array({K}, dtype);
-  std::vector<zmlx::QuantizedWeight> weights;
-  for (int N : sizes) {
-    weights.push_back(random_matrix(dtype, q, N, K));
-  }
-  auto products = [&](const array& in, auto product) {
-    std::vector<array> parts;
-    for (auto& w : weights) {
-      parts.push_back(mx::flatten(product(in, w)));
-    }
-    return parts;
-  };
-  auto stock_in = normed ? mx::fast::rms_norm(x + r, norm, 1e-6f) : x;
-  auto stock = mx::concatenate(products(stock_in, [&](auto& in, auto& w) {
-    return mx::quantized_matmul(in, w.w, w.scales, w.biases, true, q.group, q.bits);
-  }));
-  auto in = doubles(normed ? x + r : x), by = doubles(norm);
-  if (normed) {
-    double squares = 0;
-    for (double v : in) {
-      squares += v * v;
-    }
-    for (int k = 0; k < K; k++) {
-      in[k] *= by[k] / std::sqrt(squares / K + 1e-6);
-    }
-  }
-  Doubles reference;
-  for (size_t i = 0; i < sizes.size(); i++) {
-    Dequantized of_w(weights[i], q, sizes[i], K);
-    for (int n = 0; n < sizes[i]; n++) {
-      reference.push_back(of_w.product(n, in.data()));
-    }
-  }
-  auto what = text("fast joined ", dtype, " b", q.bits, " g", q.group, " K", K, " of ", sizes.size(), normed ? " normed" : "");
-  auto all = [&](bool of_norm) {
-    auto [sum, of_sum] = zmlx::add_rms_norm(x, r, norm, 1e-6f);
-    auto parts = products(normed ? of_sum : x, [&](auto& in, auto& w) {
-      return zmlx::quantized_matmul(in, w, true, q.group, q.bits, "affine", zmlx::Precision::Fast);
-    });
-    auto out = mx::concatenate(parts);
-    auto beside = mx::concatenate({mx::flatten(sum), mx::flatten(of_sum)});
-    auto joined = mx::concatenate({mx::astype(beside, mx::float32), mx::astype(out, mx::float32)});
-    zmlx::join_launches(joined);
-    return of_norm ? mx::slice(joined, {0}, {2 * K}) : mx::slice(joined, {2 * K}, {static_cast<int>(joined.size())});
-  };
-  check_fast(what, [&] { return all(false); }, stock, reference, dtype);
-  if (normed) {
-    // what others read of the norm is stock's
-    auto sum = x + r;
-    auto both = mx::concatenate({mx::flatten(sum), mx::flatten(mx::fast::rms_norm(sum, norm, 1e-6f))});
-    auto got = doubles(all(true)), want = doubles(both);
-    cases++;
-    compared += got.size();
-    for (size_t i = 0; i < got.size(); i++) {
-      double most = i < static_cast<size_t>(K) ? 0 : std::abs(want[i]) / (dtype == mx::bfloat16 ? 128 : 1024);
-      if (!(std::abs(got[i] - want[i]) <= most)) {
-        failures++;
-        std::printf("FAR %s: its norm at %zu is %g, not %g\n", what.c_str(), i, got[i], want[i]);
-        break;
-      }
-    }
-  }
-}
-
 inline void fast(int only) {
   for (auto dtype : {mx::bfloat16, mx::float16}) {
     for (int bits : {4, 8}) {
@@ -265,9 +199,6 @@ inline void fast(int only) {
         check_fast_matmul(dtype, q, 2048, 4096, 1, true, Values::Normal);
         check_fast_matmul(dtype, q, 20000, 512, 1, false, Values::Normal);
         check_fast_matmul(dtype, q, 5, 1024, 7, true, Values::Normal);
-        check_fast_joined(dtype, q, 2048, {2048, 512, 512}, true);
-        check_fast_joined(dtype, q, 2048, {512, 128}, false);
-        check_fast_joined(dtype, q, 768, {256, 100, 384, 128}, true);
         // rows that are no whole pieces have the exact kernels
         check_fast_matmul(dtype, q, 128, 1408, 1, false, Values::Normal);
       }
