@@ -144,6 +144,7 @@ fn link_ours(environment: &Environment, compiled: &Compiled) -> Result<()> {
     println!("cargo:rustc-link-lib=dylib={standard}");
     println!("cargo:rustc-env=ZMLX_SYS_CPP={}", compiled.folder.display());
     println!("cargo:rustc-env=ZMLX_SYS_CMAKE={}", environment.cmake()?.program.display());
+    println!("cargo:rustc-env=ZMLX_SYS_LAUNCHER={}", environment.launcher()?);
     Ok(())
 }
 

@@ -45,9 +45,24 @@ fn zig() -> Option<PathBuf> {
     found
 }
 
+/// Zig through ccache, if the build found it, with the settings of our C++.
+fn compiler(zig: &Path) -> Command {
+    let Some((settings, ccache)) = env!("ZMLX_SYS_LAUNCHER").rsplit_once(';') else {
+        return Command::new(zig);
+    };
+    let mut words = settings.split(';');
+    let mut command = Command::new(words.next().unwrap_or_default());
+    // it does not know Zig by name, and Zig tells its version in another way
+    command
+        .args(words)
+        .args(["CCACHE_COMPILERTYPE=clang", "CCACHE_COMPILERCHECK=%compiler% version"]);
+    command.arg(ccache).arg(zig);
+    command
+}
+
 fn compile(zig: &Path, unit: &Path, object: &Path) -> Output {
     let generated = Path::new(env!("ZMLX_SYS_CPP")).with_file_name("cxxbridge");
-    let mut command = Command::new(zig);
+    let mut command = compiler(zig);
     command.args(["c++", "-target", TARGET, "-std=c++20", "-c", "-fno-sanitize=undefined"]);
     // MLX's macros have parameters that they do not use
     command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]);

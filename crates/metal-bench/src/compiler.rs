@@ -15,7 +15,11 @@ use crate::{Error, Result};
 /// The folder with the standard library, the machine and the program around them.
 const METAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/metal");
 
-const CHECKOUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+/// The folder of the workspace. Without `..`, which ccache would not take for the beginning of a path in it.
+fn checkout() -> &'static Path {
+    let fork = Path::new(zmlx_patch::ROOT);
+    fork.parent().unwrap_or(fork)
+}
 
 /// Files that Metal's own compiler finds; ours is included by the translator.
 const STANDARD_HEADERS: [&str; 14] = [
@@ -165,7 +169,8 @@ impl Compiler {
         let text = self.run(command.arg(source), &source.display().to_string())?;
         // where things lie on this machine is no part of what is compiled
         let mut folders: Vec<String> = include.iter().map(|f| f.display().to_string()).collect();
-        folders.push(CHECKOUT.to_owned());
+        folders.push(self.folder.join("headers").display().to_string());
+        folders.extend([self.folder.as_path(), checkout()].map(|f| f.display().to_string()));
         Ok(folders.iter().fold(text, |text, folder| text.replace(&format!("\"{folder}/"), "\"")))
     }
 
@@ -239,8 +244,7 @@ impl Compiler {
         let mut command = Command::new(&self.program);
         if let Some(ccache) = &self.launcher {
             command = Command::new(ccache);
-            command.arg(&self.program).envs([
-                ("CCACHE_BASEDIR", CHECKOUT),
+            command.arg(&self.program).env("CCACHE_BASEDIR", checkout()).envs([
                 ("CCACHE_NOHASHDIR", "true"),
                 ("CCACHE_COMPILERCHECK", "%compiler% --version"),
             ]);
