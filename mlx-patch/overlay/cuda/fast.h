@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include "cuda/dispatch.h"
 #include "cuda/tile.h"
 #include "zmlx/support.h"
 
@@ -12,16 +11,6 @@ namespace zmlx::on_cuda {
 constexpr bool is_fast(Precision precision, int64_t K, int bits, int group_size) {
   return precision == Precision::Fast && (bits == 4 || bits == 8) && K % (1024 / bits) == 0 && K % group_size == 0 &&
       static_cast<size_t>(K) * 5 <= kMostShared / 2;
-}
-
-// As dispatch_quantized, for what is_fast() takes.
-template <typename F>
-void dispatch_fast(mlx::core::Dtype dtype, int bits, int group_size, F&& f) {
-  dispatch_quantized(dtype, bits, group_size, [&](auto type, auto bits, auto group) {
-    if constexpr (bits == 4 || bits == 8) {
-      f(type, bits, group);
-    }
-  });
 }
 
 } // namespace zmlx::on_cuda

@@ -1,6 +1,7 @@
 #include "gather_qmm_swiglu/fast.h"
 
 #include "cuda/boxes.h"
+#include "cuda/dispatch.h"
 #include "cuda/fast.h"
 #include "gather_qmm_swiglu/fast.cuh"
 
@@ -17,7 +18,7 @@ bool swiglu_fast(
   int64_t row_bytes = K / 8 * params.bits, rows = in[P::kGateScales].size() / (K / params.group_size);
   int64_t lines = out.size() / N;
   bool launched = false;
-  dispatch_fast(out.dtype(), params.bits, params.group_size, [&](auto type, auto bits, auto group) {
+  dispatch_quantized(out.dtype(), params.bits, params.group_size, [&](auto type, auto bits, auto group) {
     using T = typename decltype(type)::type;
     constexpr int kBits = bits, kGroup = group;
     auto launch_tiles = [&](auto tiles) {

@@ -1,5 +1,6 @@
 #include "quantized_matmul/fast.h"
 
+#include "cuda/dispatch.h"
 #include "cuda/fast.h"
 #include "quantized_matmul/fast.cuh"
 
@@ -15,7 +16,7 @@ bool multiply_fast(const QuantizedMatmulRows& primitive, const std::vector<array
     return false;
   }
   unsigned lines = out.size() / N;
-  dispatch_fast(out.dtype(), bits, group_size, [&](auto type, auto bits, auto group) {
+  dispatch_quantized(out.dtype(), bits, group_size, [&](auto type, auto bits, auto group) {
     using T = typename decltype(type)::type;
     constexpr int kBits = bits, kGroup = group;
     Product<T> parameters = {
