@@ -60,9 +60,12 @@ void check_fast(const std::string& what, Make make, const array& stock, const Do
   cases++;
   compared += reference.size();
   auto y = doubles(fast), of_stock = doubles(stock);
-  double error = 0, stocks = 0, norm = 0;
+  double error = 0, stocks = 0, norm = 0, most = dtype == mx::bfloat16 ? 3.3e38 : 65000;
   int lost = 0;
   for (size_t i = 0; i < reference.size(); i++) {
+    if (std::isfinite(reference[i]) && std::abs(reference[i]) > most) {
+      continue; // whether it is a number yet is a matter of roundings
+    }
     bool is_number = std::isfinite(reference[i]);
     lost += is_number ? !std::isfinite(y[i]) && std::isfinite(of_stock[i]) : std::isfinite(y[i]);
     if (is_number && std::isfinite(y[i]) && std::isfinite(of_stock[i])) {
