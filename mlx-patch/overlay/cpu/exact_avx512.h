@@ -7,7 +7,7 @@
 //          16 rows: unpacking is then a shift with a constant. A chunk of K is unpacked once into scratch (32 KB, in
 //          L1) and met by every row of x.
 // Rounding: a policy R; it works on pairs of vectors (32 outputs) and may permute the lanes of a pair, consistently.
-// Bound:   about 26 operations per 32 weights and row for bf16; 13 per 32 for every further row of x.
+// Bound:   about 26 operations per 32 weights and row for bf16; 8 for every further row of x.
 // Limits:  bits 2, 3, 4, 5, 6, 8; groups of 16 to 128; any N; K a multiple of the group.
 
 #pragma once
@@ -169,6 +169,9 @@ struct Steps {
   static ZMLX_INLINE Pair multiply_add(Pair sum, __m512 x, Pair w) {
     Pair product = R::round({_mm512_mul_ps(x, w.a), _mm512_mul_ps(x, w.b)});
     return R::round({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)});
+  }
+  static ZMLX_INLINE Pair multiply_add_many(Pair sum, __m512 x, Pair w) {
+    return multiply_add(sum, x, w);
   }
   static ZMLX_INLINE Pair scale_add(Pair sum, Pair scale, Pair group_sum) {
     Pair product = R::round({_mm512_mul_ps(scale.a, group_sum.a), _mm512_mul_ps(scale.b, group_sum.b)});
@@ -350,6 +353,7 @@ ZMLX_INLINE void accumulate(
     int64_t x_stride,
     int count,
     float* sums) {
+  constexpr bool many = rows * pairs >= 6; // sums under way at once, enough to hide a longer step
   Pair sum[rows][pairs];
 #pragma GCC unroll 4
   for (int m = 0; m < rows; m++) {
@@ -370,7 +374,7 @@ ZMLX_INLINE void accumulate(
       Pair weight = S::load_weight(w + k * kBlock + p * 32);
 #pragma GCC unroll 4
       for (int m = 0; m < rows; m++) {
-        sum[m][p] = S::multiply_add(sum[m][p], xk[m], weight);
+        sum[m][p] = many ? S::multiply_add_many(sum[m][p], xk[m], weight) : S::multiply_add(sum[m][p], xk[m], weight);
       }
     }
   }
@@ -392,12 +396,18 @@ void accumulate_pairs(
     int m,
     int count,
     float* sums) {
+  constexpr int half = pairs > 2 ? 2 : pairs;
   int i = 0;
   for (; i + 4 <= m; i += 4) {
-    constexpr int half = pairs > 2 ? 2 : pairs;
     for (int p = 0; p < pairs; p += half) {
       accumulate<S, half, 4>(w + p * 32, x + i * x_stride, x_stride, count, sums + i * kBlock + p * 32);
     }
+  }
+  if (i + 3 == m) {
+    for (int p = 0; p < pairs; p += half) {
+      accumulate<S, half, 3>(w + p * 32, x + i * x_stride, x_stride, count, sums + i * kBlock + p * 32);
+    }
+    return;
   }
   for (; i + 2 <= m; i += 2) {
     accumulate<S, pairs, 2>(w, x + i * x_stride, x_stride, count, sums + i * kBlock);
