@@ -170,9 +170,6 @@ struct Steps {
     Pair product = R::round({_mm512_mul_ps(x, w.a), _mm512_mul_ps(x, w.b)});
     return R::round({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)});
   }
-  static ZMLX_INLINE Pair multiply_add_many(Pair sum, __m512 x, Pair w) {
-    return multiply_add(sum, x, w);
-  }
   static ZMLX_INLINE Pair scale_add(Pair sum, Pair scale, Pair group_sum) {
     Pair product = R::round({_mm512_mul_ps(scale.a, group_sum.a), _mm512_mul_ps(scale.b, group_sum.b)});
     return R::round({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)});
@@ -345,6 +342,10 @@ void unpack_chunk(
   }
 }
 
+// Policies that have a multiply_add of more throughput and latency, for where many sums are under way.
+template <typename S>
+concept MultipliesMany = requires(Pair p, __m512 x) { S::multiply_add_many(p, x, p); };
+
 // sums[m][pairs] += x[m][k] * w[k][pairs] for `count` values of k, rounding twice a step.
 template <typename S, int pairs, int rows>
 ZMLX_INLINE void accumulate(
@@ -353,7 +354,6 @@ ZMLX_INLINE void accumulate(
     int64_t x_stride,
     int count,
     float* sums) {
-  constexpr bool many = rows * pairs >= 6; // sums under way at once, enough to hide a longer step
   Pair sum[rows][pairs];
 #pragma GCC unroll 4
   for (int m = 0; m < rows; m++) {
@@ -374,7 +374,11 @@ ZMLX_INLINE void accumulate(
       Pair weight = S::load_weight(w + k * kBlock + p * 32);
 #pragma GCC unroll 4
       for (int m = 0; m < rows; m++) {
-        sum[m][p] = many ? S::multiply_add_many(sum[m][p], xk[m], weight) : S::multiply_add(sum[m][p], xk[m], weight);
+        if constexpr (rows * pairs >= 6 && MultipliesMany<S>) {
+          sum[m][p] = S::multiply_add_many(sum[m][p], xk[m], weight);
+        } else {
+          sum[m][p] = S::multiply_add(sum[m][p], xk[m], weight);
+        }
       }
     }
   }
