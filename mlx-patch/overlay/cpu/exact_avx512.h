@@ -14,6 +14,8 @@
 
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "cpu/qmm.h"
 #include "cpu/with_codes.h"
 #include "zmlx/mlx_version.h"
@@ -124,7 +126,6 @@ ZMLX_INLINE void store_values(void* p, __m512 v, __mmask16 mask) {
 
 struct RoundF32 {
   static constexpr DType dtype = DType::F32;
-  using Stored = float; // one weight in scratch
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE Pair round(Pair p) {
     return p;
@@ -133,7 +134,6 @@ struct RoundF32 {
 
 struct RoundF16 {
   static constexpr DType dtype = DType::F16;
-  using Stored = float;
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE __m512 one(__m512 v) {
     return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -146,7 +146,6 @@ struct RoundF16 {
 // By integer arithmetic: right for denormals, and a NaN stays one (its low half is zero, see qmm_avx512.cpp).
 struct RoundBF16Integer {
   static constexpr DType dtype = DType::BF16;
-  using Stored = float;
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE __m512 one(__m512 v) {
     __m512i u = as_int(v);
@@ -159,9 +158,23 @@ struct RoundBF16Integer {
   }
 };
 
+// Weights in scratch as f32.
+struct StoredFloats {
+  using Stored = float;
+  static ZMLX_INLINE void store_weight(Stored* w, Pair p) {
+    _mm512_store_ps(w, p.a);
+    _mm512_store_ps(w + 16, p.b);
+  }
+  static ZMLX_INLINE Pair load_weight(const Stored* w) {
+    return {_mm512_load_ps(w), _mm512_load_ps(w + 16)};
+  }
+};
+
 // The steps of a kernel in terms of R::round, for policies that keep the order of lanes.
 template <typename R>
-struct Steps {
+struct Steps : StoredFloats {
+  using Storing = StoredFloats; // how weights are stored
+  using Math = Steps; // all but `dtype` and `finish`: policies that share it share what is compiled for it
   static ZMLX_INLINE Pair dequantize(Pair q, Pair scale, Pair bias) {
     Pair scaled = R::round({_mm512_mul_ps(scale.a, q.a), _mm512_mul_ps(scale.b, q.b)});
     return R::round({_mm512_add_ps(scaled.a, bias.a), _mm512_add_ps(scaled.b, bias.b)});
@@ -173,13 +186,6 @@ struct Steps {
   static ZMLX_INLINE Pair scale_add(Pair sum, Pair scale, Pair group_sum) {
     Pair product = R::round({_mm512_mul_ps(scale.a, group_sum.a), _mm512_mul_ps(scale.b, group_sum.b)});
     return R::round({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)});
-  }
-  static ZMLX_INLINE void store_weight(typename R::Stored* w, Pair p) {
-    _mm512_store_ps(w, p.a);
-    _mm512_store_ps(w + 16, p.b);
-  }
-  static ZMLX_INLINE Pair load_weight(const typename R::Stored* w) {
-    return {_mm512_load_ps(w), _mm512_load_ps(w + 16)};
   }
   static ZMLX_INLINE Pair permute(Pair p, int) {
     return p;
@@ -193,9 +199,7 @@ struct Steps {
 };
 
 template <typename R>
-struct InOrder : R, Steps<R> {
-  using typename R::Stored;
-};
+struct InOrder : R, Steps<R> {};
 
 // Weight `i` (0 .. 31) of a unit of 32 as f32. `t` holds the unit's dwords, each transposed: dword d of 16 rows lies at
 // t + d * stride.
@@ -244,13 +248,13 @@ struct Unpack {
 };
 
 // Everything one call needs, per thread.
-template <typename R>
+template <typename Stored>
 struct alignas(64) Workspace {
-  static constexpr int kChunk = 32768 / (kBlock * static_cast<int>(sizeof(typename R::Stored)));
+  static constexpr int kChunk = 32768 / (kBlock * static_cast<int>(sizeof(Stored)));
   uint32_t packed[32 * kBlock]; // dwords of up to 128 weights, transposed: [dword][row]
   float scales[kGroups * kBlock]; // [group][row], in order 0
   float biases[kGroups * kBlock]; // [group][row], in order kBiasOrder
-  typename R::Stored weights[kChunk * kBlock]; // [k][row]
+  Stored weights[kChunk * kBlock]; // [k][row]
   float sums[kMaxRows * kBlock]; // [row of x][row], in the order of the accumulators
   float group_sums[kMaxRows * kBlock];
 };
@@ -340,6 +344,19 @@ void unpack_chunk(
       }
     }
   }
+}
+
+template <typename S>
+using UnpackChunk = void (*)(const uint32_t*, int, int, int, int, const float*, const float*, typename S::Stored*);
+
+// Of a block this alone is compiled for every number of bits. Codes that are floats are stored as they are.
+template <typename S>
+UnpackChunk<S> unpacking_of(const QuantView& q) {
+  return with_codes(q, [](auto mode, auto bits) -> UnpackChunk<S> {
+    constexpr bool affine = mode == Mode::Affine;
+    using Storing = std::conditional_t<affine, typename S::Math, typename S::Storing>;
+    return unpack_chunk<Storing, mode == Mode::Nvfp4 ? Mode::Mxfp4 : mode(), bits()>;
+  });
 }
 
 // Policies that have a multiply_add of more throughput and latency, for where many sums are under way.
@@ -471,18 +488,28 @@ struct BlockRows {
   }
 };
 
+template <typename S>
+using WorkspaceOf = Workspace<typename S::Stored>;
+
 // ws.sums: the products of a block's rows with m rows of x, which accumulate(weights, k, count, sums) adds up.
-template <typename S, Mode mode, int bits, typename Accumulate>
-ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Workspace<S>& ws, Accumulate accumulate) {
+template <typename S, bool affine, typename Accumulate>
+ZMLX_INLINE void block_sums(
+    const QuantView& q,
+    const BlockRows& rows,
+    int m,
+    UnpackChunk<S> unpack,
+    WorkspaceOf<S>& ws,
+    Accumulate accumulate) {
   constexpr DType D = S::dtype;
-  constexpr int order = mode == Mode::Affine ? S::kAffineOrder : S::kFloatOrder;
+  constexpr int order = affine ? S::kAffineOrder : S::kFloatOrder;
+  const int bits = q.bits;
   const int64_t groups = q.K / q.group_size;
   const int pairs = rows.pairs;
   const int active = pairs * 32;
   const float* scale_table = nullptr;
-  if (mode != Mode::Affine) {
+  if constexpr (!affine) {
     const auto& tables = float_tables();
-    scale_table = mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
+    scale_table = q.mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
   for (int i = 0; i < m * kBlock; i += 16) {
     _mm512_store_ps(ws.sums + i, _mm512_setzero_ps());
@@ -490,7 +517,7 @@ ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Wo
 
   for (int64_t g0 = 0; g0 < groups; g0 += kGroups) {
     int here = groups - g0 < kGroups ? groups - g0 : kGroups;
-    if constexpr (mode == Mode::Affine) {
+    if constexpr (affine) {
       load_affine<D>(rows.scales, active, g0, here, ws.scales);
       load_affine<D>(rows.biases, active, g0, here, ws.biases);
       if constexpr (S::kBiasOrder != 0) {
@@ -533,12 +560,13 @@ ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Wo
           }
         }
       }
-      constexpr int chunk = Workspace<S>::kChunk < 128 ? Workspace<S>::kChunk : 128;
+      constexpr int most = WorkspaceOf<S>::kChunk;
+      constexpr int chunk = most < 128 ? most : 128;
       for (int c = 0; c < count; c += chunk) {
         int part = count - c < chunk ? count - c : chunk;
         int64_t k = k0 + c;
         int group = k / q.group_size - g0;
-        unpack_chunk<S, mode, bits>(
+        unpack(
             ws.packed + c * bits / 32 * kBlock,
             pairs,
             part,
@@ -547,7 +575,7 @@ ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Wo
             ws.scales + group * kBlock,
             ws.biases + group * kBlock,
             ws.weights);
-        if constexpr (mode == Mode::Affine) {
+        if constexpr (affine) {
           accumulate(ws.weights, k, part, ws.sums);
         } else {
           // One sum per group, then sums += scale * group sum. Groups are 16 or 32 long and never straddle a chunk.
@@ -558,7 +586,7 @@ ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Wo
             accumulate(ws.weights + j * kBlock, k + j, q.group_size, ws.group_sums);
             for (int i = 0; i < m * kBlock; i += 32) {
               const float* s = ws.scales + group * kBlock + i % kBlock;
-              Pair sum = S::scale_add(
+              Pair sum = S::Math::scale_add(
                   {_mm512_load_ps(ws.sums + i), _mm512_load_ps(ws.sums + i + 16)},
                   {_mm512_load_ps(s), _mm512_load_ps(s + 16)},
                   {_mm512_load_ps(ws.group_sums + i), _mm512_load_ps(ws.group_sums + i + 16)});
@@ -573,10 +601,10 @@ ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Wo
 }
 
 // 32 sums of one row as values of y, of which `left` exist.
-template <typename S, Mode mode>
+template <typename S, bool affine>
 ZMLX_INLINE void store_sums(const float* sums, int64_t left, uint8_t* y) {
   constexpr DType D = S::dtype;
-  constexpr int order = mode == Mode::Affine ? S::kAffineOrder : S::kFloatOrder;
+  constexpr int order = affine ? S::kAffineOrder : S::kFloatOrder;
   Pair v = S::finish(S::unpermute({_mm512_load_ps(sums), _mm512_load_ps(sums + 16)}, order));
   auto mask = [](int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0); };
   store_values<D>(y, v.a, mask(left));
@@ -584,7 +612,7 @@ ZMLX_INLINE void store_sums(const float* sums, int64_t left, uint8_t* y) {
 }
 
 // One block of up to 128 outputs of transposed weights.
-template <typename S, Mode mode, int bits>
+template <typename S, bool affine>
 void exact_block(
     const QuantView& q,
     int64_t n0,
@@ -594,20 +622,21 @@ void exact_block(
     int64_t x_stride,
     void* const* y,
     int64_t y_first,
-    Workspace<S>& ws) {
+    UnpackChunk<S> unpack,
+    WorkspaceOf<S>& ws) {
   constexpr int item = S::dtype == DType::F32 ? 4 : 2;
   const int used = static_cast<int>(n1 - n0 + 31) / 32;
   BlockRows rows;
   rows.add(q, n0, n1, used == 3 ? 4 : used);
   const int pairs = rows.pairs;
   auto accumulate = [&](const typename S::Stored* w, int64_t k, int count, float* sums) ZMLX_LAMBDA {
-    accumulate_rows<S>(w, x + k, x_stride, m, pairs, count, sums);
+    accumulate_rows<typename S::Math>(w, x + k, x_stride, m, pairs, count, sums);
   };
-  block_sums<S, mode, bits>(q, rows, m, ws, accumulate);
+  block_sums<S, affine>(q, rows, m, unpack, ws, accumulate);
   for (int i = 0; i < m; i++) {
     for (int p = 0; p < used; p++) {
       auto out = static_cast<uint8_t*>(y[i]) + (y_first + p * 32) * item;
-      store_sums<S, mode>(ws.sums + i * kBlock + p * 32, n1 - n0 - p * 32, out);
+      store_sums<S, affine>(ws.sums + i * kBlock + p * 32, n1 - n0 - p * 32, out);
     }
   }
 }
@@ -623,13 +652,14 @@ void exact_transposed(
     void* (*scratch)(int64_t bytes)) {
   int64_t x_stride = (q.K + 15) / 16 * 16;
   auto memory = static_cast<uint8_t*>(
-      scratch(sizeof(Workspace<S>) + m * x_stride * static_cast<int64_t>(sizeof(float))));
-  auto& ws = *reinterpret_cast<Workspace<S>*>(memory);
-  auto x = reinterpret_cast<float*>(memory + sizeof(Workspace<S>));
+      scratch(sizeof(WorkspaceOf<S>) + m * x_stride * static_cast<int64_t>(sizeof(float))));
+  auto& ws = *reinterpret_cast<WorkspaceOf<S>*>(memory);
+  auto x = reinterpret_cast<float*>(memory + sizeof(WorkspaceOf<S>));
   expand_x<S::dtype>(m, xs, q.K, x_stride, x);
-  auto block = with_codes(q, [](auto mode, auto bits) { return exact_block<S, mode, bits>; });
+  auto block = q.mode == Mode::Affine ? exact_block<S, true> : exact_block<S, false>;
+  auto unpack = unpacking_of<S>(q);
   for (int64_t n = n0; n < n1; n += kBlock) {
-    block(q, n, n + kBlock < n1 ? n + kBlock : n1, m, x, x_stride, ys, n - n0, ws);
+    block(q, n, n + kBlock < n1 ? n + kBlock : n1, m, x, x_stride, ys, n - n0, unpack, ws);
   }
 }
 

@@ -17,7 +17,9 @@ namespace {
 
 struct RoundBF16Hardware {
   static constexpr DType dtype = DType::BF16;
-  using Stored = uint16_t;
+  using Stored = uint16_t; // one weight in scratch
+  using Storing = RoundBF16Hardware;
+  using Math = RoundBF16Hardware;
   static constexpr int kBiasOrder = 1, kAffineOrder = 3, kFloatOrder = 2;
 
   static ZMLX_INLINE __m512i pack(Pair p) {
