@@ -19,6 +19,7 @@ class Gguf:
         self.writer = gguf.GGUFWriter(path, arch)
         self.rng = np.random.default_rng(0)
         self.noise = self.rng.integers(0, 256, (1 << 26) - 1, dtype=np.uint8)
+        self.made = {}
         w = self.writer
         w.add_block_count(c["num_hidden_layers"])
         w.add_context_length(8192)
@@ -34,24 +35,22 @@ class Gguf:
 
     def matrix(self, name: str, *shape: int) -> None:
         # a block is f16 scale, f16 minimum, 32 codes of 4 bits
-        data = self.blocks(shape, 20)
         scale = 1 / np.sqrt(shape[-1]) / 4
-        data[:, :4] = np.array([scale, -7.5 * scale], dtype=np.float16).view(np.uint8)
-        self.packed(name, data, shape, 20, gguf.GGMLQuantizationType.Q4_1)
-
-    def blocks(self, shape, size: int):
-        # the same bytes over and over: 20 GB of random numbers of their own take minutes
-        return np.resize(self.noise, (int(np.prod(shape)) // 32, size))
+        head = np.array([scale, -7.5 * scale], dtype=np.float16).view(np.uint8)
+        self.packed(name, head, shape, 20, gguf.GGMLQuantizationType.Q4_1)
 
     def mxfp4(self, name: str, *shape: int) -> None:
         # a block is the exponent of its scale and 32 codes of 4 bits
-        data = self.blocks(shape, 17)
-        data[:, 0] = 127 - 2 - int(np.log2(np.sqrt(shape[-1])))
-        self.packed(name, data, shape, 17, gguf.GGMLQuantizationType.MXFP4)
+        head = np.array([127 - 2 - int(np.log2(np.sqrt(shape[-1])))], dtype=np.uint8)
+        self.packed(name, head, shape, 17, gguf.GGMLQuantizationType.MXFP4)
 
-    def packed(self, name: str, data, shape, block: int, kind) -> None:
-        data = data.reshape(*shape[:-1], shape[-1] // 32 * block)
-        self.writer.add_tensor(name, data, raw_dtype=kind)
+    def packed(self, name: str, head, shape, block: int, kind) -> None:
+        # the same bytes in all matrices of a shape: 20 GB of random numbers of their own take minutes
+        if (shape, kind) not in self.made:
+            data = np.resize(self.noise, (int(np.prod(shape)) // 32, block))
+            data[:, : len(head)] = head
+            self.made[shape, kind] = data.reshape(*shape[:-1], shape[-1] // 32 * block)
+        self.writer.add_tensor(name, self.made[shape, kind], raw_dtype=kind)
 
     def ones(self, name: str, *shape: int) -> None:
         self.writer.add_tensor(name, np.ones(shape, dtype=np.float32))

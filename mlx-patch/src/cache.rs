@@ -49,6 +49,11 @@ impl Cache {
         Cache { root: root.into() }
     }
 
+    /// Where the entry for `key` of the release `version` lies once it is built.
+    pub fn path(&self, version: &str, key: &Key) -> PathBuf {
+        self.root.join(entry_name(version, key))
+    }
+
     /// The entry for `key` of the release `version`, built by `build` if it is not there.
     ///
     /// `build` gets an empty folder to work in and the empty folder to install to. When it fails,
@@ -63,8 +68,8 @@ impl Cache {
         build: impl FnOnce(&Path, &Path) -> Result<()>,
     ) -> Result<PathBuf> {
         fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
-        let name = format!("{version}-{}", key.id());
-        let entry = self.root.join(&name);
+        let name = entry_name(version, key);
+        let entry = self.path(version, key);
         if is_whole(&entry, key) {
             return Ok(entry);
         }
@@ -107,6 +112,10 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+fn entry_name(version: &str, key: &Key) -> String {
+    format!("{version}-{}", key.id())
 }
 
 /// The record lists the key and the size of every file in `lib`.

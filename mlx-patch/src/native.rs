@@ -102,6 +102,13 @@ pub enum Library {
     Framework(String),
 }
 
+/// Where a build works, what it installs to, and where that lies when all of it is there.
+struct Folders<'a> {
+    work: &'a Path,
+    prefix: &'a Path,
+    home: &'a Path,
+}
+
 impl Native {
     /// The build of this MLX in `cache`, compiled now if it is not there.
     ///
@@ -115,8 +122,11 @@ impl Native {
             verify(dir, pin)?;
         }
         let key = self.key(pin)?;
-        let prefix = cache
-            .entry(&pin.version, &key, |work, prefix| self.compile(pin, work, prefix, warn))?;
+        let home = cache.path(&pin.version, &key);
+        let compile = |work: &Path, prefix: &Path| {
+            self.compile(pin, &Folders { work, prefix, home: &home }, warn)
+        };
+        let prefix = cache.entry(&pin.version, &key, compile)?;
         let libraries = libraries(&prefix)?;
         self.require(&libraries)?;
         Ok(Built { prefix, libraries })
@@ -239,7 +249,8 @@ impl Native {
         options
     }
 
-    fn compile(&self, pin: &Pin, work: &Path, prefix: &Path, warn: Warn<'_>) -> Result<()> {
+    fn compile(&self, pin: &Pin, folders: &Folders<'_>, warn: Warn<'_>) -> Result<()> {
+        let Folders { work, prefix, home } = *folders;
         let tools = self.tools()?;
         let (source, build) = (work.join("mlx"), work.join("build"));
         let from = locate::locate(&self.places, &tools.git, pin, &source, warn)?;
@@ -250,6 +261,9 @@ impl Native {
         define(&mut configure, "CMAKE_C_COMPILER", &self.cc);
         define(&mut configure, "CMAKE_CXX_COMPILER", &self.cxx);
         define(&mut configure, "CMAKE_INSTALL_PREFIX", prefix);
+        if self.cuda.is_some() {
+            define(&mut configure, "MLX_HEADER_DIR", &home.join("include"));
+        }
         for (name, folder) in self.stand_ins(&tools, work)? {
             define(&mut configure, &format!("FETCHCONTENT_SOURCE_DIR_{name}"), &folder);
         }

@@ -101,7 +101,7 @@ pub fn capsule(program: &str, zmlx: Software, variants: &[&str], runs: usize) ->
         engine: EngineKind::Call,
         engine_version: None,
         settings: (*name).to_owned(),
-        lossy: *name == "fast",
+        lossy: name.starts_with("fast"),
         patterns: Vec::new(),
         fallbacks: Vec::new(),
     };

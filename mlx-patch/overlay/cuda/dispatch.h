@@ -42,9 +42,9 @@ void dispatch_type(mlx::core::Dtype dtype, F&& f) {
   dtype == mlx::core::float32 ? f(Type<float>()) : dispatch_half(dtype, f);
 }
 
-// f(Type<T>, bits, group size).
-template <typename F>
-void dispatch_quantized(mlx::core::Dtype dtype, int bits, int group_size, F&& f) {
+// f(Type<T>, bits, group size) for one of these widths.
+template <int... kWidths, typename F>
+void dispatch_widths(mlx::core::Dtype dtype, int bits, int group_size, F&& f) {
   dispatch_half(dtype, [&](auto type) {
     auto with_bits = [&](auto bits) {
       switch (group_size) {
@@ -57,14 +57,21 @@ void dispatch_quantized(mlx::core::Dtype dtype, int bits, int group_size, F&& f)
       }
       unexpected("group size");
     };
-    switch (bits) {
-      case 4:
-        return with_bits(Number<4>());
-      case 8:
-        return with_bits(Number<8>());
+    if (!((bits == kWidths && (with_bits(Number<kWidths>()), true)) || ...)) {
+      unexpected("number of bits");
     }
-    unexpected("number of bits");
   });
+}
+
+// Those that all kernels have, and all that there are.
+template <typename F>
+void dispatch_quantized(mlx::core::Dtype dtype, int bits, int group_size, F&& f) {
+  dispatch_widths<4, 8>(dtype, bits, group_size, f);
+}
+
+template <typename F>
+void dispatch_any_width(mlx::core::Dtype dtype, int bits, int group_size, F&& f) {
+  dispatch_widths<2, 3, 4, 5, 6, 8>(dtype, bits, group_size, f);
 }
 
 } // namespace zmlx::on_cuda

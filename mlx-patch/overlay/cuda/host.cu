@@ -216,11 +216,12 @@ std::string refuse_weights(const Request& r, Products products) {
     reason << "the CUDA kernels are for mode 'affine', not '" << r.text("mode") << "'";
   } else if (r.dtype == float32) {
     reason << "stock multiplies float32 by its kernel `qmm_naive`, which has no fused counterpart";
-  } else if (bits != 4 && bits != 8) {
-    reason << "stock multiplies weights of " << bits << " bits by its kernel `qmm_naive`, which has no fused counterpart";
-  } else if ((products == Products::All && outer % 128 != 0) || inner % std::max<int64_t>(64, group_size) != 0) {
-    reason << "stock multiplies [" << outer << ", " << inner << "] in groups of " << group_size
-           << " by its kernel `qmm_naive`, which has no fused counterpart";
+  } else if (inner % std::max<int64_t>(64, group_size) != 0) {
+    // where it has no other kernel for eight rows and more
+    reason << "stock multiplies rows of " << inner << " values in groups of " << group_size << " by `qmv` alone";
+  } else if (products == Products::All && (outer % 16 != 0 || inner * bits / 8 % 16 != 0)) {
+    reason << "the CUDA kernels for experts read 16 rows at once, by 16 bytes, and not [" << outer << ", " << inner << "] of "
+           << bits << " bits";
   } else {
     return refuse(r);
   }

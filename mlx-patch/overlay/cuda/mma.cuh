@@ -79,26 +79,37 @@ __device__ inline typename Pairs<T>::Pair twice(const char* p) {
   return pair;
 }
 
-// The codes in the last four bits of both halves, dequantized.
-template <typename T>
+// The codes in the last bits of both halves, dequantized.
+template <typename T, int kBits = 4>
 __device__ inline uint32_t dequantized(uint32_t codes, typename Pairs<T>::Pair scale, typename Pairs<T>::Pair bias) {
-  constexpr uint32_t magic = Pairs<T>::kMagic;
-  uint32_t bits; // codes & 0x000f000f | magic, which is compiled to two instructions
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(codes), "n"(0x000f000f), "n"(magic));
+  static_assert(kBits < 7, "the magic number of bfloat16 has no room for more");
+  constexpr uint32_t magic = Pairs<T>::kMagic, mask = ((1u << kBits) - 1) * 0x00010001;
+  uint32_t bits; // codes & mask | magic, which is compiled to two instructions
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(codes), "n"(mask), "n"(magic));
   return as_word(__hfma2(__hsub2(as_pair<T>(bits), as_pair<T>(magic)), scale, bias));
 }
 
+// The codes at `low` and the one behind it, in both halves of a word; other bits are those of their neighbours.
+template <int kBits>
+__device__ inline uint32_t two_codes(uint32_t codes, int low) {
+  uint32_t from = codes >> (low * kBits);
+  return __byte_perm(from, from >> kBits, 0x5410);
+}
+
 // The four of 16 weights that lane t of a row has, as the two words of an operand.
-//   4 bits: 2t, 2t + 8 and 2t + 1, 2t + 9   8 bits: 4t to 4t + 3
+//   4 bits: 2t, 2t + 8 and 2t + 1, 2t + 9   other widths: 4t to 4t + 3
 template <typename T, int kBits>
 struct Block {
   uint32_t first, second;
 
-  // `codes` has them in four bytes, those of 4 bits twice.
+  // `codes` has them in four bytes, those of 4 bits twice; of other widths one behind the other.
   __device__ Block(uint32_t codes, typename Pairs<T>::Pair scale, typename Pairs<T>::Pair bias) {
     if constexpr (kBits == 4) {
       first = dequantized<T>(codes, scale, bias);
       second = dequantized<T>(codes >> 4, scale, bias);
+    } else if constexpr (kBits < 8) {
+      first = dequantized<T, kBits>(two_codes<kBits>(codes, 0), scale, bias);
+      second = dequantized<T, kBits>(two_codes<kBits>(codes, 2), scale, bias);
     } else {
       first = as_word(__hfma2(numbers(codes, 0, 1), scale, bias));
       second = as_word(__hfma2(numbers(codes, 2, 3), scale, bias));
@@ -198,7 +209,7 @@ __device__ EightRows<T> rows_of(const EightRows<T>& matrices, int64_t expert, in
   return {matrices.w + at * (K / 8 * kBits), matrices.scales + at * (K / kGroup), matrices.biases + at * (K / kGroup)};
 }
 
-// All of it for K a multiple of 64 and of kGroup.
+// All of it for K a multiple of 64 and of kGroup, and rows of a multiple of 16 bytes.
 template <typename T, int kBits, int kGroup>
 class SixteenRows {
  public:
@@ -220,6 +231,8 @@ class SixteenRows {
     constexpr int kAcross = kPiece * kBits / 8 / 16; // copies of 16 bytes in a row
     constexpr int kDown = 32 / kAcross; // rows at once
     int column = lane_ % kAcross * 16;
+    // of widths by which 32 cannot be divided some lanes, or rows of the last turn, have none
+    constexpr bool kUneven = kAcross * kDown != 32 || 8 % kDown != 0;
     for (int from = 0; from < K_; from += kPiece) {
       int at = from / 8 * kBits + column;
       if (at < row_bytes(K_)) {
@@ -230,6 +243,9 @@ class SixteenRows {
 #pragma unroll
           for (int i = 0; i < 8; i += kDown) {
             int row = i + lane_ / kAcross;
+            if (kUneven && (row >= 8 || lane_ >= kAcross * kDown)) {
+              continue;
+            }
             copy_16_bytes(to + row * (row_bytes(K_) + 16), from_half + int64_t{row} * row_bytes(K_));
           }
         }
@@ -305,10 +321,17 @@ class SixteenRows {
           auto* of_block = reinterpret_cast<const uint32_t*>(words) + 2 * block;
           codes[block] = __byte_perm(of_block[0], of_block[1], 0x4400 | t * 0x1111);
         }
-      } else {
+      } else if constexpr (kBits == 8) {
 #pragma unroll
         for (int block = 0; block < 4; block++) {
           codes[block] = reinterpret_cast<const uint32_t*>(row)[4 * block + t];
+        }
+      } else {
+#pragma unroll
+        for (int block = 0; block < 4; block++) {
+          int bit = (16 * block + 4 * t) * kBits;
+          auto* words = reinterpret_cast<const uint32_t*>(row) + bit / 32;
+          codes[block] = __funnelshift_r(words[0], words[1], bit % 32);
         }
       }
       b[half] = *reinterpret_cast<const uint4*>(x + k * 2 + half * 64 + t * 16);

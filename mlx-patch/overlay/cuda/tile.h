@@ -41,10 +41,10 @@ constexpr size_t grouped_shared_bytes(int bits, int group_size, int64_t K) {
       2 * kBlockRows * (K / group_size) * 2;
 }
 
-// Whether these products were held to stock on a device, for all shapes (tests/cuda/product.cpp). Other types and groups take
-// the kernels for single lines, or stock's.
-constexpr bool grouped_is_held(bool is_bfloat16, int group_size) {
-  return is_bfloat16 && group_size == 64;
+// Whether many lines, and what has bulk copies, have kernels for weights of these bits. Others take the kernels for single lines,
+// or stock's.
+constexpr bool is_common_width(int bits) {
+  return bits == 4 || bits == 8;
 }
 
 // Blocks that have all rows of so many matrices [N, K].

@@ -78,7 +78,7 @@ void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, s
   auto state = primitive.state();
   int K = in[P::kX].shape(-1), N = out.shape(-1), top_k = in[P::kRhsIndices].shape(-1);
   auto tokens = static_cast<int64_t>(out.size()) / N;
-  dispatch_quantized(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
+  dispatch_any_width(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
     dispatch_score(in[P::kScores].dtype(), out.dtype(), [&](auto score) {
       using T = typename decltype(type)::type;
       using Score = typename decltype(score)::type;

@@ -66,14 +66,13 @@ void add(const array& products, const array& scores, array& out, int top_k, Enco
 bool combine_grouped(const GatherQMMCombine& primitive, const std::vector<array>& in, array& out, Encoder& encoder) {
   using P = GatherQMMCombine;
   auto params = primitive.params();
-  if (!params.affine() || primitive.has_bias()) {
+  if (!params.affine() || !is_common_width(params.bits) || primitive.has_bias()) {
     return false;
   }
   int K = in[P::kX].shape(-1), N = out.shape(-1), top_k = in[P::kRhsIndices].shape(-1);
   auto lines = static_cast<int64_t>(in[P::kRhsIndices].size());
   size_t shared = grouped_shared_bytes(params.bits, params.group_size, K);
-  bool held = grouped_is_held(out.dtype() == mlx::core::bfloat16, params.group_size);
-  if (lines < kGroupedFrom || shared > kMostShared || !held) {
+  if (lines < kGroupedFrom || shared > kMostShared) {
     return false;
   }
   int num_experts = in[P::kScales].size() / (int64_t{N} * (K / params.group_size));

@@ -123,7 +123,7 @@ __global__ __launch_bounds__(kProductWarps * 32, 3) void gather_qmm_combine_qmv(
     int k = i % turns * kTurn<kBits> + lane * kValues;
     if (i < all && k < p.K) {
       int64_t at = int64_t{experts[i / turns]} * p.N + row;
-      piece.codes = __ldcs(reinterpret_cast<const uint2*>(p.down.w + (at * p.K + k) / 8 * kBits));
+      piece.codes = ask_for_codes<kBits>(p.down.w, at, k, p.K);
       int64_t group = at * (p.K / kGroup) + k / kGroup;
       piece.scale = p.down.scales[group];
       piece.bias = p.down.biases[group];

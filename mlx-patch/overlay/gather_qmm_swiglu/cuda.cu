@@ -78,7 +78,7 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, st
   auto state = primitive.state();
   int K = in[P::kX].shape(-1), N = out.shape(-1), M = in[P::kX].shape(-2);
   auto lines = static_cast<int64_t>(out.size()) / N;
-  dispatch_quantized(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
+  dispatch_any_width(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
     using T = typename decltype(type)::type;
     constexpr int kBits = bits, kGroup = group;
     Swiglu<T> parameters = {

@@ -10,14 +10,13 @@ bool swiglu_grouped(const GatherQMMSwiGLU& primitive, const std::vector<array>& 
   using P = GatherQMMSwiGLU;
   auto& state = primitive.params();
   auto params = state.params();
-  if (!params.affine() || state.has_bias || state.activation != Activation::Silu) {
+  if (!params.affine() || !is_common_width(params.bits) || state.has_bias || state.activation != Activation::Silu) {
     return false;
   }
   int K = in[P::kX].shape(-1), N = out.shape(-1), M = in[P::kX].shape(-2);
   auto lines = static_cast<int64_t>(out.size()) / N;
   size_t shared = grouped_shared_bytes(params.bits, params.group_size, K);
-  bool held = grouped_is_held(out.dtype() == mlx::core::bfloat16, params.group_size);
-  if (lines < kGroupedFrom || shared > kMostShared || !held) {
+  if (lines < kGroupedFrom || shared > kMostShared) {
     return false;
   }
   dispatch_quantized(out.dtype(), params.bits, params.group_size, [&](auto type, auto bits, auto group) {

@@ -2,6 +2,7 @@
 
 #include "cuda/boxes.h"
 #include "cuda/dispatch.h"
+#include "cuda/tile.h"
 #include "gather_qmm_swiglu/tiled.cuh"
 
 namespace zmlx::on_cuda {
@@ -13,7 +14,7 @@ bool swiglu_tiled(
   int K = in[P::kX].shape(-1), N = out.shape(-1), M = in[P::kX].shape(-2);
   auto lines = static_cast<int64_t>(out.size()) / N;
   int64_t row_bytes = K / 8 * params.bits, rows = in[P::kGateScales].size() / (K / params.group_size);
-  if (stock_takes_qmv(lines) || row_bytes % kPieceBytes != 0) {
+  if (stock_takes_qmv(lines) || !is_common_width(params.bits) || row_bytes % kPieceBytes != 0) {
     return false;
   }
   bool launched = false;

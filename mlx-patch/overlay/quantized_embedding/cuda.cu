@@ -50,9 +50,16 @@ __global__ __launch_bounds__(kLookupThreads) void quantized_embedding(const __gr
     if constexpr (kBits == 4) {
       uint32_t both = reinterpret_cast<const uint8_t*>(codes)[i];
       pair = dequantized<T>(both * 0x1001 & 0x000f000f, scale, bias);
-    } else {
+    } else if constexpr (kBits == 8) {
       auto* two = reinterpret_cast<const uint8_t*>(codes) + 2 * i;
       pair = as_word(__hfma2(Pairs<T>::round2(two[0], two[1]), scale, bias));
+    } else {
+      uint64_t all = 0;
+#pragma unroll
+      for (int byte = 0; byte < kBits; byte++) {
+        all |= uint64_t{reinterpret_cast<const uint8_t*>(codes)[byte]} << (8 * byte);
+      }
+      pair = dequantized<T, kBits>(two_codes<kBits>(static_cast<uint32_t>(all >> (2 * i * kBits)), 0), scale, bias);
     }
   }
   reinterpret_cast<uint4*>(p.y)[piece] = values;
@@ -75,7 +82,7 @@ void eval(const QuantizedEmbedding& primitive, const std::vector<array>& inputs,
   }
   auto in = all_in_rows(inputs, encoder);
   auto [group_size, bits] = primitive.state();
-  dispatch_quantized(out.dtype(), bits, group_size, [&](auto type, auto bits, auto group) {
+  dispatch_any_width(out.dtype(), bits, group_size, [&](auto type, auto bits, auto group) {
     using T = typename decltype(type)::type;
     constexpr int kBits = bits, kGroup = group;
     Lookup<T> parameters = {
@@ -91,9 +98,8 @@ void eval(const QuantizedEmbedding& primitive, const std::vector<array>& inputs,
 }
 
 std::string refuse_on_cuda(const Request& r) {
-  auto bits = r.integer("bits");
-  if ((bits != 4 && bits != 8) || r.dtype == float32) {
-    return "the CUDA kernel has tables of 4 or 8 bits in float16 or bfloat16";
+  if (r.dtype == float32) {
+    return "the CUDA kernel has tables in float16 or bfloat16";
   }
   return on_cuda::refuse(r);
 }

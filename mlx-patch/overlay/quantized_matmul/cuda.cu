@@ -61,7 +61,7 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
   }
   int K = in[P::kX].shape(-1), N = out.shape(-1);
   unsigned lines = out.size() / N;
-  dispatch_quantized(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
+  dispatch_any_width(out.dtype(), std::get<1>(state), std::get<0>(state), [&](auto type, auto bits, auto group) {
     using T = typename decltype(type)::type;
     constexpr int kBits = bits, kGroup = group;
     Product<T> parameters = {
@@ -71,13 +71,15 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
         gpu_ptr<T>(out),
         K,
         N};
-    int tiles = std::min(tiles_at_once<T, kBits, kGroup>(K), kMostTilesAtOnce);
-    bool many_rows = N % kTileRows == 0 && N / kTileRows >= 4 * multiprocessors(encoder);
-    if (many_rows && lines == 1 && !bias && tiles >= 2) {
-      size_t shared = bytes_of_x<kBits>(K) + tiles * tile_bytes<T, kBits, kGroup>(K);
-      launch(encoder, streamed_product<T, kBits, kGroup>, 2 * multiprocessors(encoder), kProductWarps * 32, shared,
-             {in[P::kX], in[P::kW], in[P::kScales], in[P::kBiases]}, {out}, parameters);
-      return;
+    if constexpr (kBits == 4 || kBits == 8) {
+      int tiles = std::min(tiles_at_once<T, kBits, kGroup>(K), kMostTilesAtOnce);
+      bool many_rows = N % kTileRows == 0 && N / kTileRows >= 4 * multiprocessors(encoder);
+      if (many_rows && lines == 1 && !bias && tiles >= 2) {
+        size_t shared = bytes_of_x<kBits>(K) + tiles * tile_bytes<T, kBits, kGroup>(K);
+        launch(encoder, streamed_product<T, kBits, kGroup>, 2 * multiprocessors(encoder), kProductWarps * 32, shared,
+               {in[P::kX], in[P::kW], in[P::kScales], in[P::kBiases]}, {out}, parameters);
+        return;
+      }
     }
     // rows in turn where there are more than the chip runs at once
     unsigned blocks = std::min((N + kProductWarps - 1) / kProductWarps, 6 * multiprocessors(encoder));

@@ -1,8 +1,8 @@
 // The kernel of quantized_matmul for fewer than eight rows of x; cuda.cu launches it.
 //
 // A warp has a row of weights at a time, with the bits of stock's `qmv` (mlx/backend/cuda/quantized/qmm/qmv.cu): a lane takes
-// 16 values (8 of weights of 8 bits) in turn with the others and adds each to a sum of its own, in x's type for 4 bits and
-// in float32 for 8; then its sums in their order, then those of the lanes. What differs is when weights are asked for: those
+// 16 values (8 of weights of more than 4 bits) in turn with the others and adds each to a sum of its own, in x's type, and in
+// float32 for 8 bits; then its sums in their order, then those of the lanes. What differs is when weights are asked for: those
 // of four turns are on their way at any time, the first before x is there, the next row's before this one's sum is.
 //
 // x lies in shared memory in the order in which weights of 4 bits come out of a word two by two: value i with value i + 4.
@@ -27,7 +27,7 @@ inline constexpr int kProductWarps = 8;
 
 // Values of x that a warp takes in one turn, and the bytes of shared memory for x.
 template <int kBits>
-inline constexpr int kTurn = 32 * (kBits == 4 ? 16 : 8);
+inline constexpr int kTurn = 32 * (kBits <= 4 ? 16 : 8);
 
 template <int kBits>
 constexpr size_t bytes_of_x(int K) {
@@ -41,8 +41,72 @@ struct Piece {
   T scale, bias;
 };
 
+// Asks for the codes from value `k` of row `row` on. Of 3, 5 and 6 bits they begin in the midst of a word; the last word that
+// is read has some of them.
+template <int kBits>
+__device__ uint2 ask_for_codes(const char* w, int64_t row, int k, int K) {
+  auto* at = w + (row * K + k) / 8 * kBits;
+  if constexpr (kBits == 4 || kBits == 8) {
+    return __ldcs(reinterpret_cast<const uint2*>(at));
+  } else if constexpr (kBits == 2) {
+    return {__ldcs(reinterpret_cast<const uint32_t*>(at)), 0};
+  } else {
+    auto* words = reinterpret_cast<const uint32_t*>(reinterpret_cast<uintptr_t>(at) / 4 * 4);
+    unsigned shift = reinterpret_cast<uintptr_t>(at) % 4 * 8;
+    uint32_t low = __ldcs(words), high = __ldcs(words + 1);
+    return {__funnelshift_r(low, high, shift), high >> shift};
+  }
+}
+
+// Of 2, 3, 5 and 6 bits.
 template <typename T, int kBits>
-class LaneSums;
+class LaneSums {
+  using Pair = typename Pairs<T>::Pair;
+  static constexpr int kValues = kTurn<kBits> / 32;
+
+ public:
+  __device__ LaneSums() {
+#pragma unroll
+    for (auto& sum : sums_) {
+      sum = Pairs<T>::round2(0, 0);
+    }
+  }
+
+  __device__ void add(const Piece<T>& piece, const char* x) {
+    Pair scale = twice<T>(reinterpret_cast<const char*>(&piece.scale));
+    Pair bias = twice<T>(reinterpret_cast<const char*>(&piece.bias));
+#pragma unroll
+    for (int part = 0; part < kValues / 8; part++) {
+      uint4 values = *reinterpret_cast<const uint4*>(x + part * 512);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        int bit = (8 * part + 2 * i) * kBits;
+        uint32_t codes = bit < 32 ? __funnelshift_r(piece.codes.x, piece.codes.y, bit) : piece.codes.y >> (bit - 32);
+        Pair weights = as_pair<T>(dequantized<T, kBits>(two_codes<kBits>(codes, 0), scale, bias));
+        Pair& sum = sums_[4 * part + i];
+        sum = __hfma2(as_pair<T>(reinterpret_cast<const uint32_t*>(&values)[i]), weights, sum);
+      }
+    }
+  }
+
+  __device__ float total() const {
+    float sum = 0;
+#pragma unroll
+    for (auto& pair : sums_) {
+      sum = __fadd_rn(__fadd_rn(sum, static_cast<float>(pair.x)), static_cast<float>(pair.y));
+    }
+    return sum;
+  }
+
+  static __device__ void stage(char* shared, int i, uint4 v) {
+    constexpr int kParts = kValues / 8;
+    int lane = i / kParts % 32, turn = i / (32 * kParts);
+    *reinterpret_cast<uint4*>(shared + turn * 512 * kParts + i % kParts * 512 + lane * 16) = v;
+  }
+
+ private:
+  Pair sums_[kValues / 2];
+};
 
 template <typename T>
 class LaneSums<T, 4> {
@@ -144,7 +208,7 @@ __global__ __launch_bounds__(kProductWarps * 32, 4) void quantized_matmul_qmv(co
 
   auto ask = [&](Piece<T>& piece, int64_t row, int k) {
     if (k < p.K && row < p.N) {
-      piece.codes = __ldcs(reinterpret_cast<const uint2*>(p.weights.w + (row * p.K + k) / 8 * kBits));
+      piece.codes = ask_for_codes<kBits>(p.weights.w, row, k, p.K);
       int64_t group = row * (p.K / kGroup) + k / kGroup;
       piece.scale = p.weights.scales[group];
       piece.bias = p.weights.biases[group];

@@ -19,9 +19,8 @@ constexpr const char* kName = "quantized_matmul";
 constexpr size_t kManyRows = 8;
 
 // Whether there is a kernel for them on CUDA, with the bits of stock's.
-bool has_kernel_for_many_rows(Dtype dtype, const QuantParams& params, int inner, int outer) {
-  return params.affine() && on_cuda::grouped_is_held(dtype == bfloat16, params.group_size) &&
-      outer % on_cuda::kRowsTogether == 0 &&
+bool has_kernel_for_many_rows(const QuantParams& params, int inner, int outer) {
+  return params.affine() && on_cuda::is_common_width(params.bits) && outer % on_cuda::kRowsTogether == 0 &&
       on_cuda::grouped_shared_bytes(params.bits, params.group_size, inner) <= on_cuda::kMostShared;
 }
 
@@ -31,7 +30,7 @@ bool has_many_rows(const array& x) {
 
 // One vector for each of as many matrices: eight and more have a kernel on CUDA.
 bool is_vector_of_each_head(const array& x, const array& w, const QuantParams& params, Stream s) {
-  return is_cuda(s.device) && params.affine() && x.ndim() == 4 && w.ndim() == 3 && x.shape(0) == 1 &&
+  return is_cuda(s.device) && params.affine() && on_cuda::is_common_width(params.bits) && x.ndim() == 4 && w.ndim() == 3 && x.shape(0) == 1 &&
       x.shape(1) == w.shape(0) && x.shape(2) == 1 && x.shape(1) >= static_cast<int>(kManyRows) &&
       w.shape(1) % 128 == 0;
 }
@@ -73,7 +72,7 @@ array quantized_matmul(
   require_support(kName, {s.device, dtype, precision, asked});
   bool are_stocks = weight_.w.ndim() > 2
       ? !is_vector_of_each_head(x_, weight_.w, params, s)
-      : has_many_rows(x_) && !(is_cuda(s.device) && has_kernel_for_many_rows(dtype, params, inner, outer));
+      : has_many_rows(x_) && !(is_cuda(s.device) && has_kernel_for_many_rows(params, inner, outer));
   if (s.device == Device::gpu && are_stocks) {
     return mlx::core::quantized_matmul(
         astype(x_, dtype, s), weight_.w, weight_.scales, weight_.biases, transpose, group_size, bits, mode, s);

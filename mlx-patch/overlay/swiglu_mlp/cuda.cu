@@ -25,7 +25,7 @@ void eval(const SwiGLUMLP& primitive, const std::vector<array>& inputs, std::spa
   auto& state = primitive.params();
   int K = in[P::kX].shape(-1), N = out.shape(-1);
   unsigned lines = out.size() / N;
-  dispatch_quantized(out.dtype(), state.bits, state.group_size, [&](auto type, auto bits, auto group) {
+  dispatch_any_width(out.dtype(), state.bits, state.group_size, [&](auto type, auto bits, auto group) {
     using T = typename decltype(type)::type;
     constexpr int kBits = bits, kGroup = group;
     SwigluRows<T> parameters = {

@@ -37,7 +37,7 @@ __device__ void swiglu_by_rows(
   int stride = gridDim.x * kProductWarps;
 
   auto ask_one = [&](Piece<T>& piece, const EightRows<T>& weights, int64_t row, int k) {
-    piece.codes = __ldcs(reinterpret_cast<const uint2*>(weights.w + (row * K + k) / 8 * kBits));
+    piece.codes = ask_for_codes<kBits>(weights.w, row, k, K);
     int64_t group = row * (K / kGroup) + k / kGroup;
     piece.scale = weights.scales[group];
     piece.bias = weights.biases[group];

@@ -69,6 +69,20 @@ Arrays conv_inputs(mx::Dtype dtype, Values v, int B, int L, int C, int K, bool g
   return in;
 }
 
+// Whether short_conv is for this machine: with some BLAS it leaves convolutions to stock.
+bool has_conv() {
+  try {
+    our_conv(conv_inputs(mx::float32, Values::Normal, 1, 1, 1, 2, false, false), false);
+    return true;
+  } catch (const std::invalid_argument& refused) {
+    if (std::string(refused.what()).find("BLAS") == std::string::npos) {
+      throw;
+    }
+    std::printf("%s Not compared.\n", refused.what());
+    return false;
+  }
+}
+
 void check_conv(mx::Dtype dtype, Values v) {
   for (auto [C, K] : {std::pair{64, 3}, {130, 4}, {1, 2}, {17, 7}, {1100, 3}, {33, 16}}) {
     for (auto [B, L] : {std::pair{1, 1}, {1, 2}, {3, 5}, {1, 40}}) {
@@ -212,20 +226,23 @@ int main(int argc, char** argv) {
   if (!read_options(argc, argv, [](auto&, auto&) { return 0; })) {
     return 2;
   }
+  bool conv = has_conv();
   for (const char* isa : {"avx512", "avx2", "scalar"}) {
     if (!zmlx::set_cpu_isa(isa)) {
       continue;
     }
     for (auto dtype : {mx::bfloat16, mx::float16, mx::float32}) {
       for (auto v : {Values::Normal, Values::Large, Values::Tiny, Values::Extreme}) {
-        check_conv(dtype, v);
+        if (conv) {
+          check_conv(dtype, v);
+        }
         check_delta(dtype, v);
       }
     }
     std::printf("%-8s %6d cases so far, %lld values, %d differ\n", isa, cases, (long long)compared, failures);
   }
   for (auto dtype : {mx::float32, mx::bfloat16}) {
-    for (bool gated : {false, true}) {
+    for (bool gated : conv ? std::vector{false, true} : std::vector<bool>{}) {
       check_transforms(
           text("short_conv ", dtype, " gated ", gated),
           [=](const Arrays& in) { return our_conv(in, gated); },

@@ -8,7 +8,7 @@ use mlx::primitives::{
 use mlx::quantization::{self, Mode, Quantization, QuantizedWeight};
 use mlx::{Array, Dtype, ops};
 
-use super::{Case, NUM_INPUTS, Ways, bytes_per_weight, experts, random, weight};
+use super::{Case, NUM_INPUTS, Sum, Ways, bytes_per_weight, experts, random, weight};
 
 const BF16: Dtype = Dtype::Bf16;
 
@@ -56,6 +56,7 @@ fn router(model: &str, router: MoeRouter, tokens: i32) -> Case {
         name: format!("moe_router {model} {tokens} tok {BF16}"),
         bytes: f64::from(tokens * num_experts) * BF16.size() as f64,
         flops: 0.0,
+        allowed: 0.0,
         build: Box::new(move || {
             let logits = many(&[tokens, num_experts])?;
             let fused = logits.clone();
@@ -122,6 +123,7 @@ fn biased_swiglu(tokens: i32, q: Quantization) -> Case {
         name: format!("gather_qmm_swiglu gpt-oss-20b {tokens} tok {BF16} {}", super::short(q)),
         bytes: super::touched(EXPERTS, tokens * TOP_K) * weights * bytes_per_weight(q, BF16),
         flops: 2.0 * weights * f64::from(tokens * TOP_K),
+        allowed: Sum::Gated(SIZE).allowed(BF16),
         build: Box::new(move || {
             let [gate, up] = [1, 2].map(|seed| weight(&[EXPERTS, SIZE, SIZE], BF16, q, seed));
             let (gate, up) = (gate?, up?);
@@ -163,6 +165,7 @@ fn mlp(rows: i32, k: i32, n: i32) -> Case {
         name: format!("swiglu_mlp {rows}x{k}x{n} {BF16} {}", super::short(q)),
         bytes: weights * bytes_per_weight(q, BF16),
         flops: 2.0 * weights * f64::from(rows),
+        allowed: Sum::Gated(k).allowed(BF16),
         build: Box::new(move || {
             let (gate, up) = (weight(&[n, k], BF16, q, 1)?, weight(&[n, k], BF16, q, 2)?);
             let x = random(&[1, rows, k], BF16, 3)?;
@@ -191,6 +194,7 @@ fn sinks(keys: i32) -> Case {
         name: format!("attention sinks gpt-oss-20b {keys} keys {BF16}"),
         bytes: elements * BF16.size() as f64,
         flops: 2.0 * elements * f64::from(heads / kv_heads),
+        allowed: Sum::Attention(SCALE * SCALE * size as f32).allowed(BF16),
         build: Box::new(move || {
             let q = many(&[1, heads, 1, size])?;
             let cache = [1, kv_heads, keys, size];
@@ -225,6 +229,7 @@ fn latents(keys: i32) -> Case {
         name: format!("attention latents glm-4.7-flash {keys} keys {BF16}"),
         bytes: f64::from(rank + rope) * f64::from(keys) * BF16.size() as f64,
         flops: 2.0 * elements * f64::from(heads),
+        allowed: Sum::Attention(SCALE * SCALE * (rank + rope) as f32).allowed(BF16),
         build: Box::new(move || {
             let (q, q_rope) =
                 (many(&[1, heads, 1, rank])?, random(&[1, heads, 1, rope], BF16, 60)?);

@@ -91,7 +91,7 @@ inline void check_embedding(mx::Dtype dtype, Quantized q, int vocab, int dims, i
 
 inline void tokens() {
   for (auto dtype : {mx::bfloat16, mx::float16}) {
-    for (int bits : {4, 8}) {
+    for (int bits : {2, 3, 4, 5, 6, 8}) {
       for (int group : {32, 64, 128}) {
         for (auto v : {Values::Normal, Values::Large, Values::Sprinkled}) {
           check_embedding(dtype, {bits, group}, 1000, 2048, 1, v);

@@ -2,7 +2,7 @@
 // shapes on both sides of stock's choice of a kernel, layouts and extreme values. Stock itself is asked twice each time: a
 // reference that disagrees with itself proves nothing.
 //
-//   product [--seed S] [--quick] [--group 32|64|128] [--bits 4|8]
+//   product [--seed S] [--quick] [--group 32|64|128] [--bits 2|3|4|5|6|8]
 //     [--part bf16|f16|mlps|mxfp4|grouped-bf16|grouped-f16|routers|rows|recorded|latents|tokens|joined]
 //
 // MLX compiles its kernels when they are first used, for minutes in all; parts can run beside one another.
@@ -294,14 +294,14 @@ void check_qk_norm_rope(mx::Dtype dtype, Rope p, int batch, int tokens, int head
       stock);
 }
 
-void products(const std::string& part, int only) {
+void products(const std::string& part, int only, int only_bits) {
   for (auto dtype : {mx::bfloat16, mx::float16}) {
     if (!part.empty() && part != (dtype == mx::bfloat16 ? "bf16" : "f16")) {
       continue;
     }
-    for (int bits : {4, 8}) {
+    for (int bits : {2, 3, 4, 5, 6, 8}) {
       for (int group : {32, 64, 128}) {
-        if ((only && group != only) || (quick && group != 64)) {
+        if ((only && group != only) || (only_bits && bits != only_bits) || (quick && group != 64)) {
           continue;
         }
         Quantized q = {bits, group};
@@ -335,6 +335,15 @@ void products(const std::string& part, int only) {
         check_combine(dtype, dtype, q, 2048, 768, 32, 8, Values::Normal, false);
         check_combine(dtype, dtype, q, 128, 1408, 9, 1, Values::Normal, false);
         check_combine(dtype, dtype, q, 128, 384, 2, 20, Values::Normal, false);
+        // which stock multiplies by `qmm_naive` for any number of bits
+        for (int tokens : {1, 12}) {
+          check_swiglu(dtype, q, 48, 256, tokens, 8, 1, Values::Normal, false);
+          check_swiglu(dtype, q, 80, 1152, tokens, 8, 1, Values::Sprinkled, false);
+          check_combine(dtype, dtype, q, 48, 256, tokens, 8, Values::Normal, false);
+          check_combine(dtype, mx::float32, q, 208, 640, tokens, 10, Values::Sprinkled, false);
+        }
+        check_matmul(dtype, q, 36, 2816, 1, Values::Sprinkled, false);
+        check_matmul(dtype, q, 5, 256, 2, Values::Normal, false);
       }
     }
   }
@@ -495,7 +504,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   mx::set_default_device(mx::Device::gpu);
-  products(part, group);
+  products(part, group, bits);
   if (part.empty() || part == "mlps") {
     mlps(group);
   }
