@@ -78,7 +78,7 @@ std::vector<Piece> deal(const std::vector<Piece>& blocks, int64_t threads) {
 } // namespace
 
 bool want_whole_blocks(Precision precision, int64_t rows, int64_t runs) {
-  return precision == Precision::Exact && kernels().wants_whole_blocks && rows < 2 * runs;
+  return precision == Precision::Exact && kernels().wants_whole_blocks && rows < 3 * runs;
 }
 
 bool want_slices(Precision precision, bool transpose, int64_t rows, int64_t runs, int64_t blocks) {

@@ -24,7 +24,7 @@ struct ColumnWork {
 
 constexpr int64_t kMostColumns = 4 * kColumnBlock;
 
-// Whether `rows` rows in `runs` runs go through a kernel that wants whole blocks of columns.
+// Whether `rows` rows in `runs` runs, fewer than three a run, go through a kernel that wants whole blocks of columns.
 bool want_whole_blocks(Precision precision, int64_t rows, int64_t runs);
 
 // Whether `blocks` whole blocks of columns would be so few tasks that a kernel for slices should cut them finer: runs of

@@ -21,18 +21,30 @@ void weighted_sum(const T* rows, const S* scores, int64_t top_k, int64_t n, T* y
     std::fill_n(y, n, static_cast<T>(0.0f));
     return;
   }
-  for (int64_t i = 0; i < n; i++) {
-    A product = static_cast<A>(rows[i]) * static_cast<A>(scores[0]);
-    Sum<A> sum = static_cast<Sum<A>>(product);
+  constexpr int64_t kWidth = 64;
+  for (int64_t first = 0; first < n; first += kWidth) {
+    const int64_t width = std::min(kWidth, n - first);
+    Sum<A> sums[kWidth];
+    auto each = [&](int64_t k, auto&& take) {
+      const T* row = rows + k * n + first;
+      const A score = static_cast<A>(scores[k]);
+      for (int64_t i = 0; i < width; i++) {
+        const A product = static_cast<A>(row[i]) * score;
+        take(sums[i], static_cast<Sum<A>>(product));
+      }
+    };
     // A sum over one element is a no-op in MLX; over several it starts from zero (which turns -0 into 0).
     if (top_k > 1) {
-      sum = static_cast<Sum<A>>(0.0f) + sum;
+      each(0, [](auto& sum, auto product) { sum = static_cast<Sum<A>>(0.0f) + product; });
+    } else {
+      each(0, [](auto& sum, auto product) { sum = product; });
     }
     for (int64_t k = 1; k < top_k; k++) {
-      product = static_cast<A>(rows[k * n + i]) * static_cast<A>(scores[k]);
-      sum = sum + static_cast<Sum<A>>(product);
+      each(k, [](auto& sum, auto product) { sum = sum + product; });
     }
-    y[i] = static_cast<T>(static_cast<A>(sum));
+    for (int64_t i = 0; i < width; i++) {
+      y[first + i] = static_cast<T>(static_cast<A>(sums[i]));
+    }
   }
 }
 

@@ -7,16 +7,15 @@
 //          16 rows: unpacking is then a shift with a constant. A chunk of K is unpacked once into scratch (32 KB, in
 //          L1) and met by every row of x.
 // Rounding: a policy R; it works on pairs of vectors (32 outputs) and may permute the lanes of a pair, consistently.
-// Bound:   about 26 operations per 32 weights and row for bf16; 13 per 32 for every further row of x.
+// Bound:   about 26 operations per 32 weights and row for bf16; 8 for every further row of x.
 // Limits:  bits 2, 3, 4, 5, 6, 8; groups of 16 to 128; any N; K a multiple of the group.
 
 #pragma once
 
-#include <immintrin.h>
+#include <type_traits>
 
-#include "cpu/qmm.h"
+#include "cpu/vectors_avx512.h"
 #include "cpu/with_codes.h"
-#include "zmlx/mlx_version.h"
 
 namespace zmlx::cpu {
 
@@ -25,106 +24,11 @@ namespace {
 constexpr int kBlock = 128; // outputs side by side
 constexpr int kGroups = 16; // scales are transposed for this many groups at once
 
-#define ZMLX_INLINE __attribute__((always_inline)) inline
-#define ZMLX_LAMBDA __attribute__((always_inline))
-
-struct Pair {
-  __m512 a;
-  __m512 b;
-};
-
-ZMLX_INLINE __m512 as_float(__m512i v) {
-  return _mm512_castsi512_ps(v);
-}
-ZMLX_INLINE __m512i as_int(__m512 v) {
-  return _mm512_castps_si512(v);
-}
-
-// The top byte of each dword as e4m3: exponent and mantissa are the top bits of an f32 with its exponent 120 too small.
-ZMLX_INLINE __m512 e4m3(__m512i v) {
-  __m512i magnitude = _mm512_srli_epi32(_mm512_and_si512(v, _mm512_set1_epi32(0x7f000000)), 4);
-  __m512 f = _mm512_mul_ps(as_float(magnitude), _mm512_set1_ps(0x1p120f));
-  if constexpr (linked::e4m3_has_nan) {
-    __mmask16 nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x07f00000));
-    f = as_float(_mm512_mask_mov_epi32(as_int(f), nan, _mm512_set1_epi32(0x7fc00000)));
-  }
-  return as_float(_mm512_ternarylogic_epi32(as_int(f), v, _mm512_set1_epi32(0x80000000), 0xf8));
-}
-
-// rows[i] becomes column i.
-ZMLX_INLINE void transpose16(__m512i r[16]) {
-  __m512i t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    r[4 * i + 0] = _mm512_unpacklo_epi64(t[4 * i + 0], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i + 0], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-    t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-    t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-    t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-    r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-    r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-  }
-}
-
-// 16 values of type D as f32, `mask` of them read.
-template <DType D>
-ZMLX_INLINE __m512 load_values(const void* p, __mmask16 mask) {
-  if constexpr (D == DType::F32) {
-    return _mm512_maskz_loadu_ps(mask, p);
-  } else {
-    __m256i half = _mm256_maskz_loadu_epi16(mask, p);
-    if constexpr (D == DType::F16) {
-      return _mm512_cvtph_ps(half);
-    } else {
-      return as_float(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-    }
-  }
-}
-
-// 16 f32, already rounded to D, stored as D with stock's NaN.
-template <DType D>
-ZMLX_INLINE void store_values(void* p, __m512 v, __mmask16 mask) {
-  if constexpr (D == DType::F32) {
-    _mm512_mask_storeu_ps(p, mask, v);
-  } else {
-    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    if constexpr (D == DType::F16) {
-      __m256i half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      __m256i sign = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_and_si512(as_int(v), _mm512_set1_epi32(0x80000000)), 16));
-      
-      __m256i canonical = _mm256_or_si256(sign, _mm256_set1_epi16(0x7d00));
-      half = _mm256_mask_mov_epi16(half, nan, canonical);
-      _mm256_mask_storeu_epi16(p, mask, half);
-    } else {
-      __m256i half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(as_int(v), 16));
-      half = _mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7fc0));
-      _mm256_mask_storeu_epi16(p, mask, half);
-    }
-  }
-}
-
 // Rounding policies. `Order` names the arrangement of a pair's 32 lanes: 0 is rows 0 .. 15 and 16 .. 31; each further
 // step applies one fixed permutation (see RoundBF16Hardware). Most policies keep order 0.
 
 struct RoundF32 {
   static constexpr DType dtype = DType::F32;
-  using Stored = float; // one weight in scratch
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE Pair round(Pair p) {
     return p;
@@ -133,7 +37,6 @@ struct RoundF32 {
 
 struct RoundF16 {
   static constexpr DType dtype = DType::F16;
-  using Stored = float;
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE __m512 one(__m512 v) {
     return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -146,7 +49,6 @@ struct RoundF16 {
 // By integer arithmetic: right for denormals, and a NaN stays one (its low half is zero, see qmm_avx512.cpp).
 struct RoundBF16Integer {
   static constexpr DType dtype = DType::BF16;
-  using Stored = float;
   static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE __m512 one(__m512 v) {
     __m512i u = as_int(v);
@@ -159,9 +61,23 @@ struct RoundBF16Integer {
   }
 };
 
+// Weights in scratch as f32.
+struct StoredFloats {
+  using Stored = float;
+  static ZMLX_INLINE void store_weight(Stored* w, Pair p) {
+    _mm512_store_ps(w, p.a);
+    _mm512_store_ps(w + 16, p.b);
+  }
+  static ZMLX_INLINE Pair load_weight(const Stored* w) {
+    return {_mm512_load_ps(w), _mm512_load_ps(w + 16)};
+  }
+};
+
 // The steps of a kernel in terms of R::round, for policies that keep the order of lanes.
 template <typename R>
-struct Steps {
+struct Steps : StoredFloats {
+  using Storing = StoredFloats; // how weights are stored
+  using Math = Steps; // all but `dtype` and `finish`: policies that share it share what is compiled for it
   static ZMLX_INLINE Pair dequantize(Pair q, Pair scale, Pair bias) {
     Pair scaled = R::round({_mm512_mul_ps(scale.a, q.a), _mm512_mul_ps(scale.b, q.b)});
     return R::round({_mm512_add_ps(scaled.a, bias.a), _mm512_add_ps(scaled.b, bias.b)});
@@ -173,13 +89,6 @@ struct Steps {
   static ZMLX_INLINE Pair scale_add(Pair sum, Pair scale, Pair group_sum) {
     Pair product = R::round({_mm512_mul_ps(scale.a, group_sum.a), _mm512_mul_ps(scale.b, group_sum.b)});
     return R::round({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)});
-  }
-  static ZMLX_INLINE void store_weight(typename R::Stored* w, Pair p) {
-    _mm512_store_ps(w, p.a);
-    _mm512_store_ps(w + 16, p.b);
-  }
-  static ZMLX_INLINE Pair load_weight(const typename R::Stored* w) {
-    return {_mm512_load_ps(w), _mm512_load_ps(w + 16)};
   }
   static ZMLX_INLINE Pair permute(Pair p, int) {
     return p;
@@ -193,9 +102,7 @@ struct Steps {
 };
 
 template <typename R>
-struct InOrder : R, Steps<R> {
-  using typename R::Stored;
-};
+struct InOrder : R, Steps<R> {};
 
 // Weight `i` (0 .. 31) of a unit of 32 as f32. `t` holds the unit's dwords, each transposed: dword d of 16 rows lies at
 // t + d * stride.
@@ -244,13 +151,13 @@ struct Unpack {
 };
 
 // Everything one call needs, per thread.
-template <typename R>
+template <typename Stored>
 struct alignas(64) Workspace {
-  static constexpr int kChunk = 32768 / (kBlock * static_cast<int>(sizeof(typename R::Stored)));
+  static constexpr int kChunk = 32768 / (kBlock * static_cast<int>(sizeof(Stored)));
   uint32_t packed[32 * kBlock]; // dwords of up to 128 weights, transposed: [dword][row]
   float scales[kGroups * kBlock]; // [group][row], in order 0
   float biases[kGroups * kBlock]; // [group][row], in order kBiasOrder
-  typename R::Stored weights[kChunk * kBlock]; // [k][row]
+  Stored weights[kChunk * kBlock]; // [k][row]
   float sums[kMaxRows * kBlock]; // [row of x][row], in the order of the accumulators
   float group_sums[kMaxRows * kBlock];
 };
@@ -342,6 +249,23 @@ void unpack_chunk(
   }
 }
 
+template <typename S>
+using UnpackChunk = void (*)(const uint32_t*, int, int, int, int, const float*, const float*, typename S::Stored*);
+
+// Of a block this alone is compiled for every number of bits. Codes that are floats are stored as they are.
+template <typename S>
+UnpackChunk<S> unpacking_of(const QuantView& q) {
+  return with_codes(q, [](auto mode, auto bits) -> UnpackChunk<S> {
+    constexpr bool affine = mode == Mode::Affine;
+    using Storing = std::conditional_t<affine, typename S::Math, typename S::Storing>;
+    return unpack_chunk<Storing, mode == Mode::Nvfp4 ? Mode::Mxfp4 : mode(), bits()>;
+  });
+}
+
+// Policies that have a multiply_add of more throughput and latency, for where many sums are under way.
+template <typename S>
+concept MultipliesMany = requires(Pair p, __m512 x) { S::multiply_add_many(p, x, p); };
+
 // sums[m][pairs] += x[m][k] * w[k][pairs] for `count` values of k, rounding twice a step.
 template <typename S, int pairs, int rows>
 ZMLX_INLINE void accumulate(
@@ -370,7 +294,11 @@ ZMLX_INLINE void accumulate(
       Pair weight = S::load_weight(w + k * kBlock + p * 32);
 #pragma GCC unroll 4
       for (int m = 0; m < rows; m++) {
-        sum[m][p] = S::multiply_add(sum[m][p], xk[m], weight);
+        if constexpr (rows * pairs >= 6 && MultipliesMany<S>) {
+          sum[m][p] = S::multiply_add_many(sum[m][p], xk[m], weight);
+        } else {
+          sum[m][p] = S::multiply_add(sum[m][p], xk[m], weight);
+        }
       }
     }
   }
@@ -392,12 +320,18 @@ void accumulate_pairs(
     int m,
     int count,
     float* sums) {
+  constexpr int half = pairs > 2 ? 2 : pairs;
   int i = 0;
   for (; i + 4 <= m; i += 4) {
-    constexpr int half = pairs > 2 ? 2 : pairs;
     for (int p = 0; p < pairs; p += half) {
       accumulate<S, half, 4>(w + p * 32, x + i * x_stride, x_stride, count, sums + i * kBlock + p * 32);
     }
+  }
+  if (i + 3 == m) {
+    for (int p = 0; p < pairs; p += half) {
+      accumulate<S, half, 3>(w + p * 32, x + i * x_stride, x_stride, count, sums + i * kBlock + p * 32);
+    }
+    return;
   }
   for (; i + 2 <= m; i += 2) {
     accumulate<S, pairs, 2>(w, x + i * x_stride, x_stride, count, sums + i * kBlock);
@@ -457,18 +391,28 @@ struct BlockRows {
   }
 };
 
+template <typename S>
+using WorkspaceOf = Workspace<typename S::Stored>;
+
 // ws.sums: the products of a block's rows with m rows of x, which accumulate(weights, k, count, sums) adds up.
-template <typename S, Mode mode, int bits, typename Accumulate>
-ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Workspace<S>& ws, Accumulate accumulate) {
+template <typename S, bool affine, typename Accumulate>
+ZMLX_INLINE void block_sums(
+    const QuantView& q,
+    const BlockRows& rows,
+    int m,
+    UnpackChunk<S> unpack,
+    WorkspaceOf<S>& ws,
+    Accumulate accumulate) {
   constexpr DType D = S::dtype;
-  constexpr int order = mode == Mode::Affine ? S::kAffineOrder : S::kFloatOrder;
+  constexpr int order = affine ? S::kAffineOrder : S::kFloatOrder;
+  const int bits = q.bits;
   const int64_t groups = q.K / q.group_size;
   const int pairs = rows.pairs;
   const int active = pairs * 32;
   const float* scale_table = nullptr;
-  if (mode != Mode::Affine) {
+  if constexpr (!affine) {
     const auto& tables = float_tables();
-    scale_table = mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
+    scale_table = q.mode == Mode::Nvfp4 ? tables.fp8 : D == DType::F16 ? tables.e8m0_f16 : tables.e8m0;
   }
   for (int i = 0; i < m * kBlock; i += 16) {
     _mm512_store_ps(ws.sums + i, _mm512_setzero_ps());
@@ -476,7 +420,7 @@ ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Wo
 
   for (int64_t g0 = 0; g0 < groups; g0 += kGroups) {
     int here = groups - g0 < kGroups ? groups - g0 : kGroups;
-    if constexpr (mode == Mode::Affine) {
+    if constexpr (affine) {
       load_affine<D>(rows.scales, active, g0, here, ws.scales);
       load_affine<D>(rows.biases, active, g0, here, ws.biases);
       if constexpr (S::kBiasOrder != 0) {
@@ -519,12 +463,13 @@ ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Wo
           }
         }
       }
-      constexpr int chunk = Workspace<S>::kChunk < 128 ? Workspace<S>::kChunk : 128;
+      constexpr int most = WorkspaceOf<S>::kChunk;
+      constexpr int chunk = most < 128 ? most : 128;
       for (int c = 0; c < count; c += chunk) {
         int part = count - c < chunk ? count - c : chunk;
         int64_t k = k0 + c;
         int group = k / q.group_size - g0;
-        unpack_chunk<S, mode, bits>(
+        unpack(
             ws.packed + c * bits / 32 * kBlock,
             pairs,
             part,
@@ -533,7 +478,7 @@ ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Wo
             ws.scales + group * kBlock,
             ws.biases + group * kBlock,
             ws.weights);
-        if constexpr (mode == Mode::Affine) {
+        if constexpr (affine) {
           accumulate(ws.weights, k, part, ws.sums);
         } else {
           // One sum per group, then sums += scale * group sum. Groups are 16 or 32 long and never straddle a chunk.
@@ -544,7 +489,7 @@ ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Wo
             accumulate(ws.weights + j * kBlock, k + j, q.group_size, ws.group_sums);
             for (int i = 0; i < m * kBlock; i += 32) {
               const float* s = ws.scales + group * kBlock + i % kBlock;
-              Pair sum = S::scale_add(
+              Pair sum = S::Math::scale_add(
                   {_mm512_load_ps(ws.sums + i), _mm512_load_ps(ws.sums + i + 16)},
                   {_mm512_load_ps(s), _mm512_load_ps(s + 16)},
                   {_mm512_load_ps(ws.group_sums + i), _mm512_load_ps(ws.group_sums + i + 16)});
@@ -559,10 +504,10 @@ ZMLX_INLINE void block_sums(const QuantView& q, const BlockRows& rows, int m, Wo
 }
 
 // 32 sums of one row as values of y, of which `left` exist.
-template <typename S, Mode mode>
+template <typename S, bool affine>
 ZMLX_INLINE void store_sums(const float* sums, int64_t left, uint8_t* y) {
   constexpr DType D = S::dtype;
-  constexpr int order = mode == Mode::Affine ? S::kAffineOrder : S::kFloatOrder;
+  constexpr int order = affine ? S::kAffineOrder : S::kFloatOrder;
   Pair v = S::finish(S::unpermute({_mm512_load_ps(sums), _mm512_load_ps(sums + 16)}, order));
   auto mask = [](int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0); };
   store_values<D>(y, v.a, mask(left));
@@ -570,7 +515,7 @@ ZMLX_INLINE void store_sums(const float* sums, int64_t left, uint8_t* y) {
 }
 
 // One block of up to 128 outputs of transposed weights.
-template <typename S, Mode mode, int bits>
+template <typename S, bool affine>
 void exact_block(
     const QuantView& q,
     int64_t n0,
@@ -580,20 +525,21 @@ void exact_block(
     int64_t x_stride,
     void* const* y,
     int64_t y_first,
-    Workspace<S>& ws) {
+    UnpackChunk<S> unpack,
+    WorkspaceOf<S>& ws) {
   constexpr int item = S::dtype == DType::F32 ? 4 : 2;
   const int used = static_cast<int>(n1 - n0 + 31) / 32;
   BlockRows rows;
   rows.add(q, n0, n1, used == 3 ? 4 : used);
   const int pairs = rows.pairs;
   auto accumulate = [&](const typename S::Stored* w, int64_t k, int count, float* sums) ZMLX_LAMBDA {
-    accumulate_rows<S>(w, x + k, x_stride, m, pairs, count, sums);
+    accumulate_rows<typename S::Math>(w, x + k, x_stride, m, pairs, count, sums);
   };
-  block_sums<S, mode, bits>(q, rows, m, ws, accumulate);
+  block_sums<S, affine>(q, rows, m, unpack, ws, accumulate);
   for (int i = 0; i < m; i++) {
     for (int p = 0; p < used; p++) {
       auto out = static_cast<uint8_t*>(y[i]) + (y_first + p * 32) * item;
-      store_sums<S, mode>(ws.sums + i * kBlock + p * 32, n1 - n0 - p * 32, out);
+      store_sums<S, affine>(ws.sums + i * kBlock + p * 32, n1 - n0 - p * 32, out);
     }
   }
 }
@@ -609,13 +555,14 @@ void exact_transposed(
     void* (*scratch)(int64_t bytes)) {
   int64_t x_stride = (q.K + 15) / 16 * 16;
   auto memory = static_cast<uint8_t*>(
-      scratch(sizeof(Workspace<S>) + m * x_stride * static_cast<int64_t>(sizeof(float))));
-  auto& ws = *reinterpret_cast<Workspace<S>*>(memory);
-  auto x = reinterpret_cast<float*>(memory + sizeof(Workspace<S>));
+      scratch(sizeof(WorkspaceOf<S>) + m * x_stride * static_cast<int64_t>(sizeof(float))));
+  auto& ws = *reinterpret_cast<WorkspaceOf<S>*>(memory);
+  auto x = reinterpret_cast<float*>(memory + sizeof(WorkspaceOf<S>));
   expand_x<S::dtype>(m, xs, q.K, x_stride, x);
-  auto block = with_codes(q, [](auto mode, auto bits) { return exact_block<S, mode, bits>; });
+  auto block = q.mode == Mode::Affine ? exact_block<S, true> : exact_block<S, false>;
+  auto unpack = unpacking_of<S>(q);
   for (int64_t n = n0; n < n1; n += kBlock) {
-    block(q, n, n + kBlock < n1 ? n + kBlock : n1, m, x, x_stride, ys, n - n0, ws);
+    block(q, n, n + kBlock < n1 ? n + kBlock : n1, m, x, x_stride, ys, n - n0, unpack, ws);
   }
 }
 

@@ -15,8 +15,8 @@ namespace zmlx::cpu {
 namespace {
 
 // Four pairs of outputs, each of a matrix and a row of x of its own.
-template <typename S, Mode mode, int bits>
-void exact_slices(const Slice* slices, int count, const float* const* xs, Workspace<S>& ws) {
+template <typename S, bool affine>
+void exact_slices(const Slice* slices, int count, const float* const* xs, UnpackChunk<S> unpack, WorkspaceOf<S>& ws) {
   BlockRows rows;
   const float* x[4];
   for (int p = 0; p < 4; p++) {
@@ -42,9 +42,9 @@ void exact_slices(const Slice* slices, int count, const float* const* xs, Worksp
       _mm512_store_ps(sums + p * 32 + 16, sum[p].b);
     }
   };
-  block_sums<S, mode, bits>(slices[0].q, rows, 1, ws, accumulate);
+  block_sums<S, affine>(slices[0].q, rows, 1, unpack, ws, accumulate);
   for (int p = 0; p < count; p++) {
-    store_sums<S, mode>(ws.sums + p * 32, slices[p].n1 - slices[p].n0, static_cast<uint8_t*>(slices[p].y));
+    store_sums<S, affine>(ws.sums + p * 32, slices[p].n1 - slices[p].n0, static_cast<uint8_t*>(slices[p].y));
   }
 }
 
@@ -54,10 +54,11 @@ void exact_transposed_slices(const Slice* slices, int count, void* (*scratch)(in
   const QuantView& q = slices[0].q;
   int64_t x_stride = (q.K + 15) / 16 * 16;
   auto memory = static_cast<uint8_t*>(
-      scratch(sizeof(Workspace<S>) + 4 * x_stride * static_cast<int64_t>(sizeof(float))));
-  auto& ws = *reinterpret_cast<Workspace<S>*>(memory);
-  auto x = reinterpret_cast<float*>(memory + sizeof(Workspace<S>));
-  auto run = with_codes(q, [](auto mode, auto bits) { return exact_slices<S, mode, bits>; });
+      scratch(sizeof(WorkspaceOf<S>) + 4 * x_stride * static_cast<int64_t>(sizeof(float))));
+  auto& ws = *reinterpret_cast<WorkspaceOf<S>*>(memory);
+  auto x = reinterpret_cast<float*>(memory + sizeof(WorkspaceOf<S>));
+  auto run = q.mode == Mode::Affine ? exact_slices<S, true> : exact_slices<S, false>;
+  auto unpack = unpacking_of<S>(q);
   for (; count > 0; slices += 4, count -= 4) {
     int here = count < 4 ? count : 4;
     const float* xs[4];
@@ -69,7 +70,7 @@ void exact_transposed_slices(const Slice* slices, int count, void* (*scratch)(in
       expand_x<S::dtype>(1, &slices[p].x, q.K, x_stride, x + p * x_stride);
       xs[p] = x + p * x_stride;
     }
-    run(slices, here, xs, ws);
+    run(slices, here, xs, unpack, ws);
   }
 }
 

@@ -65,7 +65,7 @@ struct Kernels {
   const char* isa;
   BlockKernel exact;
   BlockKernel fast;
-  // One row of x, exact: a whole block of columns hides the latency of their sums, a narrower one waits for it.
+  // One or two rows of x, exact: a whole block of columns hides the latency of their sums, a narrower one waits for it.
   bool wants_whole_blocks = false;
   // Exact, where whole blocks are wanted: four slices hide it too.
   SliceKernel exact_slices = nullptr;

@@ -1,11 +1,12 @@
 // Exact bf16 products with the processor's own bf16 conversion (AVX512_BF16).
 //
 // Idea:   vcvtne2ps2bf16 rounds two vectors at once, to nearest even, exactly as stock does, except that it flushes
-//         denormals. `denormal_free` proves beforehand, from the smallest exponents of x, scales and biases, that no
-//         intermediate value can be one; otherwise the caller takes the integer rounding.
+//         denormals. `in_range` proves beforehand, from the smallest and largest exponents of x, scales and biases, that
+//         no intermediate value can be one, nor infinite; otherwise the caller takes the integer rounding.
 // Layout: rounding a pair (A, B) gives 32 words, A's lanes then B's. Getting A and B back as f32 takes two word
 //         permutations; taking even words (shift) and odd words (and) is cheaper but interleaves the lanes. Where the
 //         next step does not care, the lanes stay interleaved: bias, weight and sum each have their fixed order.
+//         vdpbf16ps with the constants one and zero adds every other word as it is, of which one vector rounds once.
 
 #include "cpu/exact_slices_avx512.h"
 #include "cpu/qmm_avx512.h"
@@ -16,7 +17,9 @@ namespace {
 
 struct RoundBF16Hardware {
   static constexpr DType dtype = DType::BF16;
-  using Stored = uint16_t;
+  using Stored = uint16_t; // one weight in scratch
+  using Storing = RoundBF16Hardware;
+  using Math = RoundBF16Hardware;
   static constexpr int kBiasOrder = 1, kAffineOrder = 3, kFloatOrder = 2;
 
   static ZMLX_INLINE __m512i pack(Pair p) {
@@ -52,6 +55,13 @@ struct RoundBF16Hardware {
     Pair product = interleaved(pack({_mm512_mul_ps(x, w.a), _mm512_mul_ps(x, w.b)}));
     return in_order(pack({_mm512_add_ps(sum.a, product.a), _mm512_add_ps(sum.b, product.b)}));
   }
+  // The same for many sums at once: a word of each two times one and the other times zero, added to the sum, is longer
+  // under way than the unpacked word, but takes no unpacking. Zero times a finite number; a sum is never -0.
+  static ZMLX_INLINE Pair multiply_add_many(Pair sum, __m512 x, Pair w) {
+    auto product = (__m512bh)pack({_mm512_mul_ps(x, w.a), _mm512_mul_ps(x, w.b)});
+    auto even = (__m512bh)_mm512_set1_epi32(0x00003f80), odd = (__m512bh)_mm512_set1_epi32(0x3f800000);
+    return in_order(pack({_mm512_dpbf16_ps(sum.a, product, even), _mm512_dpbf16_ps(sum.b, product, odd)}));
+  }
   static ZMLX_INLINE Pair scale_add(Pair sum, Pair scale, Pair group_sum) {
     Pair product =
         in_order(pack({_mm512_mul_ps(scale.a, group_sum.a), _mm512_mul_ps(scale.b, group_sum.b)}));
@@ -78,61 +88,74 @@ struct RoundBF16Hardware {
   }
 };
 
-// The smallest nonzero |v| of n bf16 values as its bits; 0xffff where all are zero.
-uint32_t smallest(const void* p, int64_t n) {
-  auto v = static_cast<const uint16_t*>(p);
-  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
-  const __m512i one = _mm512_set1_epi16(1);
-  __m512i least = _mm512_set1_epi16(-1);
-  for (int64_t i = 0; i < n; i += 32) {
-    __mmask32 mask = n - i >= 32 ? 0xffffffff : (1u << (n - i)) - 1;
-    __m512i bits = _mm512_and_si512(_mm512_maskz_loadu_epi16(mask, v + i), magnitude);
-    least = _mm512_min_epu16(least, _mm512_sub_epi16(bits, one)); // zero wraps to the largest
+// The magnitudes of bf16 values.
+class Magnitudes {
+ public:
+  ZMLX_INLINE void add(const void* p, int64_t n) {
+    auto v = static_cast<const uint16_t*>(p);
+    const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+    const __m512i one = _mm512_set1_epi16(1);
+    for (int64_t i = 0; i < n; i += 32) {
+      __mmask32 mask = n - i >= 32 ? 0xffffffff : (1u << (n - i)) - 1;
+      __m512i bits = _mm512_and_si512(_mm512_maskz_loadu_epi16(mask, v + i), magnitude);
+      least_ = _mm512_min_epu16(least_, _mm512_sub_epi16(bits, one)); // zero wraps to the largest
+      most_ = _mm512_max_epu16(most_, bits);
+    }
   }
-  alignas(64) uint16_t lanes[32];
-  _mm512_store_si512(lanes, least);
-  uint32_t m = 0xffff;
-  for (uint16_t lane : lanes) {
-    m = lane < m ? lane : m;
-  }
-  return m == 0xffff ? m : m + 1;
-}
 
-// The same over rows n0 .. n1 of n values.
-uint32_t smallest_of_rows(const uint8_t* p, int64_t stride, int64_t n0, int64_t n1, int64_t n) {
-  if (stride == n * 2) {
-    return smallest(p + n0 * stride, (n1 - n0) * n);
+  // Rows n0 .. n1 of n values.
+  void add_rows(const uint8_t* p, int64_t stride, int64_t n0, int64_t n1, int64_t n) {
+    if (stride == n * 2) {
+      return add(p + n0 * stride, (n1 - n0) * n);
+    }
+    for (int64_t row = n0; row < n1; row++) {
+      add(p + row * stride, n);
+    }
   }
-  uint32_t least = 0xffff;
-  for (int64_t row = n0; row < n1; row++) {
-    uint32_t s = smallest(p + row * stride, n);
-    least = s < least ? s : least;
+
+  // The exponent field, at least 1, of the smallest that is not zero: a value with it is a multiple of 2^(field - 127 - 7).
+  int least_exponent() const {
+    int e = (least_of(least_) + 1) >> 7;
+    return e > 0 ? e : 1;
   }
-  return least;
-}
+  int most_exponent() const {
+    return (0xffff - least_of(_mm512_xor_si512(most_, _mm512_set1_epi16(-1)))) >> 7;
+  }
 
-// The exponent field of bits, at least 1: a value with it is a multiple of 2^(field - 127 - 7).
-int exponent(uint32_t bits) {
-  int e = bits >> 7;
-  return e > 0 ? e : 1;
-}
+ private:
+  static ZMLX_INLINE int least_of(__m512i v) {
+    __m256i half = _mm256_min_epu16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    __m128i quarter = _mm_min_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    return _mm_cvtsi128_si32(_mm_minpos_epu16(quarter)) & 0xffff;
+  }
 
-// Every intermediate is a multiple of the product of the units of x and of the dequantized weight, so if that product
-// is at least 2^-126, no nonzero intermediate is a denormal.
-bool denormal_free(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs) {
-  uint32_t x = 0xffff;
+  __m512i least_ = _mm512_set1_epi16(-1);
+  __m512i most_ = _mm512_setzero_si512();
+};
+
+// Whether no intermediate is a denormal or infinite.
+//   denormal: every one is a multiple of the product of the units of x and of the dequantized weight; none is, if that
+//             product is at least 2^-126.
+//   infinite: a sum is below 2^10 products, for it no longer grows by what is less than half its unit. With |x|, |scale|
+//             and |bias| below 2^49 none comes near 2^128.
+bool in_range(const QuantView& q, int64_t n0, int64_t n1, int m, const void* const* xs) {
+  constexpr int kMost = 127 + 48;
+  Magnitudes x;
   for (int i = 0; i < m; i++) {
-    uint32_t s = smallest(xs[i], q.K);
-    x = s < x ? s : x;
+    x.add(xs[i], q.K);
   }
-  int ex = exponent(x);
+  int ex = x.least_exponent();
+  if (x.most_exponent() > kMost) {
+    return false;
+  }
   int64_t groups = q.K / q.group_size;
   if (q.mode == Mode::Affine) {
-    uint32_t s = smallest_of_rows(q.scales, q.scale_stride, n0, n1, groups);
-    uint32_t b = smallest_of_rows(q.biases, q.bias_stride, n0, n1, groups);
-    int ew = exponent(s < b ? s : b);
+    Magnitudes w;
+    w.add_rows(q.scales, q.scale_stride, n0, n1, groups);
+    w.add_rows(q.biases, q.bias_stride, n0, n1, groups);
+    int ew = w.least_exponent();
     // w: a multiple of 2^(ew - 134); x * w: of 2^(ex - 134 + ew - 134).
-    return ew >= 8 && ex + ew >= 142;
+    return w.most_exponent() <= kMost && ew >= 8 && ex + ew >= 142;
   }
   // Weights are multiples of 2^-9, scales of 2^(e - 127) (nvfp4: of 2^-9).
   int es = 118;
@@ -158,7 +181,7 @@ bool exact_bf16_hardware(
     const void* const* xs,
     void* const* ys,
     void* (*scratch)(int64_t bytes)) {
-  if (!denormal_free(q, n0, n1, m, xs)) {
+  if (!in_range(q, n0, n1, m, xs)) {
     return false;
   }
   exact_transposed<RoundBF16Hardware>(q, n0, n1, m, xs, ys, scratch);
@@ -168,7 +191,7 @@ bool exact_bf16_hardware(
 bool exact_bf16_hardware_slices(const Slice* slices, int count, void* (*scratch)(int64_t bytes)) {
   for (int i = 0; i < count; i++) {
     const Slice& s = slices[i];
-    if (!denormal_free(s.q, s.n0, s.n1, 1, &s.x)) {
+    if (!in_range(s.q, s.n0, s.n1, 1, &s.x)) {
       return false;
     }
   }

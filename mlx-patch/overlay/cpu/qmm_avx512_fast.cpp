@@ -18,11 +18,8 @@ namespace {
 
 constexpr int kFewRows = 8; // from 16 on blocks are faster
 
-template <DType D>
-struct Fused : Steps<RoundF32> {
-  static constexpr DType dtype = D;
-  using Stored = float;
-  static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
+struct FusedSteps : Steps<RoundF32> {
+  using Math = FusedSteps;
   static ZMLX_INLINE Pair dequantize(Pair q, Pair scale, Pair bias) {
     return {_mm512_fmadd_ps(scale.a, q.a, bias.a), _mm512_fmadd_ps(scale.b, q.b, bias.b)};
   }
@@ -33,6 +30,12 @@ struct Fused : Steps<RoundF32> {
     return {
         _mm512_fmadd_ps(scale.a, group_sum.a, sum.a), _mm512_fmadd_ps(scale.b, group_sum.b, sum.b)};
   }
+};
+
+template <DType D>
+struct Fused : FusedSteps {
+  static constexpr DType dtype = D;
+  static constexpr int kAffineOrder = 0, kFloatOrder = 0, kBiasOrder = 0;
   static ZMLX_INLINE Pair finish(Pair p) {
     if constexpr (D == DType::BF16) {
       return {round_bf16(p.a), round_bf16(p.b)};

@@ -4,6 +4,7 @@
 #include "cuda/dispatch.h"
 #include "cuda/grouped.h"
 #include "cuda/host.h"
+#include "quantized_matmul/fast.h"
 #include "quantized_matmul/heads.h"
 #include "quantized_matmul/kernel.cuh"
 #include "quantized_matmul/mxfp4.cuh"
@@ -60,6 +61,9 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
   }
   if (!affine) {
     return eval_mxfp4(in, bias, out, encoder);
+  }
+  if (multiply_fast(primitive, in, out, encoder)) {
+    return;
   }
   int K = in[P::kX].shape(-1), N = out.shape(-1);
   unsigned lines = out.size() / N;
