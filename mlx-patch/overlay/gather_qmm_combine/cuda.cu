@@ -4,7 +4,9 @@
 #include <algorithm>
 
 #include "cuda/dispatch.h"
+#include "cuda/fast.h"
 #include "cuda/host.h"
+#include "gather_qmm_combine/fast.cuh"
 #include "gather_qmm_combine/gather_qmm_combine.h"
 #include "gather_qmm_combine/grouped.h"
 #include "gather_qmm_combine/kernel.cuh"
@@ -96,6 +98,16 @@ void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, s
             N,
             top_k,
             warps};
+        if constexpr (kBits == 4 || kBits == 8) {
+          if (is_fast(std::get<3>(state), K, kBits, kGroup)) {
+            parameters.warps = fast::experts_at_once<kBits, kGroup>(K, top_k);
+            launch(encoder, fast::fast_combine<T, Score, kBits, kGroup>, tokens * (N / fast::kOutputs),
+                   parameters.warps * 32, parameters.warps * fast::Layout<kBits, kGroup>::bytes(K),
+                   {in[P::kX], in[P::kRhsIndices], in[P::kScores], in[P::kW], in[P::kScales], in[P::kBiases]}, {out},
+                   parameters);
+            return;
+          }
+        }
         bool qmv = stock_takes_qmv(tokens * top_k);
         auto kernel =
             qmv ? gather_qmm_combine_qmv<T, Score, kBits, kGroup> : gather_qmm_combine_mma<T, Score, kBits, kGroup>;

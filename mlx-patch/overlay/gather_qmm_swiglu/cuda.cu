@@ -3,6 +3,7 @@
 
 #include "cuda/dispatch.h"
 #include "cuda/host.h"
+#include "gather_qmm_swiglu/fast.h"
 #include "gather_qmm_swiglu/gather_qmm_swiglu.h"
 #include "gather_qmm_swiglu/grouped.h"
 #include "gather_qmm_swiglu/kernel.cuh"
@@ -72,7 +73,8 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, st
   if (!primitive.params().params().affine()) {
     return eval_mxfp4(primitive.params(), in, out, one_x, encoder);
   }
-  if (swiglu_grouped(primitive, in, out, encoder) || swiglu_tiled(primitive, in, out, one_x, encoder)) {
+  if (swiglu_grouped(primitive, in, out, encoder) || swiglu_fast(primitive, in, out, one_x, encoder) ||
+      swiglu_tiled(primitive, in, out, one_x, encoder)) {
     return;
   }
   auto state = primitive.state();

@@ -4,6 +4,7 @@
 #include "cuda/dispatch.h"
 #include "cuda/grouped.h"
 #include "cuda/host.h"
+#include "quantized_matmul/fast.h"
 #include "quantized_matmul/heads.h"
 #include "quantized_matmul/kernel.cuh"
 #include "quantized_matmul/mxfp4.cuh"
@@ -58,6 +59,9 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
   if (!stock_takes_qmv(out.size() / out.shape(-1))) {
     Matrices matrix = {in[P::kW], in[P::kScales], in[P::kBiases], std::get<1>(state), std::get<0>(state)};
     return multiply_lines(in[P::kX], matrix, nullptr, out, encoder);
+  }
+  if (multiply_fast(primitive, in, out, encoder)) {
+    return;
   }
   int K = in[P::kX].shape(-1), N = out.shape(-1);
   unsigned lines = out.size() / N;

@@ -1,17 +1,22 @@
 // How long gather_qmm_swiglu and gather_qmm_combine take inside a chain: 64 launches of each in one CUDA graph, one after
 // the other, every one with other experts, so that no weights are in the cache; as plain launches, and as dependent ones that
-// may begin early, as in a recorded step. Swiglu is timed with bulk copies too, and has to give the same bits. No MLX runs here.
+// may begin early, as in a recorded step. Swiglu is timed with bulk copies too, and has to give the same bits; both in `fast`
+// precision, which have to give about the same. No MLX runs here.
 //
 //   chain [K N experts top_k]
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
 #include "cuda/boxes.h"
+#include "gather_qmm_combine/fast.cuh"
 #include "gather_qmm_combine/kernel.cuh"
+#include "gather_qmm_swiglu/fast.cuh"
 #include "gather_qmm_swiglu/kernel.cuh"
 #include "gather_qmm_swiglu/tiled.cuh"
 
@@ -54,6 +59,26 @@ std::vector<uint16_t> bits_of(const T* values, size_t count) {
   std::vector<uint16_t> bits(count);
   check(cudaMemcpy(bits.data(), values, count * 2, cudaMemcpyDeviceToHost));
   return bits;
+}
+
+// That `got` is no further from `expected` than bfloat16's roundings may bring it.
+void expect_close(const std::vector<uint16_t>& got, const std::vector<uint16_t>& expected) {
+  auto number = [](uint16_t bits) {
+    uint32_t wide = uint32_t{bits} << 16;
+    float v;
+    std::memcpy(&v, &wide, 4);
+    return double{v};
+  };
+  double distance = 0, size = 0;
+  for (size_t i = 0; i < got.size(); i++) {
+    double d = number(got[i]) - number(expected[i]);
+    distance += d * d;
+    size += number(expected[i]) * number(expected[i]);
+  }
+  if (!(distance <= 1e-4 * size)) {
+    std::printf("its results differ by %g of %g\n", std::sqrt(distance), std::sqrt(size));
+    std::exit(1);
+  }
 }
 
 constexpr int kLaunches = 64;
@@ -135,6 +160,14 @@ int main(int argc, char** argv) {
     by_copies = {boxes(gate), boxes(up), gate.scales, gate.biases, up.scales, up.biases, x, lhs, experts, y, K, N, 1, true};
   }
 
+  // and in `fast` precision, of so many tiles a block
+  bool is_fast = K % fast::Layout<4, 64>::kPiece == 0 && N % fast::Layout<4, 64>::kPiece == 0;
+  auto fast_copies = [&](int tiles) {
+    auto boxes = [&](const EightRows<T>& m) { return boxes_of(m.w, int64_t{E} * N, K / 2, tiles * fast::kTileOutputs); };
+    return TiledSwiglu<T>{
+        boxes(gate), boxes(up), gate.scales, gate.biases, up.scales, up.biases, x, nullptr, experts, y, K, N, 1, true};
+  };
+
   double bytes = 1.0 * top_k * N * K * (0.5 + 4.0 / 64); // of one projection
   int swiglu = swiglu_warps(top_k * (N / 8), N / 8, SixteenRows<T, 4, 64>::bytes(K), K * sizeof(T), 132);
   for (bool dependent : {false, true}) {
@@ -164,6 +197,24 @@ int main(int argc, char** argv) {
         std::exit(1);
       }
     }
+    auto time_fast = [&](auto tiles) {
+      constexpr int kTiles = tiles, kOutputs = kTiles * fast::kTileOutputs;
+      if (!is_fast || N % kOutputs != 0) {
+        return;
+      }
+      auto expected = bits_of(y, size_t(top_k) * N);
+      check(cudaMemset(y, 0xff, size_t(top_k) * N * sizeof(T)));
+      t = microseconds(
+          fast::fast_swiglu<T, 4, 64, kTiles>, top_k * (N / kOutputs), fast::swiglu_threads(kTiles),
+          fast::SwigluShared<T, 4, 64>(K, kTiles).bytes(), dependent, [&, parameters = fast_copies(kTiles)](int i) mutable {
+            parameters.rhs = experts + i * top_k;
+            return parameters;
+          });
+      say(kTiles == 3 ? " fast" : " fast, blocks of six tiles");
+      expect_close(bits_of(y, size_t(top_k) * N), expected);
+    };
+    time_fast(std::integral_constant<int, 3>());
+    time_fast(std::integral_constant<int, 6>());
     int warps = std::min(top_k, kMostCombineWarps);
     t = microseconds(
         gather_qmm_combine_mma<T, T, 4, 64>, K / 16, warps * 32,
@@ -171,6 +222,18 @@ int main(int argc, char** argv) {
         [&](int i) { return Combine<T, T>{x, experts + i * top_k, scores, down, y, N, K, top_k, warps}; });
     std::printf("gather_qmm_combine K %d N %d, %d of %d%s: %.2f us, %.0f GB/s\n", N, K, top_k, E,
                 dependent ? ", dependent" : "", t, bytes / t / 1e3);
+    if (is_fast) {
+      auto expected = bits_of(y, K);
+      check(cudaMemset(y, 0xff, K * sizeof(T)));
+      int at_once = fast::experts_at_once<4, 64>(N, top_k);
+      t = microseconds(
+          fast::fast_combine<T, T, 4, 64>, K / fast::kOutputs, at_once * 32,
+          at_once * fast::Layout<4, 64>::bytes(N), dependent,
+          [&](int i) { return Combine<T, T>{x, experts + i * top_k, scores, down, y, N, K, top_k, at_once}; });
+      std::printf("gather_qmm_combine fast K %d N %d, %d of %d%s: %.2f us, %.0f GB/s\n", N, K, top_k, E,
+                  dependent ? ", dependent" : "", t, bytes / t / 1e3);
+      expect_close(bits_of(y, K), expected);
+    }
   }
   check(cudaDeviceSynchronize());
   return 0;

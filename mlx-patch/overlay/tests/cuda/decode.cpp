@@ -1,6 +1,6 @@
 // Decode of a model of the shape of Qwen3-30B-A3B with random weights, through MLX: on stock ops, with every primitive of
-// ours that has a CUDA kernel, and with these as a recorded step, in turns in one process. All read the same prompt and have
-// to say the same tokens.
+// ours that has a CUDA kernel, with these as a recorded step, and with those of `fast` precision as one, in turns in one process.
+// All read the same prompt and have to say the same tokens, but for `fast`, which has to say the same ones every time.
 //
 //   decode [--layers N] [--tokens N] [--prompt N] [--held N] [--context N] [--rounds N]
 //
@@ -83,9 +83,16 @@ struct At {
 // Most keys that stock adds in one order.
 constexpr int kFewKeys = 1024;
 
-array matmul(const array& x, const QuantizedWeight& w, bool fused) {
-  return fused ? zmlx::quantized_matmul(x, w, true, 64, 4, "affine", zmlx::Precision::Exact)
-               : mx::quantized_matmul(x, w.w, w.scales, w.biases, true, 64, 4);
+// On stock ops, or fused.
+enum class Ops { Stock, Exact, Fast };
+
+zmlx::Precision precision_of(Ops ops) {
+  return ops == Ops::Fast ? zmlx::Precision::Fast : zmlx::Precision::Exact;
+}
+
+array matmul(const array& x, const QuantizedWeight& w, Ops ops) {
+  return ops != Ops::Stock ? zmlx::quantized_matmul(x, w, true, 64, 4, "affine", precision_of(ops))
+                           : mx::quantized_matmul(x, w.w, w.scales, w.biases, true, 64, 4);
 }
 
 array gather(const array& x, const QuantizedWeight& w, const array& experts) {
@@ -97,18 +104,18 @@ class Model {
   explicit Model(int layers) : layers_(layers) {}
 
   // The token after `token` [1, 1], at `position`.
-  array step(const array& token, const At& at, std::vector<Cache>& caches, bool fused) const {
+  array step(const array& token, const At& at, std::vector<Cache>& caches, Ops ops) const {
     auto h = mx::take(embedding_, token, 0);
     auto normed = mx::fast::rms_norm(h, layers_[0].input_norm, kEps);
     for (size_t i = 0; i < layers_.size(); i++) {
       auto& layer = layers_[i];
-      auto mixed = attention(layer, caches[i], normed, at, fused);
-      std::tie(h, normed) = add_norm(h, mixed, layer.post_norm, fused);
+      auto mixed = attention(layer, caches[i], normed, at, ops);
+      std::tie(h, normed) = add_norm(h, mixed, layer.post_norm, ops);
       auto& next = i + 1 < layers_.size() ? layers_[i + 1].input_norm : norm_;
-      std::tie(h, normed) = add_norm(h, experts(layer, normed, fused), next, fused);
+      std::tie(h, normed) = add_norm(h, experts(layer, normed, ops), next, ops);
     }
-    auto logits = matmul(normed, head_, fused);
-    return fused ? zmlx::greedy_token(logits) : mx::argmax(logits - mx::logsumexp(logits, -1, true), -1);
+    auto logits = matmul(normed, head_, ops);
+    return ops != Ops::Stock ? zmlx::greedy_token(logits) : mx::argmax(logits - mx::logsumexp(logits, -1, true), -1);
   }
 
   size_t size() const {
@@ -116,28 +123,28 @@ class Model {
   }
 
  private:
-  static std::pair<array, array> add_norm(const array& x, const array& r, const array& weight, bool fused) {
-    if (fused) {
+  static std::pair<array, array> add_norm(const array& x, const array& r, const array& weight, Ops ops) {
+    if (ops != Ops::Stock) {
       return zmlx::add_rms_norm(x, r, weight, kEps);
     }
     auto sum = x + r;
     return {sum, mx::fast::rms_norm(sum, weight, kEps)};
   }
 
-  static array heads(const array& x, int num_heads, const array& weight, const At& at, bool fused) {
-    if (fused) {
+  static array heads(const array& x, int num_heads, const array& weight, const At& at, Ops ops) {
+    if (ops != Ops::Stock) {
       return zmlx::qk_norm_rope(x, num_heads, weight, kEps, {kHeadDim, false, kBase, 1.0f, std::nullopt}, at.offset());
     }
     auto y = mx::fast::rms_norm(mx::reshape(x, {1, 1, num_heads, kHeadDim}), weight, kEps);
     return mx::fast::rope(mx::transpose(y, {0, 2, 1, 3}), kHeadDim, false, kBase, 1.0f, at.position);
   }
 
-  static array attention(const Layer& layer, Cache& cache, const array& x, const At& at, bool fused) {
-    auto q = heads(matmul(x, layer.q, fused), kHeads, layer.q_norm, at, fused);
-    auto k = heads(matmul(x, layer.k, fused), kKvHeads, layer.k_norm, at, fused);
-    auto v = mx::transpose(mx::reshape(matmul(x, layer.v, fused), {1, 1, kKvHeads, kHeadDim}), {0, 2, 1, 3});
+  static array attention(const Layer& layer, Cache& cache, const array& x, const At& at, Ops ops) {
+    auto q = heads(matmul(x, layer.q, ops), kHeads, layer.q_norm, at, ops);
+    auto k = heads(matmul(x, layer.k, ops), kKvHeads, layer.k_norm, at, ops);
+    auto v = mx::transpose(mx::reshape(matmul(x, layer.v, ops), {1, 1, kKvHeads, kHeadDim}), {0, 2, 1, 3});
     auto out = mx::reshape(mx::transpose(attend(q, k, v, cache, at), {0, 2, 1, 3}), {1, 1, kHeads * kHeadDim});
-    return matmul(out, layer.o, fused);
+    return matmul(out, layer.o, ops);
   }
 
   static array attend(const array& q, const array& k, const array& v, Cache& cache, const At& at) {
@@ -153,17 +160,17 @@ class Model {
     return mx::fast::scaled_dot_product_attention(q, keys, values, scale);
   }
 
-  static array experts(const Layer& layer, const array& x, bool fused) {
-    auto logits = matmul(x, layer.router, fused);
+  static array experts(const Layer& layer, const array& x, Ops ops) {
+    auto logits = matmul(x, layer.router, ops);
     auto in = mx::expand_dims(x, {-2, -3});
-    if (fused) {
+    if (ops != Ops::Stock) {
       zmlx::RouterParams params = {kTopK, "softmax"};
       params.normalize = true;
       auto [indices, scores] = zmlx::moe_router(logits, params, std::nullopt, std::nullopt);
-      auto exact = zmlx::Precision::Exact;
+      auto precision = precision_of(ops);
       auto y = zmlx::gather_qmm_swiglu(
-          in, {layer.gate, layer.up}, {}, std::nullopt, indices, true, 64, 4, "affine", false, exact);
-      return zmlx::gather_qmm_combine(y, layer.down, std::nullopt, indices, scores, 64, 4, "affine", exact);
+          in, {layer.gate, layer.up}, {}, std::nullopt, indices, true, 64, 4, "affine", false, precision);
+      return zmlx::gather_qmm_combine(y, layer.down, std::nullopt, indices, scores, 64, 4, "affine", precision);
     }
     auto gates = mx::softmax(logits, -1, true);
     auto indices = mx::slice(mx::argpartition(gates, -kTopK, -1), {0, 0, kExperts - kTopK}, {1, 1, kExperts});
@@ -180,7 +187,7 @@ class Model {
   QuantizedWeight head_ = quantized({kVocab, kHidden});
 };
 
-enum class Arm { Stock, Fused, Recorded };
+enum class Arm { Stock, Fused, Recorded, RecordedFast };
 
 struct Settings {
   int layers = 48, tokens = 128, prompt = 64, held = 0, rounds = 3;
@@ -205,7 +212,7 @@ Run timed(int tokens, F&& step) {
   return run;
 }
 
-Run record(const Model& model, const Settings& settings, const array& first, int position, std::vector<Cache>& caches) {
+Run record(const Model& model, const Settings& settings, const array& first, int position, std::vector<Cache>& caches, Ops ops) {
   // of more than 8 bytes, which MLX keeps on the device
   auto token = mx::full({4}, mx::reshape(first, {}), mx::uint32), at = mx::full({4}, array(position), mx::int32);
   std::vector<array> held = {token, at};
@@ -215,7 +222,7 @@ Run record(const Model& model, const Settings& settings, const array& first, int
   }
   mx::eval(held);
   auto begin = std::chrono::steady_clock::now();
-  auto chosen = model.step(mx::reshape(mx::slice(token, {0}, {1}), {1, 1}), {position, at}, caches, true);
+  auto chosen = model.step(mx::reshape(mx::slice(token, {0}, {1}), {1, 1}), {position, at}, caches, ops);
   zmlx::StepState state = {token, at, mx::reshape(chosen, {1}), {}, {}};
   auto recording = zmlx::record_step(state);
   double ms = 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -237,21 +244,21 @@ Run decode(const Model& model, const Settings& settings, Arm arm) {
   }
   int position = settings.held;
   auto token = array(0, mx::uint32);
-  bool fused = arm != Arm::Stock;
+  auto ops = arm == Arm::Stock ? Ops::Stock : arm == Arm::RecordedFast ? Ops::Fast : Ops::Exact;
   for (; position < settings.held + settings.prompt; position++) {
     auto id = array(uint32_t(100 + position % 1000));
-    token = model.step(mx::reshape(id, {1, 1}), position, caches, fused);
+    token = model.step(mx::reshape(id, {1, 1}), position, caches, ops);
     mx::eval(token);
   }
   mx::synchronize();
-  if (arm == Arm::Recorded) {
-    return record(model, settings, token, position, caches);
+  if (arm == Arm::Recorded || arm == Arm::RecordedFast) {
+    return record(model, settings, token, position, caches, ops);
   }
   // the next step is built and started before this one's token is read, as generation does it
-  token = model.step(mx::reshape(token, {1, 1}), position++, caches, fused);
+  token = model.step(mx::reshape(token, {1, 1}), position++, caches, ops);
   mx::async_eval({token});
   return timed(settings.tokens, [&](int) {
-    auto next = model.step(mx::reshape(token, {1, 1}), position++, caches, fused);
+    auto next = model.step(mx::reshape(token, {1, 1}), position++, caches, ops);
     mx::async_eval({next});
     auto read = token.item<uint32_t>();
     token = next;
@@ -282,27 +289,31 @@ int main(int argc, char** argv) {
   Model model(settings.layers);
   auto few = settings;
   few.tokens = 8;
-  for (auto arm : {Arm::Stock, Arm::Fused, Arm::Recorded}) {
+  for (auto arm : {Arm::Stock, Arm::Fused, Arm::Recorded, Arm::RecordedFast}) {
     decode(model, few, arm);
   }
   for (int round = 0; round < settings.rounds; round++) {
     auto stock = decode(model, settings, Arm::Stock);
     auto fused = decode(model, settings, Arm::Fused);
     auto recorded = decode(model, settings, Arm::Recorded);
+    auto fast = decode(model, settings, Arm::RecordedFast), fast_again = decode(model, settings, Arm::RecordedFast);
     auto again = decode(model, settings, Arm::Stock);
-    int differ = 0, differ_recorded = 0, unstable = 0;
+    int differ = 0, differ_recorded = 0, unstable = 0, differ_fast = 0, unstable_fast = 0;
     for (int i = 0; i < settings.tokens; i++) {
       cases++;
       differ += stock.tokens[i] != fused.tokens[i];
       differ_recorded += stock.tokens[i] != recorded.tokens[i];
       unstable += stock.tokens[i] != again.tokens[i];
+      differ_fast += stock.tokens[i] != fast.tokens[i];
+      unstable_fast += fast.tokens[i] != fast_again.tokens[i];
     }
-    failures += differ + differ_recorded;
+    failures += differ + differ_recorded + unstable_fast;
     std::printf(
-        "%d layers, prompt %d, %d tokens: stock %.1f and %.1f tok/s, fused %.1f, recorded %.1f; tokens that differ: fused %d, "
-        "recorded %d, stock from itself %d\n",
+        "%d layers, prompt %d, %d tokens: stock %.1f and %.1f tok/s, fused %.1f, recorded %.1f, fast %.1f and %.1f; tokens that "
+        "differ: fused %d, recorded %d, stock from itself %d, fast %d, fast from itself %d\n",
         settings.layers, settings.prompt, settings.tokens, stock.tokens_per_second, again.tokens_per_second,
-        fused.tokens_per_second, recorded.tokens_per_second, differ, differ_recorded, unstable);
+        fused.tokens_per_second, recorded.tokens_per_second, fast.tokens_per_second, fast_again.tokens_per_second, differ,
+        differ_recorded, unstable, differ_fast, unstable_fast);
     std::fflush(nullptr);
   }
   int outcome = finish();

@@ -3,13 +3,16 @@
 // reference that disagrees with itself proves nothing.
 //
 //   product [--seed S] [--quick] [--group 32|64|128] [--bits 2|3|4|5|6|8]
-//     [--part bf16|f16|mlps|mxfp4|grouped-bf16|grouped-f16|routers|rows|recorded|latents|tokens|joined]
+//     [--part bf16|f16|mlps|mxfp4|grouped-bf16|grouped-f16|routers|rows|recorded|latents|tokens|joined|fast]
 //
 // MLX compiles its kernels when they are first used, for minutes in all; parts can run beside one another.
+//
+// `fast` precision is compared with float64.
 //
 // Where there is no GPU that the kernels are for it says so, and compares nothing.
 
 #include "mlx/backend/gpu/device_info.h"
+#include "tests/cuda/fast.h"
 #include "tests/cuda/joined.h"
 #include "tests/cuda/latents.h"
 #include "tests/cuda/products.h"
@@ -532,6 +535,9 @@ int main(int argc, char** argv) {
   }
   if (part.empty() || part == "joined") {
     joined();
+  }
+  if (part.empty() || part == "fast") {
+    fast(group);
   }
   if (unstable) {
     std::printf("stock disagrees with itself in %d cases\n", unstable);
