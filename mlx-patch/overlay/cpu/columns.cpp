@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/stored_x.h"
 #include "cpu/thread_pool.h"
 
 namespace zmlx::cpu {
@@ -129,7 +130,9 @@ void run_columns(std::span<const ColumnWork* const> works) {
   if (whole_blocks) {
     pieces = deal(pieces, threads);
   }
+  uint64_t launch = new_launch();
   parallel_for(pieces.size(), all, [&](int64_t task) {
+    PartOfLaunch part(launch);
     const auto& piece = pieces[task];
     works[piece.work]->product(piece.run, piece.n0, piece.n1);
   });

@@ -327,11 +327,13 @@ void accumulate_pairs(
       accumulate<S, half, 4>(w + p * 32, x + i * x_stride, x_stride, count, sums + i * kBlock + p * 32);
     }
   }
-  if (i + 3 == m) {
-    for (int p = 0; p < pairs; p += half) {
-      accumulate<S, half, 3>(w + p * 32, x + i * x_stride, x_stride, count, sums + i * kBlock + p * 32);
+  if constexpr (MultipliesMany<S>) {
+    if (i + 3 == m) {
+      for (int p = 0; p < pairs; p += half) {
+        accumulate<S, half, 3>(w + p * 32, x + i * x_stride, x_stride, count, sums + i * kBlock + p * 32);
+      }
+      return;
     }
-    return;
   }
   for (; i + 2 <= m; i += 2) {
     accumulate<S, pairs, 2>(w, x + i * x_stride, x_stride, count, sums + i * kBlock);

@@ -5,7 +5,7 @@
 //          once and multiplies it by each row's share of x into 16 partial sums, neighbouring weights to a lane. The
 //          group's scale multiplies these, its bias the sum of the group's x. P::Product does so; it is the same for
 //          several dtypes where nothing but x and the result is of the dtype.
-// Layout:  P stores x once per call in the order in which it unpacks the weights. P::tile rows of x are met together,
+// Layout:  P stores x in the order in which it unpacks the weights, once per call, one row once per launch and thread. P::tile rows of x are met together,
 //          their sums in registers.
 // Memory:  weight rows are read one after the other, so that the addresses only ever rise, and prefetched at a fixed
 //          distance: with pages of 4 KiB the processor's own prefetcher stops at every page. Four rows side by side
@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "cpu/exact_avx512.h"
+#include "cpu/stored_x.h"
 
 namespace zmlx::cpu {
 
@@ -194,9 +195,12 @@ void fast_rows(const QuantView& q, int64_t n0, int64_t n1, int m, const void* co
   const int64_t blocks = (q.K + per_block - 1) / per_block;
   const int64_t groups = q.K / q.group_size;
   const int64_t x_row = blocks * P::x_bytes;
-  auto x = static_cast<uint8_t*>(kernel_scratch(m * (x_row + groups * 4)));
+  const int64_t x_size = m * (x_row + groups * 4);
+  static const char kind = 0; // its address is this instance's own
+  const StoredX stored = m == 1 ? stored_x(xs[0], &kind, q.group_size, x_size) : StoredX{kernel_scratch(x_size), false};
+  auto x = static_cast<uint8_t*>(stored.data);
   auto x_sums = reinterpret_cast<float*>(x + m * x_row);
-  for (int i = 0; i < m; i++) {
+  for (int i = 0; i < m && !stored.is_stored; i++) {
     auto in = static_cast<const uint8_t*>(xs[i]);
     for (int64_t b = 0; b < blocks; b++) {
       P::store_x(in + b * per_block * item, q.K - b * per_block, x + i * x_row + b * P::x_bytes);

@@ -353,7 +353,7 @@ void pool_run(int64_t tasks, int64_t work, TaskFn fn, void* context) {
 }
 
 void* thread_scratch(Scratch slot, int64_t bytes) {
-  static thread_local Buffer buffers[3];
+  static thread_local Buffer buffers[4];
   Buffer& buffer = buffers[static_cast<int>(slot)];
   if (buffer.size < bytes) {
     int64_t size = (std::max(bytes, 2 * buffer.size) + 4095) / 4096 * 4096;

@@ -46,7 +46,7 @@ void parallel_for(int64_t tasks, int64_t work, F&& f) {
 }
 
 // A 64-byte aligned buffer of the calling thread that only grows; `slot` tells simultaneous users apart.
-enum class Scratch { Kernel, Driver, Rows };
+enum class Scratch { Kernel, Driver, Rows, StoredX };
 void* thread_scratch(Scratch slot, int64_t bytes);
 
 } // namespace zmlx::cpu

@@ -29,6 +29,8 @@ inline bool quick = false;
 enum class Values {
   Normal,
   Large,
+  // around 2^45: a product of two is finite in bfloat16, of three it is not
+  Huge,
   // denormals of every type among them
   Tiny,
   // one in ten infinite, not a number or minus zero, another one of any exponent
@@ -48,6 +50,8 @@ inline float draw(Values v) {
       return normal();
     case Values::Large:
       return normal() * 30;
+    case Values::Huge:
+      return std::ldexp(normal(), 45);
     case Values::Tiny:
       return std::ldexp(uniform(-1, 1), static_cast<int>(uniform(-149, 4)));
     case Values::Extreme: {

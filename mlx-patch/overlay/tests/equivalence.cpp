@@ -309,8 +309,9 @@ int main(int argc, char** argv) {
     }
   }
   for (auto& c : configs) {
-    for (auto v : {Values::Normal, Values::Tiny, Values::Extreme}) {
-      if (only_fast || !exact(c.dtype) || (quick && v != Values::Normal)) {
+    for (auto v : {Values::Normal, Values::Huge, Values::Tiny, Values::Extreme}) {
+      bool wanted = v == Values::Huge ? c.dtype == mx::bfloat16 && c.transpose : !quick || v == Values::Normal;
+      if (only_fast || !exact(c.dtype) || !wanted) {
         continue;
       }
       for (int M : {1, 3}) {
