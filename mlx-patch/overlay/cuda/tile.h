@@ -53,10 +53,10 @@ constexpr size_t grouped_shared_bytes(bool affine, int bits, int group_size, int
       kBlockRows * (K / group_size) * of_group;
 }
 
-// Whether there is a product of many lines by such weights [N, K], 'affine' or 'mxfp4'. Others take the kernels for single lines,
-// or stock's.
-constexpr bool has_grouped_product(bool affine, int bits, int group_size, int64_t N, int64_t K) {
-  return (!affine || is_common_width(bits)) && N % kRowsTogether == 0 &&
+// Whether there is a product of many lines by such weights [N, K], 'affine' or 'mxfp4', that was held to stock on a device, in
+// bfloat16 or float16. Others take the kernels for single lines, or stock's.
+constexpr bool has_grouped_product(bool is_bfloat16, bool affine, int bits, int group_size, int64_t N, int64_t K) {
+  return (affine ? is_common_width(bits) : is_bfloat16) && N % kRowsTogether == 0 &&
       grouped_shared_bytes(affine, bits, group_size, K) <= kMostShared;
 }
 

@@ -68,7 +68,8 @@ bool combine_grouped(const GatherQMMCombine& primitive, const std::vector<array>
   auto params = primitive.params();
   int K = in[P::kX].shape(-1), N = out.shape(-1), top_k = in[P::kRhsIndices].shape(-1);
   auto lines = static_cast<int64_t>(in[P::kRhsIndices].size());
-  if (lines < kGroupedFrom || !has_grouped_product(params.affine(), params.bits, params.group_size, N, K)) {
+  bool is_bfloat16 = out.dtype() == mlx::core::bfloat16;
+  if (lines < kGroupedFrom || !has_grouped_product(is_bfloat16, params.affine(), params.bits, params.group_size, N, K)) {
     return false;
   }
   int num_experts = in[P::kScales].size() / (int64_t{N} * (K / params.group_size));

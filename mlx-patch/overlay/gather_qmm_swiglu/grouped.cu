@@ -12,7 +12,8 @@ bool swiglu_grouped(const GatherQMMSwiGLU& primitive, const std::vector<array>& 
   bool affine = params.affine();
   int K = in[P::kX].shape(-1), N = out.shape(-1), M = in[P::kX].shape(-2);
   auto lines = static_cast<int64_t>(out.size()) / N;
-  if (lines < kGroupedFrom || !has_grouped_product(affine, params.bits, params.group_size, N, K)) {
+  bool is_bfloat16 = out.dtype() == mlx::core::bfloat16;
+  if (lines < kGroupedFrom || !has_grouped_product(is_bfloat16, affine, params.bits, params.group_size, N, K)) {
     return false;
   }
   dispatch_weights(out.dtype(), affine, params.bits, params.group_size, [&](auto weights) {

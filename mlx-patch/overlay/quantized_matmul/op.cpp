@@ -66,7 +66,7 @@ array quantized_matmul(
   require_support(kName, {s.device, dtype, precision, asked});
   bool are_stocks = weight_.w.ndim() > 2
       ? !is_vector_of_each_head(x_, weight_.w, params, s)
-      : has_many_rows(x_) && !(is_cuda(s.device) && on_cuda::has_grouped_product(params.affine(), params.bits, params.group_size, outer, inner));
+      : has_many_rows(x_) && !(is_cuda(s.device) && has_grouped_product(dtype, params, inner, outer));
   if (s.device == Device::gpu && are_stocks) {
     return mlx::core::quantized_matmul(
         astype(x_, dtype, s), weight_.w, weight_.scales, weight_.biases, transpose, group_size, bits, mode, s);
