@@ -1,6 +1,5 @@
 #include "cuda/grouped.h"
 
-#include "cuda/dispatch.h"
 #include "cuda/grouped.cuh"
 #include "cuda/grouping.cuh"
 
@@ -57,22 +56,27 @@ void multiply_lines(const array& x, const Matrices& matrices, const Groups* grou
   // what stands for them is no dependency more
   const array& tile_list = groups ? groups->tiles : x;
   const array& line_list = groups ? groups->lines : x;
-  dispatch_quantized(y.dtype(), matrices.bits, matrices.group_size, [&](auto type, auto bits, auto group) {
-    using T = typename decltype(type)::type;
-    constexpr int kBits = bits, kGroup = group;
+  const array& biases = matrices.biases ? *matrices.biases : x;
+  const array& bias = matrices.bias ? *matrices.bias : x;
+  bool affine = matrices.biases != nullptr;
+  dispatch_weights(y.dtype(), affine, matrices.bits, matrices.group_size, [&](auto weights) {
+    using W = typename decltype(weights)::type;
+    using T = typename W::Type;
     Grouped<T, 1> parameters = {
         gpu_ptr<T>(x),
         groups ? gpu_ptr<Tile>(groups->tiles) : nullptr,
         groups ? gpu_ptr<Line>(groups->lines) : nullptr,
-        {{gpu_ptr<char>(matrices.w), gpu_ptr<T>(matrices.scales), gpu_ptr<T>(matrices.biases)}},
+        {{gpu_ptr<char>(matrices.w), gpu_ptr<char>(matrices.scales), affine ? gpu_ptr<char>(biases) : nullptr,
+          matrices.bias ? gpu_ptr<T>(bias) : nullptr}},
         gpu_ptr<T>(y),
         K,
         N,
         lines,
-        of_tile};
-    launch(encoder, grouped_product<T, kBits, kGroup, 1>, tiles * blocks, kGroupedThreads,
-           grouped_shared_bytes(kBits, kGroup, K),
-           {x, tile_list, line_list, matrices.w, matrices.scales, matrices.biases}, {y}, parameters);
+        of_tile,
+        {}};
+    launch(encoder, grouped_product<W, 1>, tiles * blocks, kGroupedThreads,
+           grouped_shared_bytes(affine, W::kBits, W::kGroup, K),
+           {x, tile_list, line_list, matrices.w, matrices.scales, biases, bias}, {y}, parameters);
   });
 }
 

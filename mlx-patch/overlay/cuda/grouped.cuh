@@ -11,9 +11,18 @@
 #include "cuda/depend.cuh"
 #include "cuda/glu.cuh"
 #include "cuda/tile.h"
+#include "cuda/weights.cuh"
 #include "cuda/wgmma.cuh"
 
 namespace zmlx::on_cuda {
+
+// Rows of codes [.., K], of scales and, where the weights have them, biases of groups; and what is added to each row's outputs,
+// where there is something.
+template <typename T>
+struct GroupedMatrix {
+  const char *w, *scales, *biases;
+  const T* bias;
+};
 
 template <typename T, int kMatrices>
 struct Grouped {
@@ -21,10 +30,11 @@ struct Grouped {
   // Of experts; null for one matrix alone, by `num_lines` rows of x, `tile_lines` in a tile.
   const Tile* tiles;
   const Line* lines;
-  EightRows<T> weights[kMatrices]; // of expert 0
+  GroupedMatrix<T> weights[kMatrices]; // of expert 0
   T* y; // [lines, N]
   int K, N;
   uint32_t num_lines, tile_lines;
+  Joined<T> joined; // what becomes of the outputs of two matrices
 
   __device__ Tile tile(uint32_t i) const {
     uint32_t first = i * tile_lines;
@@ -48,29 +58,17 @@ __device__ inline void load_four_matrices(uint32_t (&to)[4], const char* shared)
                : "r"(from));
 }
 
-// The weights of two codes that lie one behind the other.
-template <typename T, int kBits>
-__device__ uint32_t weights_of(const char* codes, typename Pairs<T>::Pair scale, typename Pairs<T>::Pair bias) {
-  if constexpr (kBits == 4) {
-    uint32_t both = *reinterpret_cast<const uint8_t*>(codes);
-    return dequantized<T>(both * 0x1001, scale, bias);
-  } else {
-    uint32_t both = *reinterpret_cast<const uint16_t*>(codes);
-    auto number = [&](int byte) {
-      return __uint_as_float(__byte_perm(both, 0x4b000000, 0x7440 | byte)) - 8388608.0f;
-    };
-    return as_word(__hfma2(Pairs<T>::round2(number(0), number(1)), scale, bias));
-  }
-}
-
 // One tile of up to 16 * kSixteens lines by 128 rows of weights. In shared memory lie, one behind the other,
 //   x       kStages times 64 values of every line
 //   codes   so many pieces of 64 bytes of every row, of two steps for 4 bits
 //   scales  and biases of every row
 // Of rows of 64, 128 and more bytes the pieces of 16 are in another order in every row, so that eight lanes that read eight
 // rows meet no bank twice.
-template <typename T, int kBits, int kGroup, int kMatrices, int kSixteens, bool kWgmma>
+template <typename W, int kMatrices, int kSixteens, bool kWgmma>
 class GroupedTile {
+  using T = typename W::Type;
+  static constexpr int kBits = W::kBits, kGroup = W::kGroup;
+
  public:
   static constexpr int kOuts = kBlockRows / kMatrices;
   static constexpr int kSums = 8 * kSixteens;
@@ -123,7 +121,6 @@ class GroupedTile {
   // Steps that a piece has codes for.
   static constexpr int kPieceSteps = 8 / kBits;
   static constexpr int kGroups = kGroup < kStep ? kStep / kGroup : 1;
-  using Pair = typename Pairs<T>::Pair;
 
   // Weights of a lane for a step, of both parts of the block's rows.
   using Weights = uint32_t[2][4][4];
@@ -136,7 +133,7 @@ class GroupedTile {
   }
   // Scales of a row, and as many biases.
   __device__ int scale_bytes() const {
-    return p_.K / kGroup * 2;
+    return p_.K / kGroup * W::kScaleBytes;
   }
 
   __device__ char* x_of(int step) const {
@@ -220,14 +217,16 @@ class GroupedTile {
     int bytes = scale_bytes(), pieces = rows() * bytes / 16;
 #pragma unroll
     for (int matrix = 0; matrix < kMatrices; matrix++) {
-      int64_t first = (int64_t{tile_.expert} * p_.N + out_) * (p_.K / kGroup);
-      auto* scales = reinterpret_cast<const char*>(p_.weights[matrix].scales + first);
-      auto* biases = reinterpret_cast<const char*>(p_.weights[matrix].biases + first);
+      int64_t first = (int64_t{tile_.expert} * p_.N + out_) * bytes;
+      auto* scales = p_.weights[matrix].scales + first;
+      auto* biases = p_.weights[matrix].biases + first;
       char* to = shared_ + kScales + matrix * kOuts * bytes;
       for (int piece = threadIdx.x; piece < pieces; piece += kGroupedThreads) {
         int at = (piece ^ scale_swizzle(piece * 16 / bytes)) * 16;
         copy_16_bytes(to + at, scales + piece * 16);
-        copy_16_bytes(to + kBlockRows * bytes + at, biases + piece * 16);
+        if constexpr (W::kHasBiases) {
+          copy_16_bytes(to + kBlockRows * bytes + at, biases + piece * 16);
+        }
       }
     }
   }
@@ -241,25 +240,25 @@ class GroupedTile {
   __device__ void weights(int step, Weights& a) const {
     int t = lane_ % 4, place = step % kPieceSteps * 2;
     const char* codes = codes_of(step / kPieceSteps) + row_of_lane(0, 0) * kCodeBytes + t * kBits / 4;
-    const char* scales = scales_ + ((step * kStep / kGroup * 2) ^ swizzle_);
+    const char* scales = scales_ + ((step * kStep / kGroup * W::kScaleBytes) ^ swizzle_);
 #pragma unroll
     for (int part = 0; part < 2; part++) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         int row = 64 * part + 8 * half;
-        Pair scale[kGroups], bias[kGroups];
+        W groups[kGroups];
 #pragma unroll
         for (int group = 0; group < kGroups; group++) {
-          scale[group] = twice<T>(scales + row * scale_bytes() + 2 * group);
-          bias[group] = twice<T>(scales + (kBlockRows + row) * scale_bytes() + 2 * group);
+          const char* of_row = scales + row * scale_bytes() + W::kScaleBytes * group;
+          groups[group] = W(of_row, of_row + kBlockRows * scale_bytes());
         }
 #pragma unroll
         for (int block = 0; block < 4; block++) {
-          int group = block * kGroups / 4;
+          auto& weights = groups[block * kGroups / 4];
           // a place has 16 bytes: two blocks for 4 bits, one for 8
           int at = row * kCodeBytes + ((place + block * kBits / 8) ^ lane_ / 8) * 16 + block * 2 * kBits % 16;
-          a[part][block][half] = weights_of<T, kBits>(codes + at, scale[group], bias[group]);
-          a[part][block][2 + half] = weights_of<T, kBits>(codes + at + kBits, scale[group], bias[group]);
+          a[part][block][half] = weights(codes + at);
+          a[part][block][2 + half] = weights(codes + at + kBits);
         }
       }
     }
@@ -320,18 +319,37 @@ class GroupedTile {
     }
   }
 
+  // What is added to the sums of a part of the block's rows, which are a matrix's own where there are two.
+  __device__ T bias_of(int part, int half) const {
+    int row = kMatrices == 2 ? row_of_lane(0, half) : row_of_lane(part, half);
+    auto* bias = p_.weights[kMatrices == 2 ? part : 0].bias;
+    return row < rows() ? bias[int64_t{tile_.expert} * p_.N + out_ + row] : T(0.0f);
+  }
+
   // By way of shared memory, so that outputs of a line are written together.
   __device__ void write(const float (&sums)[2][kSums]) {
     constexpr int kStride = kOuts * 2 + 16;
     auto put = [&](int line, int out, T value) {
       *reinterpret_cast<T*>(shared_ + line * kStride + out * 2) = value;
     };
+    bool biased = p_.weights[0].bias != nullptr;
+    T biases[2][2];
+    if (biased) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        biases[i / 2][i % 2] = bias_of(i / 2, i % 2);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kSums; i++) {
       int line = i / 4 * 8 + lane_ % 4 * 2 + i % 2, half = i / 2 % 2;
       T first = Pairs<T>::round(sums[0][i]), second = Pairs<T>::round(sums[1][i]);
+      if (biased) {
+        first = __hadd_rn(first, biases[0][half]);
+        second = __hadd_rn(second, biases[1][half]);
+      }
       if constexpr (kMatrices == 2) {
-        put(line, row_of_lane(0, half), silu_gated(first, second));
+        put(line, row_of_lane(0, half), p_.joined(first, second));
       } else {
         put(line, row_of_lane(0, half), first);
         put(line, row_of_lane(1, half), second);
@@ -362,11 +380,12 @@ class GroupedTile {
 // Which tiles are multiplied by a warpgroup, and not by its warps: those of this many times 16 lines and more.
 inline constexpr int kWgmmaFrom = 3;
 
-template <typename T, int kBits, int kGroup, int kMatrices, int kSixteens, int kFrom>
-using GroupedTileOf = GroupedTile<T, kBits, kGroup, kMatrices, kSixteens, kHasWgmma && (kSixteens >= kFrom)>;
+template <typename W, int kMatrices, int kSixteens, int kFrom>
+using GroupedTileOf = GroupedTile<W, kMatrices, kSixteens, kHasWgmma && (kSixteens >= kFrom)>;
 
-template <typename T, int kBits, int kGroup, int kMatrices, int kFrom = kWgmmaFrom>
-__global__ __launch_bounds__(kGroupedThreads, 3) void grouped_product(const __grid_constant__ Grouped<T, kMatrices> p) {
+template <typename W, int kMatrices, int kFrom = kWgmmaFrom>
+__global__ __launch_bounds__(kGroupedThreads, 3) void grouped_product(
+    const __grid_constant__ Grouped<typename W::Type, kMatrices> p) {
   extern __shared__ __align__(1024) char stages[];
   wait_for_inputs();
   let_next_begin();
@@ -377,13 +396,13 @@ __global__ __launch_bounds__(kGroupedThreads, 3) void grouped_product(const __gr
     case 0:
       return;
     case 1:
-      return GroupedTileOf<T, kBits, kGroup, kMatrices, 1, kFrom>(p, tile, out, stages).run();
+      return GroupedTileOf<W, kMatrices, 1, kFrom>(p, tile, out, stages).run();
     case 2:
-      return GroupedTileOf<T, kBits, kGroup, kMatrices, 2, kFrom>(p, tile, out, stages).run();
+      return GroupedTileOf<W, kMatrices, 2, kFrom>(p, tile, out, stages).run();
     case 3:
-      return GroupedTileOf<T, kBits, kGroup, kMatrices, 3, kFrom>(p, tile, out, stages).run();
+      return GroupedTileOf<W, kMatrices, 3, kFrom>(p, tile, out, stages).run();
     default:
-      return GroupedTileOf<T, kBits, kGroup, kMatrices, 4, kFrom>(p, tile, out, stages).run();
+      return GroupedTileOf<W, kMatrices, 4, kFrom>(p, tile, out, stages).run();
   }
 }
 

@@ -8,9 +8,6 @@
 
 namespace zmlx::on_cuda {
 
-// Lines from which on they are grouped by expert: below, experts have hardly two lines, and kernels for one are faster.
-inline constexpr int64_t kGroupedFrom = 64;
-
 // Lines in the order of their experts, on the device.
 struct Groups {
   array tiles; // of Tile
@@ -22,15 +19,16 @@ struct Groups {
 // for M lines.
 Groups group_by_expert(const std::optional<array>& lhs, const array& rhs, int M, int num_experts, Encoder& encoder);
 
-// A quantized matrix, or one of each expert.
+// A quantized matrix, or one of each expert; `biases` are those of mode 'affine', `bias` is added to what comes out.
 struct Matrices {
-  const array &w, &scales, &biases;
+  const array &w, &scales;
+  const array* biases;
   int bits, group_size;
+  const array* bias = nullptr;
 };
 
 // y [lines, N] = x @ matrices, for the lines of `groups`, or for all rows of x where there are none. For shapes that stock
-// multiplies by `qmm_sm80` or `qmm_naive`, with their bits, if N is a multiple of kRowsTogether and a block has room for them
-// (grouped_shared_bytes).
+// multiplies by `qmm_sm80` or `qmm_naive`, with their bits, where has_grouped_product (tile.h) says so.
 void multiply_lines(const array& x, const Matrices& matrices, const Groups* groups, array& y, Encoder& encoder);
 
 } // namespace zmlx::on_cuda

@@ -35,16 +35,29 @@ constexpr int code_pieces(int bits) {
   return bits == 4 ? 3 : 4;
 }
 
-// Shared memory of a block: x of some steps, codes, scales and biases of its rows.
-constexpr size_t grouped_shared_bytes(int bits, int group_size, int64_t K) {
-  return kStages * kTileLines * kStep * 2 + code_pieces(bits) * kBlockRows * kCodeBytes +
-      2 * kBlockRows * (K / group_size) * 2;
-}
-
-// Whether many lines, and what has bulk copies, have kernels for weights of these bits. Others take the kernels for single lines,
-// or stock's.
+// Whether what multiplies many lines, or reads by bulk copies, is for affine weights of these bits.
 constexpr bool is_common_width(int bits) {
   return bits == 4 || bits == 8;
+}
+
+// Lines from which on they are grouped by expert: below, experts have hardly two lines, and kernels for one are faster.
+inline constexpr int64_t kGroupedFrom = 64;
+
+// Rows of weights are a multiple of this: outputs that are written together.
+inline constexpr int kRowsTogether = 8;
+
+// Shared memory of a block: x of some steps, codes of its rows, and their scales, of mode 'affine' with biases or 'mxfp4'.
+constexpr size_t grouped_shared_bytes(bool affine, int bits, int group_size, int64_t K) {
+  int64_t of_group = affine ? 4 : 1;
+  return kStages * kTileLines * kStep * 2 + code_pieces(bits) * kBlockRows * kCodeBytes +
+      kBlockRows * (K / group_size) * of_group;
+}
+
+// Whether there is a product of many lines by such weights [N, K], 'affine' or 'mxfp4', that was held to stock on a device, in
+// bfloat16 or float16. Others take the kernels for single lines, or stock's.
+constexpr bool has_grouped_product(bool is_bfloat16, bool affine, int bits, int group_size, int64_t N, int64_t K) {
+  return (affine ? is_common_width(bits) : is_bfloat16) && N % kRowsTogether == 0 &&
+      grouped_shared_bytes(affine, bits, group_size, K) <= kMostShared;
 }
 
 // Blocks that have all rows of so many matrices [N, K].
@@ -52,9 +65,6 @@ constexpr unsigned blocks_of(int N, int matrices) {
   int rows = kBlockRows / matrices;
   return (N + rows - 1) / rows;
 }
-
-// Rows of weights are a multiple of this: outputs that are written together.
-inline constexpr int kRowsTogether = 8;
 
 // Tiles that there is room for, whatever the lines of each expert are.
 inline int64_t num_tiles(int64_t lines, int64_t num_experts) {

@@ -28,7 +28,7 @@ void dispatch_score(Dtype score, Dtype dtype, F&& f) {
   score == float32 ? f(on_cuda::Type<float>()) : on_cuda::dispatch_half(dtype, f);
 }
 
-// Fewer than eight products; op.cpp leaves more to stock.
+// Fewer than eight products; op.cpp leaves to stock what is not grouped of more.
 void eval_mxfp4(const GatherQMMCombine& primitive, const std::vector<array>& in, array& out, on_cuda::Encoder& encoder) {
   using P = GatherQMMCombine;
   using namespace on_cuda;
@@ -71,11 +71,11 @@ void eval(const GatherQMMCombine& primitive, const std::vector<array>& inputs, s
     return;
   }
   auto in = all_in_rows(inputs, encoder);
-  if (!primitive.params().affine()) {
-    return eval_mxfp4(primitive, in, out, encoder);
-  }
   if (combine_grouped(primitive, in, out, encoder)) {
     return;
+  }
+  if (!primitive.params().affine()) {
+    return eval_mxfp4(primitive, in, out, encoder);
   }
   auto state = primitive.state();
   int K = in[P::kX].shape(-1), N = out.shape(-1), top_k = in[P::kRhsIndices].shape(-1);

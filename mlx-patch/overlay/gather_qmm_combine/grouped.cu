@@ -66,13 +66,10 @@ void add(const array& products, const array& scores, array& out, int top_k, Enco
 bool combine_grouped(const GatherQMMCombine& primitive, const std::vector<array>& in, array& out, Encoder& encoder) {
   using P = GatherQMMCombine;
   auto params = primitive.params();
-  if (!params.affine() || !is_common_width(params.bits) || primitive.has_bias()) {
-    return false;
-  }
   int K = in[P::kX].shape(-1), N = out.shape(-1), top_k = in[P::kRhsIndices].shape(-1);
   auto lines = static_cast<int64_t>(in[P::kRhsIndices].size());
-  size_t shared = grouped_shared_bytes(params.bits, params.group_size, K);
-  if (lines < kGroupedFrom || shared > kMostShared) {
+  bool is_bfloat16 = out.dtype() == mlx::core::bfloat16;
+  if (lines < kGroupedFrom || !has_grouped_product(is_bfloat16, params.affine(), params.bits, params.group_size, N, K)) {
     return false;
   }
   int num_experts = in[P::kScales].size() / (int64_t{N} * (K / params.group_size));
@@ -80,7 +77,9 @@ bool combine_grouped(const GatherQMMCombine& primitive, const std::vector<array>
   array products({static_cast<int>(lines), N}, out.dtype(), nullptr, {});
   allocate(products, encoder);
   encoder.add_temporary(products);
-  Matrices down = {in[P::kW], in[P::kScales], in[P::kBiases], params.bits, params.group_size};
+  auto* biases = params.affine() ? &in[P::kBiases] : nullptr;
+  auto* bias = primitive.has_bias() ? &in[P::bias_at(params)] : nullptr;
+  Matrices down = {in[P::kW], in[P::kScales], biases, params.bits, params.group_size, bias};
   multiply_lines(in[P::kX], down, &groups, products, encoder);
   dispatch_half(out.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;

@@ -77,7 +77,7 @@ array gather_qmm_combine(
   for (auto& in : inputs) {
     in = in_rows_on_metal(in, s);
   }
-  if (are_stocks_on_cuda(params, s.device, rhs_indices.size())) {
+  if (are_stocks_on_cuda(dtype, params, s.device, rhs_indices.size(), inner, outer)) {
     return stock(params, bias.has_value(), s)(inputs)[0];
   }
   Shape shape(routed.begin(), routed.end() - 1);

@@ -21,7 +21,7 @@ on_cuda::EightRows<T> matrices(const array& w, const array& scales, const array&
   return {gpu_ptr<char>(w), gpu_ptr<T>(scales), gpu_ptr<T>(biases)};
 }
 
-// Fewer than eight products; op.cpp leaves more to stock.
+// Fewer than eight products; op.cpp leaves to stock what is not grouped of more.
 void eval_mxfp4(const GatherQMMSwiGLU::State& state, const std::vector<array>& in, array& out, bool one_x, on_cuda::Encoder& encoder) {
   using P = GatherQMMSwiGLU;
   using namespace on_cuda;
@@ -70,11 +70,13 @@ void eval(const GatherQMMSwiGLU& primitive, const std::vector<array>& inputs, st
     bool as_it_is = one_x && in.size() == P::kLhsIndices;
     in.push_back(as_it_is ? input : in_rows(input, encoder));
   }
+  if (swiglu_grouped(primitive, in, out, encoder)) {
+    return;
+  }
   if (!primitive.params().params().affine()) {
     return eval_mxfp4(primitive.params(), in, out, one_x, encoder);
   }
-  if (swiglu_grouped(primitive, in, out, encoder) || swiglu_fast(primitive, in, out, one_x, encoder) ||
-      swiglu_tiled(primitive, in, out, one_x, encoder)) {
+  if (swiglu_fast(primitive, in, out, one_x, encoder) || swiglu_tiled(primitive, in, out, one_x, encoder)) {
     return;
   }
   auto state = primitive.state();

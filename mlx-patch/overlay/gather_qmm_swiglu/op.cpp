@@ -75,7 +75,7 @@ array gather_qmm_swiglu(
       glu.alpha,
       glu.limit,
       gate_bias.has_value()};
-  if (are_stocks_on_cuda(params, s.device, static_cast<int64_t>(indices[0].size()) * x.shape(-2))) {
+  if (are_stocks_on_cuda(dtype, params, s.device, static_cast<int64_t>(indices[0].size()) * x.shape(-2), inner, outer)) {
     return stock(state, s)(inputs)[0];
   }
   return array(std::move(shape), dtype, std::make_shared<GatherQMMSwiGLU>(s, state), std::move(inputs));

@@ -53,12 +53,14 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
   auto in = all_in_rows(inputs, encoder);
   auto state = primitive.state();
   auto* bias = primitive.has_bias() ? &in.back() : nullptr;
-  if (std::get<2>(state) != QuantizationMode::Affine) {
-    return eval_mxfp4(in, bias, out, encoder);
-  }
+  bool affine = std::get<2>(state) == QuantizationMode::Affine;
   if (!stock_takes_qmv(out.size() / out.shape(-1))) {
-    Matrices matrix = {in[P::kW], in[P::kScales], in[P::kBiases], std::get<1>(state), std::get<0>(state)};
+    auto* biases = affine ? &in[P::kBiases] : nullptr;
+    Matrices matrix = {in[P::kW], in[P::kScales], biases, std::get<1>(state), std::get<0>(state)};
     return multiply_lines(in[P::kX], matrix, nullptr, out, encoder);
+  }
+  if (!affine) {
+    return eval_mxfp4(in, bias, out, encoder);
   }
   if (multiply_fast(primitive, in, out, encoder)) {
     return;

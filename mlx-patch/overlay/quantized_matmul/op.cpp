@@ -18,20 +18,14 @@ constexpr const char* kName = "quantized_matmul";
 // From so many rows of x on a GPU's matrix units have work.
 constexpr size_t kManyRows = 8;
 
-// Whether there is a kernel for them on CUDA, with the bits of stock's.
-bool has_kernel_for_many_rows(const QuantParams& params, int inner, int outer) {
-  return params.affine() && on_cuda::is_common_width(params.bits) && outer % on_cuda::kRowsTogether == 0 &&
-      on_cuda::grouped_shared_bytes(params.bits, params.group_size, inner) <= on_cuda::kMostShared;
-}
-
 bool has_many_rows(const array& x) {
   return x.size() != 0 && x.size() / x.shape(-1) >= kManyRows;
 }
 
 // One vector for each of as many matrices: eight and more have a kernel on CUDA.
 bool is_vector_of_each_head(const array& x, const array& w, const QuantParams& params, Stream s) {
-  return is_cuda(s.device) && params.affine() && on_cuda::is_common_width(params.bits) && x.ndim() == 4 && w.ndim() == 3 && x.shape(0) == 1 &&
-      x.shape(1) == w.shape(0) && x.shape(2) == 1 && x.shape(1) >= static_cast<int>(kManyRows) &&
+  return is_cuda(s.device) && params.affine() && on_cuda::is_common_width(params.bits) && x.ndim() == 4 &&
+      w.ndim() == 3 && x.shape(0) == 1 && x.shape(1) == w.shape(0) && x.shape(2) == 1 && x.shape(1) >= static_cast<int>(kManyRows) &&
       w.shape(1) % 128 == 0;
 }
 
@@ -72,7 +66,7 @@ array quantized_matmul(
   require_support(kName, {s.device, dtype, precision, asked});
   bool are_stocks = weight_.w.ndim() > 2
       ? !is_vector_of_each_head(x_, weight_.w, params, s)
-      : has_many_rows(x_) && !(is_cuda(s.device) && has_kernel_for_many_rows(params, inner, outer));
+      : has_many_rows(x_) && !(is_cuda(s.device) && has_grouped_product(dtype, params, inner, outer));
   if (s.device == Device::gpu && are_stocks) {
     return mlx::core::quantized_matmul(
         astype(x_, dtype, s), weight_.w, weight_.scales, weight_.biases, transpose, group_size, bits, mode, s);

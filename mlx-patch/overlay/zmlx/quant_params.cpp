@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "cpu/stock.h"
+#include "cuda/tile.h"
 #include "mlx/ops.h"
 #include "zmlx/invalid.h"
 #include "zmlx/mlx_version.h"
@@ -328,8 +329,15 @@ std::string refuse_width_on_metal(int64_t width) {
   return width > widest ? "projections wider than " + std::to_string(widest) + " are faster in stock's launches" : "";
 }
 
-bool are_stocks_on_cuda(const QuantParams& params, Device device, int64_t products) {
-  return is_cuda(device) && !params.affine() && products >= 8;
+bool has_grouped_product(Dtype dtype, const QuantParams& params, int inner, int outer) {
+  return on_cuda::has_grouped_product(
+      dtype == bfloat16, params.affine(), params.bits, params.group_size, outer, inner);
+}
+
+bool are_stocks_on_cuda(
+    Dtype dtype, const QuantParams& params, Device device, int64_t products, int inner, int outer) {
+  bool grouped = products >= on_cuda::kGroupedFrom && has_grouped_product(dtype, params, inner, outer);
+  return is_cuda(device) && !params.affine() && products >= 8 && !grouped;
 }
 
 #ifdef ZMLX_BACKEND_METAL

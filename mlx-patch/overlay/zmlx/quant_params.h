@@ -107,9 +107,13 @@ void require_rows_on_metal(std::string_view tag, mlx::core::Device device, const
 // Whether it is a GPU of CUDA's.
 bool is_cuda(mlx::core::Device device);
 
-// Whether so many products with such weights are stock's on CUDA: from eight on it multiplies by matrix units, in an order that
-// our kernels have for mode 'affine' alone.
-bool are_stocks_on_cuda(const QuantParams& params, mlx::core::Device device, int64_t products);
+// Whether there is a product on CUDA of many lines in `dtype` by such weights [outer, inner].
+bool has_grouped_product(mlx::core::Dtype dtype, const QuantParams& params, int inner, int outer);
+
+// Whether so many products in `dtype` with such weights are stock's on CUDA: from eight on it multiplies by matrix units, in an order
+// that our kernels for single lines have for mode 'affine' alone.
+bool are_stocks_on_cuda(
+    mlx::core::Dtype dtype, const QuantParams& params, mlx::core::Device device, int64_t products, int inner, int outer);
 
 // `a` as our Metal kernels read it, one row behind the other; itself on another backend, and where it lies so already.
 array in_rows_on_metal(const array& a, mlx::core::Stream s);

@@ -205,7 +205,7 @@ impl MoeBlock {
         let experts = &self.switch_mlp;
         let entries = indices.size();
         let (mlp, down) = (self.mlp_path.fused_for(entries), self.combine_path.fused_for(entries));
-        if (mlp.is_none() && down.is_none()) || experts.wants_sorted(entries) {
+        if (mlp.is_none() && down.is_none()) || experts.wants_sorted(entries, x.dtype()) {
             return self.routing.combine(&experts.forward(x, indices)?, scores);
         }
         let hidden = match mlp {

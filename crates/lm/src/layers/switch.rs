@@ -1,9 +1,10 @@
 use mlx::primitives::{self, Ask, GatherQmmCombine, GatherQmmSwiglu, Glu, Precision};
 use mlx::quantization::{self, Mode};
-use mlx::{Array, Device, default_device, ops};
+use mlx::{Array, Device, Dtype, default_device, ops};
 
 use super::site::{ask, bias_types, packed};
 use super::{Activation, GluOptions, Questions, Weight};
+use crate::cache::on_cuda;
 use crate::error::Result;
 use crate::placement::Split;
 use crate::weights::{Role, Scope};
@@ -197,13 +198,16 @@ impl SwitchGlu {
 
     /// Whether so many routing entries are to be sorted by expert, patched or not: a GPU's kernels read each expert once then,
     /// where the fused ones do not see to that themselves.
-    pub(super) fn wants_sorted(&self, entries: usize) -> bool {
-        let is_affine = |linear: &SwitchLinear| {
-            linear.weight.quantized().is_some_and(|w| w.quantization.mode == Mode::Affine)
-        };
-        let all_affine =
-            [&self.gate_proj, &self.up_proj, &self.down_proj].into_iter().all(is_affine);
-        entries >= SORT_FROM_ENTRIES && !all_affine && default_device() == Device::Gpu
+    ///
+    /// - `dtype`: of the rows
+    pub(super) fn wants_sorted(&self, entries: usize, dtype: Dtype) -> bool {
+        let groups_mxfp4 = dtype == Dtype::BF16 && on_cuda();
+        let is_grouped = |mode| mode == Mode::Affine || (mode == Mode::Mxfp4 && groups_mxfp4);
+        let all_grouped =
+            [&self.gate_proj, &self.up_proj, &self.down_proj].into_iter().all(|linear| {
+                linear.weight.quantized().is_some_and(|w| is_grouped(w.quantization.mode))
+            });
+        entries >= SORT_FROM_ENTRIES && !all_grouped && default_device() == Device::Gpu
     }
 
     /// Number of experts.

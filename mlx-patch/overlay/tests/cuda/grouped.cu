@@ -143,12 +143,13 @@ void run(const char* what, const Problem& p, const T* x, const uint32_t* lhs, co
   int lines = p.tokens * p.top_k;
   int tiles_in_all = num_tiles(lines, p.E);
   Grouping grouping = {lhs, rhs, tiles, list, lines, 1, p.E, false};
-  Grouped<T, kMatrices> grouped = {x, tiles, list, {}, y, p.K, p.N, 0, 0};
+  Grouped<T, kMatrices> grouped = {x, tiles, list, {}, y, p.K, p.N, 0, 0, {}};
   for (int i = 0; i < kMatrices; i++) {
-    grouped.weights[i] = weights[i];
+    auto bytes = [](const T* values) { return reinterpret_cast<const char*>(values); };
+    grouped.weights[i] = {weights[i].w, bytes(weights[i].scales), bytes(weights[i].biases), nullptr};
   }
-  auto kernel = grouped_product<T, kBits, kGroup, kMatrices, kFrom>;
-  size_t shared = grouped_shared_bytes(kBits, kGroup, p.K);
+  auto kernel = grouped_product<AffineWeights<T, kBits, kGroup>, kMatrices, kFrom>;
+  size_t shared = grouped_shared_bytes(true, kBits, kGroup, p.K);
   allow_shared(reinterpret_cast<const void*>(kernel), shared);
   check(cudaMemset(y, 0xff, size_t(lines) * p.N * 2));
   auto group = [&] { group_lines<<<p.E, kGroupingThreads>>>(grouping); };

@@ -372,6 +372,24 @@ void mxfp4() {
         check_linear(dtype, Quantized{4, 32}, 5, 128, 2, more, v);
       }
     }
+    // lines enough to be grouped, by an odd number of steps too
+    for (auto v : {Values::Normal, Values::Large, Values::Sprinkled}) {
+      for (bool more : {false, true}) {
+        check_swiglu_mxfp4(dtype, 128, 320, 16, 4, more, v);
+        check_swiglu_mxfp4(dtype, 104, 64, 100, 2, more, v);
+        check_swiglu_mxfp4(dtype, 192, 1088, 130, 1, more, v);
+        check_combine_mxfp4(dtype, dtype, 128, 320, 16, 4, more, v);
+        check_combine_mxfp4(dtype, mx::float32, 104, 64, 100, 2, more, v);
+        check_combine_mxfp4(dtype, dtype, 192, 4096, 130, 1, more, v);
+        for (int rows : {8, 33, 200}) {
+          check_linear(dtype, std::nullopt, 128, 256, rows, more, v);
+          check_linear(dtype, std::nullopt, 72, 192, rows, more, v);
+        }
+      }
+    }
+    check_swiglu_mxfp4(dtype, 2880, 2880, 128, 4, true, Values::Normal);
+    check_combine_mxfp4(dtype, dtype, 2880, 2880, 128, 4, true, Values::Normal);
+    check_linear(dtype, std::nullopt, 4096, 2880, 64, true, Values::Normal);
     // which stock computes
     check_swiglu_mxfp4(dtype, 128, 320, 2, 4, true, Values::Normal);
     check_combine_mxfp4(dtype, dtype, 128, 320, 2, 4, true, Values::Normal);

@@ -122,7 +122,14 @@ inline void grouped(const std::string& part, int only, int only_bits) {
         for (int lines : {63, 64, 65, 1000}) {
           check_routed(dtype, q, 128, 128, {lines}, 1, Values::Normal, false);
         }
-        for (int K : {128, 256, 384, 1408, 4096}) {
+        // 192 and 2,880 are an odd number of steps
+        for (int K : {128, 192, 256, 384, 1408, 2880, 4096}) {
+          if (K % group != 0) {
+            continue;
+          }
+          if (K > group) {
+            check_matmul(dtype, q, 136, K, 70, Values::Normal, false);
+          }
           check_routed(dtype, q, 128, K, uneven, 2, Values::Normal, true);
           check_combine(dtype, mx::float32, q, 384, K, 90, 8, Values::Normal, false);
         }
