@@ -201,7 +201,7 @@ impl SwitchGlu {
     ///
     /// - `dtype`: of the rows
     pub(super) fn wants_sorted(&self, entries: usize, dtype: Dtype) -> bool {
-        let groups_mxfp4 = dtype == Dtype::BF16 && on_cuda();
+        let groups_mxfp4 = dtype == Dtype::Bf16 && on_cuda();
         let is_grouped = |mode| mode == Mode::Affine || (mode == Mode::Mxfp4 && groups_mxfp4);
         let all_grouped =
             [&self.gate_proj, &self.up_proj, &self.down_proj].into_iter().all(|linear| {
