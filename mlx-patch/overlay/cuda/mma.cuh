@@ -331,7 +331,9 @@ class SixteenRows {
         for (int block = 0; block < 4; block++) {
           int bit = (16 * block + 4 * t) * kBits;
           auto* words = reinterpret_cast<const uint32_t*>(row) + bit / 32;
-          codes[block] = __funnelshift_r(words[0], words[1], bit % 32);
+          // what lies behind the 64 values may not have come yet, and none of its bits are wanted
+          bool last = bit / 32 == 2 * kBits - 1;
+          codes[block] = __funnelshift_r(words[0], words[last ? 0 : 1], bit % 32);
         }
       }
       b[half] = *reinterpret_cast<const uint4*>(x + k * 2 + half * 64 + t * 16);
