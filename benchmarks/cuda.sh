@@ -14,8 +14,8 @@ for name in "$@"; do
   model=$work/$name
   [ -e "$model" ] || "$zmlx" synth --like "$name" --mode $mode --out "$model" > "$work/$name.log"
   set --
-  for step in 1 2 3 5 11; do
-    set -- "$@" --prompt-tokens "$(seq -s, $((100 * step)) $step $((163 * step)))"
+  for from in 100 200 300 400 500; do
+    set -- "$@" --prompt-tokens "$(seq -s, $from $((from + 63)))"
   done
   "$zmlx" validate "$model" -n 200 "$@" > "$out/$name.txt" || { cat "$out/$name.txt"; exit 1; }
   grep -E '^(baseline|patched|identical)' "$out/$name.txt" | sed "s/^/$name: /"

@@ -9,7 +9,7 @@ namespace zmlx::on_cuda {
 
 // Whether rows of K values are whole pieces of 128 bytes, of groups each, and their vector fits into shared memory as digits.
 constexpr bool is_fast(Precision precision, int64_t K, int bits, int group_size) {
-  return precision == Precision::Fast && (bits == 4 || bits == 8) && K % (1024 / bits) == 0 && K % group_size == 0 &&
+  return precision == Precision::Fast && is_common_width(bits) && K % (1024 / bits) == 0 && K % group_size == 0 &&
       static_cast<size_t>(K) * 5 <= kMostShared / 2;
 }
 

@@ -10,8 +10,8 @@
 // Of 4 bits a word of codes is two words of an operand after three instructions, of 8 bits it is one as it is.
 //
 // Rows are taken by pieces of 128 bytes. Four lanes have half of one, a span, 16 bytes each. Where a span is several units, each has
-// columns of its own, in which the digits of the others are zero. Four digits of 8 bits have every value that is not below the largest by 2^22, two (4 bits in
-// groups of 32) those that are not by 2^6, and the rest to 2^-15 of the largest.
+// columns of its own, in which the digits of the others are zero. Four digits of 8 bits have every value that is not below the
+// largest by 2^22, two (4 bits in groups of 32) those that are not by 2^6, and the rest to 2^-15 of the largest.
 
 #pragma once
 

@@ -1,6 +1,6 @@
 // Quantized weights by many lines of x, with the bits of stock's `qmm_sm80` (mma.cuh says what decides them), and of its
-// `qmm_naive`, which takes other numbers of rows in the same order. Stock multiplies
-// every line of an expert by itself: here its weights are read and dequantized once for up to 64 lines.
+// `qmm_naive`, which takes other numbers of rows in the same order. Stock multiplies every line of an expert by itself: here
+// its weights are read and dequantized once for up to 64 lines.
 //
 // A block has 128 rows of weights, by which it goes through K in steps of 64 values, the next of which are on their way while
 // tensor cores multiply. Weights pass through registers, a row in four lanes, where those of the next step are dequantized in

@@ -77,7 +77,7 @@ void eval(const QuantizedMatmulRows& primitive, const std::vector<array>& inputs
         gpu_ptr<T>(out),
         K,
         N};
-    if constexpr (kBits == 4 || kBits == 8) {
+    if constexpr (is_common_width(kBits)) {
       int tiles = std::min(tiles_at_once<T, kBits, kGroup>(K), kMostTilesAtOnce);
       bool many_rows = N % kTileRows == 0 && N / kTileRows >= 4 * multiprocessors(encoder);
       if (many_rows && lines == 1 && !bias && tiles >= 2) {

@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "cuda/tile.h"
 #include "quantized_matmul/held.h"
 #include "recorded_step/joined.h"
 #include "recorded_step/routed.cuh"
@@ -61,7 +62,7 @@ bool can_be_joined(const array& a) {
   auto& x = a.inputs()[P::kX];
   int K = x.shape(-1);
   bool plain = mode == QuantizationMode::Affine && transpose && !has_bias && a.inputs()[P::kW].ndim() == 2;
-  return plain && x.size() == static_cast<size_t>(K) && (bits == 4 || bits == 8) && can_be_held(a.size(), K, true);
+  return plain && x.size() == static_cast<size_t>(K) && is_common_width(bits) && can_be_held(a.size(), K, true);
 }
 
 // Whether the launch of NormedRouting does the same.
