@@ -250,7 +250,8 @@ array indices_or_default(
   }
   if (total == 1) {
     // no launch for a number that is known
-    return reshape(array(0u, uint32), std::move(shape), s);
+    const uint32_t zero = 0;
+    return array(&zero, std::move(shape), uint32);
   }
   return reshape(arange(static_cast<int>(total), uint32, s), std::move(shape), s);
 }
