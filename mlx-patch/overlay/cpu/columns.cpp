@@ -23,6 +23,8 @@ struct Piece {
 // Below half a block every task costs more than it saves, so that only threads without any are a reason for it.
 constexpr int64_t kEvenPerThread = 4;
 constexpr int64_t kFewestPerThread = 2;
+// Where it does not (want_narrow).
+constexpr int64_t kNarrowPerThread = 8;
 
 // With so many blocks a thread it does not matter who has one more.
 constexpr int64_t kManyPerThread = 8;
@@ -55,12 +57,10 @@ int64_t soonest_done(int64_t blocks, int64_t threads) {
   return best;
 }
 
-// Whole blocks, as many for each thread, and those that are left over cut finer. The pool gives each thread neighbouring
-// tasks: its whole blocks and its share of the others.
-std::vector<Piece> deal(const std::vector<Piece>& blocks, int64_t threads) {
-  int64_t each = blocks.size() / threads;
+// `each` of the blocks for each thread, and those that are left over in pieces of `columns`. The pool gives each thread
+// neighbouring tasks: its whole blocks and its share of the others.
+std::vector<Piece> deal(const std::vector<Piece>& blocks, int64_t threads, int64_t each, int64_t columns) {
   int64_t dealt = each * threads;
-  int64_t columns = soonest_done(blocks.size() - dealt, threads);
   std::vector<Piece> rest;
   for (size_t i = dealt; i < blocks.size(); i++) {
     for (int64_t n0 = blocks[i].n0; n0 < blocks[i].n1; n0 += columns) {
@@ -88,7 +88,11 @@ bool want_slices(Precision precision, bool transpose, int64_t rows, int64_t runs
       blocks < kEvenPerThread * threads;
 }
 
-int64_t columns_per_task(int64_t total, int64_t work, bool transpose) {
+bool want_narrow(Precision precision, bool transpose, int64_t rows, int64_t runs) {
+  return precision == Precision::Fast && transpose && rows < 3 * runs;
+}
+
+int64_t columns_per_task(int64_t total, int64_t work, bool transpose, bool narrow) {
   constexpr int64_t kTasksPerThread = 32;
   int64_t threads = pool_width();
   int64_t columns = kColumnBlock;
@@ -100,7 +104,7 @@ int64_t columns_per_task(int64_t total, int64_t work, bool transpose) {
     while (columns > kColumnBlock / 2 && tasks() < kEvenPerThread * threads) {
       columns /= 2;
     }
-    while (columns > kTransposedBlock && tasks() < kFewestPerThread * threads) {
+    while (columns > kTransposedBlock && tasks() < (narrow ? kNarrowPerThread : kFewestPerThread) * threads) {
       columns /= 2;
     }
   }
@@ -119,16 +123,21 @@ void run_columns(std::span<const ColumnWork* const> works) {
   }
   whole_blocks = whole_blocks && threads > 1 && all >= kInlineWork && total < kManyPerThread * threads * kColumnBlock;
   std::vector<Piece> pieces;
+  int64_t widest = 0;
   for (int i = 0; i < static_cast<int>(works.size()); i++) {
     auto& work = *works[i];
-    int64_t columns =
-        work.whole_blocks ? std::max(kColumnBlock, columns_per_task(total, 0, true)) : columns_per_task(total, all, work.transpose);
-    for_each_piece(work, i, whole_blocks ? kColumnBlock : std::min(columns, work.most_columns), [&](const Piece& piece) {
-      pieces.push_back(piece);
-    });
+    int64_t columns = work.whole_blocks ? std::max(kColumnBlock, columns_per_task(total, 0, true, false))
+                                        : columns_per_task(total, all, work.transpose, work.narrow);
+    columns = std::min(columns, work.most_columns);
+    widest = std::max(widest, columns);
+    for_each_piece(work, i, whole_blocks ? kColumnBlock : columns, [&](const Piece& piece) { pieces.push_back(piece); });
   }
+  int64_t each = pieces.size() / threads;
   if (whole_blocks) {
-    pieces = deal(pieces, threads);
+    pieces = deal(pieces, threads, each, soonest_done(pieces.size() - each * threads, threads));
+  } else if (threads > 1 && widest > kColumnBlock && each >= kManyPerThread) {
+    // Wide tasks, so that the last ones are small.
+    pieces = deal(pieces, threads, each - 1, kColumnBlock);
   }
   uint64_t launch = new_launch();
   parallel_for(pieces.size(), all, [&](int64_t task) {
