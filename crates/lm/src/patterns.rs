@@ -47,6 +47,10 @@ pub const PATTERNS: &[Pattern] = &[
         name: "add_norm",
         about: "what is added to the residual stream, with the norm of the sum",
     },
+    Pattern {
+        name: "next_norm",
+        about: "what a layer adds to the residual stream, with the norm behind it",
+    },
     Pattern { name: "short_conv", about: "short convolutions with their gates or activation" },
     Pattern {
         name: "gated_delta",
@@ -71,6 +75,8 @@ const CPU: &[&str] = &[
     "attention",
     "cache_append",
     "rms_norm",
+    "add_norm",
+    "next_norm",
     "short_conv",
     "gated_delta",
     "greedy_token",

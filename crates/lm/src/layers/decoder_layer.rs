@@ -1,7 +1,6 @@
-use mlx::{Array, ops, primitives};
+use mlx::Array;
 
-use super::site::ask;
-use super::{Attention, Fusable, Mlp, ModuleKind, ModulePath, MoeBlock, Path, RmsNorm, Site};
+use super::{Attention, Fusable, Mlp, ModulePath, MoeBlock, NormOfSum, Residual, RmsNorm, Site};
 use crate::cache::{KvCache, LayerCache, WindowCache};
 use crate::error::Result;
 use crate::step::LayerRows;
@@ -133,12 +132,11 @@ pub struct LayerOptions {
 /// A pre-norm decoder layer: `h = x + mixer(norm(x))`, then `h + feed_forward(norm(h))`.
 #[derive(Debug, Clone)]
 pub struct DecoderLayer<M = Attention> {
-    mixer_norm: RmsNorm,
+    mixer_norm: NormOfSum,
     mixer: M,
-    feed_forward_norm: RmsNorm,
+    feed_forward_norm: NormOfSum,
     feed_forward: FeedForward,
     names: LayerNames,
-    add_norm_path: Path,
 }
 
 impl<M: Mixer> DecoderLayer<M> {
@@ -155,36 +153,23 @@ impl<M: Mixer> DecoderLayer<M> {
         let LayerOptions { hidden_size, norm_eps, names } = options;
         let norm = |name| RmsNorm::load(&scope.pp(name), hidden_size, norm_eps);
         Ok(Self {
-            mixer_norm: norm(names.mixer_norm)?,
+            mixer_norm: NormOfSum::new(norm(names.mixer_norm)?, "next_norm"),
             mixer: mixer(&scope.pp(names.mixer))?,
-            feed_forward_norm: norm(names.feed_forward_norm)?,
+            feed_forward_norm: NormOfSum::new(norm(names.feed_forward_norm)?, "add_norm"),
             feed_forward: feed_forward(&scope.pp(names.feed_forward))?.into(),
             names,
-            add_norm_path: Path::Stock,
         })
     }
 
-    /// - `x`: `[B, L, D]`, the residual stream; returns the same shape.
+    /// The residual stream behind the layer.
     ///
     /// # Errors
     /// `Mlx`.
-    pub fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array> {
-        let r = self.mixer.forward(&self.mixer_norm.forward(x)?, rows)?;
-        let (h, normed) = self.add_norm(x, &r)?;
-        let r = self.feed_forward.forward(&normed)?;
-        Ok(ops::add(&h, &r)?)
-    }
-
-    /// `x + r` and its norm.
-    fn add_norm(&self, x: &Array, r: &Array) -> Result<(Array, Array)> {
-        let norm = &self.feed_forward_norm;
-        if let Path::Fused(_) = self.add_norm_path {
-            let (weight, eps) = norm.parts();
-            return Ok(primitives::add_rms_norm(x, r, weight, eps)?);
-        }
-        let h = ops::add(x, r)?;
-        let normed = norm.forward(&h)?;
-        Ok((h, normed))
+    pub fn forward(&self, x: &Residual, rows: LayerRows<'_, '_>) -> Result<Residual> {
+        let (x, normed) = self.mixer_norm.forward(x)?;
+        let x = Residual::new(x, self.mixer.forward(&normed, rows)?);
+        let (x, normed) = self.feed_forward_norm.forward(&x)?;
+        Ok(Residual::new(x, self.feed_forward.forward(&normed)?))
     }
 
     /// An empty cache of the kind that its mixer needs.
@@ -197,16 +182,7 @@ impl<M: Mixer> Fusable for DecoderLayer<M> {
     fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
         self.mixer_norm.sites(&at.pp(self.names.mixer_norm), sites);
         self.mixer.sites(&at.pp(self.names.mixer), sites);
-        let norm = at.pp(self.names.feed_forward_norm);
-        sites.push(Site {
-            module: norm.clone(),
-            kind: ModuleKind::Norm,
-            pattern: "add_norm",
-            questions: ask(self.feed_forward_norm.asked_with_sum()),
-            path: &mut self.add_norm_path,
-            trace: None,
-        });
-        self.feed_forward_norm.sites(&norm, sites);
+        self.feed_forward_norm.sites(&at.pp(self.names.feed_forward_norm), sites);
         self.feed_forward.sites(&at.pp(self.names.feed_forward), sites);
     }
 }

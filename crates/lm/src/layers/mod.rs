@@ -38,7 +38,7 @@ pub use mla::{Mla, MlaOptions};
 pub use mlp::{Mlp, MlpNames};
 pub use moe::{MoeBlock, MoeNames, MoeOptions, SharedExperts, SharedOptions};
 pub use multi_linear::MultiLinear;
-pub use norm::{LayerNorm, RmsNorm};
+pub use norm::{LayerNorm, NormOfSum, Residual, RmsNorm};
 pub use query_scale::QueryScale;
 pub use rope::{Factors, Rope, RopeOptions, RopeScaling};
 pub use routing::{Choice, Groups, Routing, Score};

@@ -6,7 +6,9 @@ use super::Model;
 use super::family::Shape;
 use crate::cache::{Cache, KvCache, LayerCache};
 use crate::error::{Error, Result};
-use crate::layers::{DecoderLayer, Embedding, Fusable, Head, Mixer, ModulePath, RmsNorm, Site};
+use crate::layers::{
+    DecoderLayer, Embedding, Fusable, Head, Mixer, ModulePath, NormOfSum, Residual, RmsNorm, Site,
+};
 use crate::placement::{Placement, Stage};
 use crate::rewrite::Rules;
 use crate::step::{LayerRows, Rows, Step};
@@ -14,11 +16,11 @@ use crate::weights::Scope;
 
 /// A decoder layer.
 pub trait Block: Fusable {
-    /// - `x`: `[B, L, D]`, the residual stream; returns the same shape.
+    /// The residual stream behind the layer.
     ///
     /// # Errors
     /// `Mlx`.
-    fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array>;
+    fn forward(&self, x: &Residual, rows: LayerRows<'_, '_>) -> Result<Residual>;
 
     /// An empty cache of the kind that this layer needs.
     fn make_cache(&self) -> LayerCache {
@@ -27,7 +29,7 @@ pub trait Block: Fusable {
 }
 
 impl<M: Mixer> Block for DecoderLayer<M> {
-    fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array> {
+    fn forward(&self, x: &Residual, rows: LayerRows<'_, '_>) -> Result<Residual> {
         Self::forward(self, x, rows)
     }
 
@@ -40,7 +42,7 @@ impl<M: Mixer> Block for DecoderLayer<M> {
 pub struct CausalLm<B> {
     embed_tokens: Embedding,
     layers: Vec<B>,
-    norm: RmsNorm,
+    norm: NormOfSum,
     head: Head,
     vocab_size: i32,
     placement: Placement,
@@ -87,7 +89,7 @@ impl<B: Block> CausalLm<B> {
         Ok(Self {
             embed_tokens: Embedding::load(&embed_tokens, vocab_size, hidden_size)?,
             layers: model.pp("layers").layers(num_layers, load)?,
-            norm: RmsNorm::load(&norm, hidden_size, norm_eps)?,
+            norm: NormOfSum::new(RmsNorm::load(&norm, hidden_size, norm_eps)?, "next_norm"),
             head: Head::load(&lm_head, hidden_size, vocab_size, tied)?,
             vocab_size,
             first_layer: placement.layers_of(num_layers as usize)?.start,
@@ -105,11 +107,11 @@ impl<B: Block> Model for CausalLm<B> {
             return Err(Error::argument("placement", format!("{:?}", self.placement), reason));
         }
         let mut rows = Rows::new(step, caches);
-        let mut h = self.embed_tokens.forward(step.tokens)?; // [B, L, D]
+        let mut h = Residual::from(self.embed_tokens.forward(step.tokens)?);
         for (i, layer) in self.layers.iter().enumerate() {
             h = layer.forward(&h, rows.layer(i))?;
         }
-        let h = self.norm.forward(&step.wanted(&h)?)?;
+        let h = self.norm.forward_wanted(&h, step)?; // [B, L, D]
         self.head.forward(&h, &self.embed_tokens)
     }
 
@@ -123,7 +125,7 @@ impl<B: Block> Model for CausalLm<B> {
 
     fn activation_dtype(&self) -> Result<Dtype> {
         let h = self.embed_tokens.forward(&Array::from_slice(&[0_u32], &[1, 1])?)?;
-        Ok(self.norm.forward(&h)?.dtype())
+        Ok(self.norm.forward(&h.into())?.1.dtype())
     }
 
     fn head(&self) -> &Head {
