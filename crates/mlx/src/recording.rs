@@ -69,6 +69,8 @@ struct Inputs {
     recorded: Cell<bool>,
     /// Everything that the step writes, which is computed in one go before it is recorded.
     own: RefCell<Vec<Array>>,
+    /// What is behind the tokens that are held, of the last buffer: most are alike.
+    room: RefCell<Option<Array>>,
 }
 
 /// What a step that is going to be recorded reads: the last token and where it stands.
@@ -111,6 +113,7 @@ impl StepInput {
             until,
             recorded: Cell::new(false),
             own,
+            room: RefCell::default(),
         })))
     }
 
@@ -189,13 +192,22 @@ impl StepInput {
         let copy = |a: &Array| {
             let mut room = a.shape().to_vec();
             room[2] = capacity - rows;
-            let room = ops::zeros(&room, a.dtype())?;
+            let room = self.room(&room, a.dtype())?;
             ops::concatenate(&[ops::slice_axis(a, 2, 0, rows)?, room], 2)
         };
         let [keys, values] = held;
         let (keys, values) = (copy(keys)?, copy(values)?);
         self.0.own.borrow_mut().extend([keys.clone(), values.clone()]);
         Ok(RecordedKv(Rc::new(Kv { input: self.clone(), keys, values, ring })))
+    }
+
+    /// Zeros.
+    fn room(&self, shape: &[i32], dtype: Dtype) -> Result<Array> {
+        let mut last = self.0.room.borrow_mut();
+        match &*last {
+            Some(room) if room.shape() == shape && room.dtype() == dtype => Ok(room.clone()),
+            _ => Ok(last.insert(ops::zeros(shape, dtype)?).clone()),
+        }
     }
 
     /// A copy of a recurrent layer's state.
@@ -385,6 +397,7 @@ impl Recording {
         }
         input.0.recorded.set(true);
         eval(&*input.0.own.take())?;
+        input.0.room.take();
         let raw = recorded_step(Carried {
             inputs: [token, position],
             chosen,

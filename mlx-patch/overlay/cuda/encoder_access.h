@@ -55,25 +55,28 @@ class EncoderAccess {
     return encoder_.*expose(access::temporaries_());
   }
 
-  // The graph as it is now, with its dependencies, which MLX adds to it only when it commits.
-  cudaGraph_t clone_graph() const {
-    cudaGraph_t graph = encoder_.*expose(access::graph_());
-    cudaGraph_t clone = nullptr;
-    check(cudaGraphClone(&clone, graph));
-    auto in_clone = [&](std::vector<cudaGraphNode_t> nodes) {
-      for (auto& node : nodes) {
-        check(cudaGraphNodeFindInClone(&node, node, clone));
-      }
-      return nodes;
-    };
-    auto from = in_clone(encoder_.*expose(access::from_nodes_()));
-    auto to = in_clone(encoder_.*expose(access::to_nodes_()));
+  // The graph as it is now, with its dependencies, which MLX adds to it only when it commits. It is the caller's, and MLX goes
+  // on with one that is empty.
+  cudaGraph_t take_graph() const {
+    auto& graph = encoder_.*expose(access::graph_());
+    auto &from = encoder_.*expose(access::from_nodes_()), &to = encoder_.*expose(access::to_nodes_());
+    cudaGraph_t empty = nullptr;
+    check(cudaGraphCreate(&empty, 0));
+    cudaGraph_t taken = graph.release();
+    graph = mlx::core::CudaGraph(empty);
+    has_clusters();
 #if CUDART_VERSION >= 13000
-    check(cudaGraphAddDependencies(clone, from.data(), to.data(), nullptr, from.size()));
+    auto error = cudaGraphAddDependencies(taken, from.data(), to.data(), nullptr, from.size());
 #else
-    check(cudaGraphAddDependencies(clone, from.data(), to.data(), from.size()));
+    auto error = cudaGraphAddDependencies(taken, from.data(), to.data(), from.size());
 #endif
-    return clone;
+    from.clear();
+    to.clear();
+    if (error != cudaSuccess) {
+      cudaGraphDestroy(taken);
+      check(error);
+    }
+    return taken;
   }
 
   // Has the graph made anew where MLX would put its launches in place of those of an older one of the same form: that takes no

@@ -4,8 +4,8 @@
 // of one step is kept: what it reads that changes from token to token - the last token, the position, states - lies in memory that the
 // step's last launches write over, so that the same graph is the next step. The CPU starts it and waits for a number.
 //
-// The step runs once as MLX runs it, while its graph is cloned. The clone is valid as long as its buffers are, so it holds
-// all of them.
+// MLX builds the step's graph, which is then taken from it: all steps, the first one too, are launches of what it becomes. It is
+// valid as long as its buffers are, so it holds all of them.
 
 #include "recorded_step/recorded_step.h"
 
@@ -143,7 +143,7 @@ class CudaRecording : public Recording {
   // Keeps the launches that the encoder has collected, and everything that they touch.
   void keep(Encoder& encoder) {
     EncoderAccess access(encoder);
-    graph_ = one_behind_the_other(access.clone_graph());
+    graph_ = one_behind_the_other(access.take_graph());
     buffers_ = access.buffers();
     for (auto& data : buffers_) {
       auto* buffer = static_cast<cu::CudaBuffer*>(data->buffer.ptr());
@@ -154,13 +154,7 @@ class CudaRecording : public Recording {
     std::sort(places_.begin(), places_.end());
     places_.erase(std::unique(places_.begin(), places_.end()), places_.end());
     prefetch();
-  }
-
-  // After the recorded step has been started.
-  void begin() {
     check(cudaGraphInstantiate(&exec_, graph_, 0));
-    check(cudaEventRecord(events_[0], stream_));
-    num_started_ = 1;
   }
 
   void launch() override {
@@ -223,7 +217,7 @@ class CudaRecording : public Recording {
 
 } // namespace on_cuda
 
-void evaluate_recorded(array& done, const RecordedStep::Result& result, Stream stream) {
+void evaluate_recorded(array& done, Stream stream) {
   using namespace on_cuda;
   join_launches(done);
   auto& encoder = cu::get_command_encoder(stream);
@@ -231,9 +225,6 @@ void evaluate_recorded(array& done, const RecordedStep::Result& result, Stream s
   EncoderAccess access(encoder);
   auto limits = access.without_limits();
   mlx::core::async_eval({done});
-  if (result.recording) {
-    static_cast<CudaRecording&>(*result.recording).begin();
-  }
 }
 
 namespace {
@@ -280,6 +271,7 @@ void eval(const RecordedStep& primitive, const std::vector<array>& inputs, std::
   }
   encoder.add_temporary(outputs[0]);
   recording->keep(encoder);
+  recording->launch();
   result.recording = recording;
 }
 

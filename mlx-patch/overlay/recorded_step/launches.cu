@@ -2,6 +2,7 @@
 
 #include <cuda.h>
 
+#include <algorithm>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -54,10 +55,24 @@ class Launcher {
  public:
   explicit Launcher(cudaStream_t stream) : stream_(stream) {}
 
-  // Whether `node` could be launched.
-  bool operator()(cudaGraphNode_t node) {
+  // Whether all nodes of `graph`, and of graphs in it, could be launched, and there are some.
+  bool operator()(cudaGraph_t graph) {
+    auto nodes = in_order(graph);
+    return !nodes.empty() && std::all_of(nodes.begin(), nodes.end(), [&](auto node) { return launch(node); });
+  }
+
+ private:
+  bool launch(cudaGraphNode_t node) {
     cudaGraphNodeType type = {};
     check(cudaGraphNodeGetType(node, &type));
+    if (type == cudaGraphNodeTypeGraph) {
+      cudaGraph_t inner = nullptr;
+      check(cudaGraphChildGraphNodeGetGraph(node, &inner));
+      return (*this)(inner);
+    }
+    if (type == cudaGraphNodeTypeEmpty) {
+      return true; // one behind the other, nothing has to meet
+    }
     if (type != cudaGraphNodeTypeKernel) {
       return false;
     }
@@ -88,7 +103,6 @@ class Launcher {
     return launch_(&config, function, p.kernelParams, p.extra) == CUDA_SUCCESS;
   }
 
- private:
   cudaStream_t stream_;
   bool after_ours_ = false;
   // of the driver, which knows kernels of every module
@@ -102,15 +116,11 @@ class Launcher {
 } // namespace
 
 cudaGraph_t one_behind_the_other(cudaGraph_t graph) {
-  auto nodes = in_order(graph);
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   Launcher launch(stream);
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  bool all = !nodes.empty();
-  for (size_t i = 0; all && i < nodes.size(); i++) {
-    all = launch(nodes[i]);
-  }
+  bool all = launch(graph);
   cudaGraph_t captured = nullptr;
   all = cudaStreamEndCapture(stream, &captured) == cudaSuccess && all;
   check(cudaStreamDestroy(stream));

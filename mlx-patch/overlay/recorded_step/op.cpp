@@ -55,7 +55,7 @@ std::shared_ptr<Recording> record_step(const StepState& state, StreamOrDevice s_
   auto result = std::make_shared<RecordedStep::Result>(
       RecordedStep::Result{state.before.size(), nullptr});
   array done({1}, uint32, std::make_shared<RecordedStep>(s, result), std::move(inputs));
-  evaluate_recorded(done, *result, s);
+  evaluate_recorded(done, s);
   if (!result->recording) {
     throw std::runtime_error("[record_step] the step was not recorded.");
   }
@@ -67,7 +67,7 @@ void RecordedStep::eval_cpu(const std::vector<array>&, array&) {
 }
 
 #if !ZMLX_BACKEND_CUDA
-void evaluate_recorded(array&, const RecordedStep::Result&, Stream) {
+void evaluate_recorded(array&, Stream) {
   throw std::runtime_error("recorded_step has a kernel on CUDA devices alone");
 }
 #endif

@@ -42,6 +42,6 @@ class RecordedStep : public FusedUnary {
 };
 
 // Evaluates `done`, the output of a RecordedStep, as one graph that nothing else is in. Of the backend.
-void evaluate_recorded(array& done, const RecordedStep::Result& result, mlx::core::Stream stream);
+void evaluate_recorded(array& done, mlx::core::Stream stream);
 
 } // namespace zmlx
