@@ -57,10 +57,12 @@ int64_t soonest_done(int64_t blocks, int64_t threads) {
   return best;
 }
 
-// `each` of the blocks for each thread, and those that are left over in pieces of `columns`. The pool gives each thread
-// neighbouring tasks: its whole blocks and its share of the others.
-std::vector<Piece> deal(const std::vector<Piece>& blocks, int64_t threads, int64_t each, int64_t columns) {
+// Whole blocks, as many for each thread, and those that are left over cut finer. The pool gives each thread neighbouring
+// tasks: its whole blocks and its share of the others.
+std::vector<Piece> deal(const std::vector<Piece>& blocks, int64_t threads) {
+  int64_t each = blocks.size() / threads;
   int64_t dealt = each * threads;
+  int64_t columns = soonest_done(blocks.size() - dealt, threads);
   std::vector<Piece> rest;
   for (size_t i = dealt; i < blocks.size(); i++) {
     for (int64_t n0 = blocks[i].n0; n0 < blocks[i].n1; n0 += columns) {
@@ -123,21 +125,16 @@ void run_columns(std::span<const ColumnWork* const> works) {
   }
   whole_blocks = whole_blocks && threads > 1 && all >= kInlineWork && total < kManyPerThread * threads * kColumnBlock;
   std::vector<Piece> pieces;
-  int64_t widest = 0;
   for (int i = 0; i < static_cast<int>(works.size()); i++) {
     auto& work = *works[i];
     int64_t columns = work.whole_blocks ? std::max(kColumnBlock, columns_per_task(total, 0, true, false))
                                         : columns_per_task(total, all, work.transpose, work.narrow);
-    columns = std::min(columns, work.most_columns);
-    widest = std::max(widest, columns);
-    for_each_piece(work, i, whole_blocks ? kColumnBlock : columns, [&](const Piece& piece) { pieces.push_back(piece); });
+    for_each_piece(work, i, whole_blocks ? kColumnBlock : std::min(columns, work.most_columns), [&](const Piece& piece) {
+      pieces.push_back(piece);
+    });
   }
-  int64_t each = pieces.size() / threads;
   if (whole_blocks) {
-    pieces = deal(pieces, threads, each, soonest_done(pieces.size() - each * threads, threads));
-  } else if (threads > 1 && widest > kColumnBlock && each >= kManyPerThread) {
-    // Wide tasks, so that the last ones are small.
-    pieces = deal(pieces, threads, each - 1, kColumnBlock);
+    pieces = deal(pieces, threads);
   }
   uint64_t launch = new_launch();
   parallel_for(pieces.size(), all, [&](int64_t task) {

@@ -49,7 +49,8 @@ array gather_qmm_swiglu(
   auto glu = glu_of(kName, glu_params);
   bool sorted = sorted_indices && (!lhs_indices || !rhs_indices);
   auto rhs = indices_or_default(kName, rhs_indices, gate.w, s);
-  auto lhs = !lhs_indices && is_single_matrix(x) ? zeros_like_indices(rhs) : indices_or_default(kName, lhs_indices, x, s);
+  bool one_x = s.device == Device::cpu && !lhs_indices && is_single_matrix(x);
+  auto lhs = one_x ? zeros_like_indices(rhs) : indices_or_default(kName, lhs_indices, x, s);
   auto indices = broadcast_arrays({lhs, rhs}, s);
   const Parameter asked[] = {
       {"group_size", params.group_size},
