@@ -250,8 +250,7 @@ array indices_or_default(
   }
   if (total == 1) {
     // no launch for a number that is known
-    const uint32_t zero = 0;
-    return array(&zero, std::move(shape), uint32);
+    return reshape(array(0u, uint32), std::move(shape), s);
   }
   return reshape(arange(static_cast<int>(total), uint32, s), std::move(shape), s);
 }
