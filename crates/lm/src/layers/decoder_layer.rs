@@ -162,7 +162,7 @@ impl<M: Mixer> DecoderLayer<M> {
     }
 
     /// The same as the first layer, before which nothing is added to the stream.
-    pub fn as_first(self) -> Self {
+    pub fn at_start(self) -> Self {
         Self { mixer_norm: self.mixer_norm.without_sum(), ..self }
     }
 

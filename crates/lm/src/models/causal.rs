@@ -24,7 +24,7 @@ pub trait Block: Fusable {
 
     /// The same as the first layer of a model.
     #[must_use]
-    fn as_first(self) -> Self;
+    fn at_start(self) -> Self;
 
     /// An empty cache of the kind that this layer needs.
     fn make_cache(&self) -> LayerCache {
@@ -37,8 +37,8 @@ impl<M: Mixer> Block for DecoderLayer<M> {
         Self::forward(self, stream, rows)
     }
 
-    fn as_first(self) -> Self {
-        Self::as_first(self)
+    fn at_start(self) -> Self {
+        Self::at_start(self)
     }
 
     fn make_cache(&self) -> LayerCache {
@@ -97,7 +97,7 @@ impl<B: Block> CausalLm<B> {
         Ok(Self {
             embed_tokens: Embedding::load(&embed_tokens, vocab_size, hidden_size)?,
             layers: model.pp("layers").layers(num_layers, |i, scope| match i {
-                0 => load(i, scope).map(B::as_first),
+                0 => load(i, scope).map(B::at_start),
                 _ => load(i, scope),
             })?,
             norm: ResidualNorm::load(&norm, hidden_size, norm_eps)?,
@@ -122,7 +122,7 @@ impl<B: Block> Model for CausalLm<B> {
         for (i, layer) in self.layers.iter().enumerate() {
             stream = layer.forward(&stream, rows.layer(i))?;
         }
-        let (_, h) = self.norm.forward(&stream.select(|x| Ok(step.wanted(x)?))?)?;
+        let (_, h) = self.norm.forward(&stream.select(|x| step.wanted(x))?)?;
         self.head.forward(&h, &self.embed_tokens)
     }
 
