@@ -381,6 +381,16 @@ def report(name, started, figures):
     )
 
 
+def unclaimed(jobs, claims):
+    """Of several runs over the same jobs, each is given those that no other has begun."""
+    for number, job in enumerate(jobs):
+        try:
+            (claims / str(number)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        yield job
+
+
 def main():
     parser = argparse.ArgumentParser(prog="scripts/parity", description=__doc__)
     parser.add_argument("--zmlx", help="binary to compare")
@@ -388,7 +398,7 @@ def main():
     parser.add_argument("--wide", nargs="?", type=int, const=44, default=0, metavar="COUNT")
     parser.add_argument("--seed", type=int, default=1, help="seed of the wide sweep")
     parser.add_argument("--only", default="", help="run cases whose name contains this")
-    parser.add_argument("--part", default="1/1", metavar="K/N", help="every Nth case, from the Kth on")
+    parser.add_argument("--claims", type=Path, metavar="DIR", help="leave out what others with this folder do")
     parser.add_argument("--keep", type=Path, help="write the random checkpoints here and keep them")
     parser.add_argument("--reference-only", action="store_true", help="do not run zmlx")
     args = parser.parse_args()
@@ -402,13 +412,16 @@ def main():
     cases = CASES + wide_cases(args.wide, args.seed)
     cases = [(m, c) for m, c in cases if args.only in c.name]
     folders = [f for f in args.model if args.only in f.name]
-    part, parts = map(int, args.part.split("/"))
-    cases, folders = cases[part - 1 :: parts], folders[part - 1 :: parts]
+    # the longest first, so that runs that share the work end together
+    jobs = [(None, f) for f in folders] + cases
     root = args.keep or Path(tempfile.mkdtemp(prefix="zmlx-parity-"))
     comparison = Comparison()
     try:
-        for model_type, case in cases:
+        for model_type, case in unclaimed(jobs, args.claims) if args.claims else jobs:
             started = time.perf_counter()
+            if model_type is None:
+                report(case.name, started, run_folder(args, case, comparison))
+                continue
             folder, figures = run_case(args, model_type, case, root, comparison)
             if (model_type, case) in CASES and figures[0] < 16:
                 comparison.fail(case.name, f"only {figures[0]} distinct reference tokens")
@@ -418,9 +431,6 @@ def main():
             report(case.name, started, figures)
             if not args.keep:
                 shutil.rmtree(folder)
-        for folder in folders:
-            started = time.perf_counter()
-            report(folder.name, started, run_folder(args, folder, comparison))
     finally:
         if not args.keep:
             shutil.rmtree(root, ignore_errors=True)

@@ -46,9 +46,21 @@ fn rows_of_the_table_are_whole() {
     run("registry", &[]);
 }
 
+// one test for each type, so that cores share them
+
 #[test]
-fn products_equal_stock() {
-    run("equivalence", &["--quick"]);
+fn products_of_bf16_equal_stock() {
+    run("equivalence", &["--quick", "--dtype", "bf16"]);
+}
+
+#[test]
+fn products_of_f16_equal_stock() {
+    run("equivalence", &["--quick", "--dtype", "f16"]);
+}
+
+#[test]
+fn products_of_f32_equal_stock() {
+    run("equivalence", &["--quick", "--dtype", "f32"]);
 }
 
 #[test]

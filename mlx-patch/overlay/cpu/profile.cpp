@@ -10,14 +10,14 @@ namespace zmlx::cpu {
 
 namespace {
 
-struct Table {
-  explicit Table(int64_t capacity) : rows(capacity) {}
+struct Recording {
+  explicit Recording(int64_t capacity) : rows(capacity) {}
   std::vector<ProfileRow> rows;
   std::atomic<int64_t> next{0};
 };
 
-std::atomic<Table*> table{nullptr};
-std::atomic<int> writers{0}; // who may be at the table
+std::atomic<Recording*> recording{nullptr};
+std::atomic<int> writers{0}; // who may write to it
 
 int32_t this_thread() {
   static std::atomic<int32_t> threads{0};
@@ -42,7 +42,7 @@ int64_t now() {
 
 void add(const char* name, Span kind, int64_t begin, int64_t tasks) {
   writers.fetch_add(1);
-  if (Table* t = table.load()) {
+  if (Recording* t = recording.load()) {
     int64_t row = t->next.fetch_add(1, std::memory_order_relaxed);
     if (row < static_cast<int64_t>(t->rows.size())) {
       t->rows[row] = {name, kind, this_thread(), begin, now(), tasks};
@@ -76,13 +76,13 @@ void ProfileSpan::finish() {
 
 void profile_start(int64_t capacity) {
   profile_stop();
-  table = new Table(capacity);
+  recording = new Recording(capacity);
   on = true;
 }
 
 ProfileRows profile_stop() {
   on = false;
-  std::unique_ptr<Table> t(table.exchange(nullptr));
+  std::unique_ptr<Recording> t(recording.exchange(nullptr));
   if (!t) {
     return {{}, 0};
   }

@@ -277,7 +277,7 @@ class Pool {
 
   // The two that `thread` wakes, of threads that form a heap: a wake-up takes its caller some microseconds.
   void wake_next(int thread, int threads) {
-    wake(2 * thread + 1, std::min({2 * thread + 3, threads, present_ + 1}));
+    wake(2 * thread + 1, std::min({2 * thread + 3, threads, present_.load() + 1}));
   }
 
   struct alignas(64) Bed {
