@@ -47,10 +47,6 @@ pub const PATTERNS: &[Pattern] = &[
         name: "add_norm",
         about: "what is added to the residual stream, with the norm of the sum",
     },
-    Pattern {
-        name: "next_norm",
-        about: "what a layer adds to the residual stream, with the norm behind it",
-    },
     Pattern { name: "short_conv", about: "short convolutions with their gates or activation" },
     Pattern {
         name: "gated_delta",
@@ -76,7 +72,6 @@ const CPU: &[&str] = &[
     "cache_append",
     "rms_norm",
     "add_norm",
-    "next_norm",
     "short_conv",
     "gated_delta",
     "greedy_token",

@@ -1,6 +1,6 @@
 use mlx::Array;
 
-use super::{Attention, Fusable, Mlp, ModulePath, MoeBlock, NormOfSum, Residual, RmsNorm, Site};
+use super::{Attention, Fusable, Mlp, ModulePath, MoeBlock, Residual, ResidualNorm, Site};
 use crate::cache::{KvCache, LayerCache, WindowCache};
 use crate::error::Result;
 use crate::step::LayerRows;
@@ -132,9 +132,9 @@ pub struct LayerOptions {
 /// A pre-norm decoder layer: `h = x + mixer(norm(x))`, then `h + feed_forward(norm(h))`.
 #[derive(Debug, Clone)]
 pub struct DecoderLayer<M = Attention> {
-    mixer_norm: NormOfSum,
+    mixer_norm: ResidualNorm,
     mixer: M,
-    feed_forward_norm: NormOfSum,
+    feed_forward_norm: ResidualNorm,
     feed_forward: FeedForward,
     names: LayerNames,
 }
@@ -143,7 +143,7 @@ impl<M: Mixer> DecoderLayer<M> {
     /// Takes the two norms; `mixer` and `feed_forward` take what is between them, in the scopes that they get.
     ///
     /// # Errors
-    /// As [`RmsNorm::load`]; those of `mixer` and `feed_forward`.
+    /// As [`ResidualNorm::load`]; those of `mixer` and `feed_forward`.
     pub fn load<F: Into<FeedForward>>(
         scope: &Scope<'_>,
         options: LayerOptions,
@@ -151,25 +151,31 @@ impl<M: Mixer> DecoderLayer<M> {
         feed_forward: impl FnOnce(&Scope<'_>) -> Result<F>,
     ) -> Result<Self> {
         let LayerOptions { hidden_size, norm_eps, names } = options;
-        let norm = |name| RmsNorm::load(&scope.pp(name), hidden_size, norm_eps);
+        let norm = |name| ResidualNorm::load(&scope.pp(name), hidden_size, norm_eps);
         Ok(Self {
-            mixer_norm: NormOfSum::new(norm(names.mixer_norm)?, "next_norm"),
+            mixer_norm: norm(names.mixer_norm)?,
             mixer: mixer(&scope.pp(names.mixer))?,
-            feed_forward_norm: NormOfSum::new(norm(names.feed_forward_norm)?, "add_norm"),
+            feed_forward_norm: norm(names.feed_forward_norm)?,
             feed_forward: feed_forward(&scope.pp(names.feed_forward))?.into(),
             names,
         })
     }
 
-    /// The residual stream behind the layer.
+    /// The same as the first layer, before which nothing is added to the stream.
+    pub fn at_start(self) -> Self {
+        Self { mixer_norm: self.mixer_norm.without_sum(), ..self }
+    }
+
+    /// The stream behind this layer.
     ///
     /// # Errors
     /// `Mlx`.
-    pub fn forward(&self, x: &Residual, rows: LayerRows<'_, '_>) -> Result<Residual> {
-        let (x, normed) = self.mixer_norm.forward(x)?;
-        let x = Residual::new(x, self.mixer.forward(&normed, rows)?);
-        let (x, normed) = self.feed_forward_norm.forward(&x)?;
-        Ok(Residual::new(x, self.feed_forward.forward(&normed)?))
+    pub fn forward(&self, stream: &Residual, rows: LayerRows<'_, '_>) -> Result<Residual> {
+        let (x, normed) = self.mixer_norm.forward(stream)?;
+        let r = self.mixer.forward(&normed, rows)?;
+        let (h, normed) = self.feed_forward_norm.forward(&Residual::sum(x, r))?;
+        let r = self.feed_forward.forward(&normed)?;
+        Ok(Residual::sum(h, r))
     }
 
     /// An empty cache of the kind that its mixer needs.
