@@ -11,7 +11,8 @@ if [ "$1" = --one ]; then # TOOL PART OPTION...
   timeout -s INT -k 5 "$SECONDS_EACH" compute-sanitizer --tool "$tool" --kernel-name kns=on_cuda --print-limit 1000000 \
     stdbuf -oL "$PRODUCT" --part "$@" > "$OUT/$name.log" 2>&1
   rc=$?
-  places=$(grep -E '^=+ +(Invalid|Error|Warning|Uninitialized)|Race reported' "$OUT/$name.log" |
+  # all that the tool says but the stack on the host
+  places=$(grep -E '=========' "$OUT/$name.log" | grep -vE 'COMPUTE-SANITIZER|SUMMARY|Host Frame|Saved host|^=+ *$' |
     sed 's/<.*//; s/0x[0-9a-f]*//g; s/([^)]*)//g' | sort | uniq -c | sort -rn | head -8)
   compared=$(grep -E 'values compared' "$OUT/$name.log" || echo "no end")
   summary=$(grep -E 'SUMMARY' "$OUT/$name.log" | sed 's/^=* //')

@@ -71,6 +71,7 @@ const CPU: &[&str] = &[
     "attention",
     "cache_append",
     "rms_norm",
+    "add_norm",
     "short_conv",
     "gated_delta",
     "greedy_token",

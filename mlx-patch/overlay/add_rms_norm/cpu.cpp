@@ -13,7 +13,6 @@
 #include "cpu/task.h"
 #include "cpu/thread_pool.h"
 #include "mlx/allocator.h"
-#include "mlx/types/half_types.h"
 
 namespace zmlx {
 
@@ -21,28 +20,10 @@ using mlx::core::array;
 
 namespace {
 
-template <typename T>
-void add_row(const uint8_t* x, const uint8_t* r, uint8_t* sum, int64_t n) {
-  auto a = reinterpret_cast<const T*>(x);
-  auto b = reinterpret_cast<const T*>(r);
-  auto y = reinterpret_cast<T*>(sum);
-  for (int64_t i = 0; i < n; i++) {
-    y[i] = static_cast<T>(static_cast<float>(a[i]) + static_cast<float>(b[i]));
-  }
-}
-
-auto row_adder(mlx::core::Dtype dtype) {
-  if (dtype == mlx::core::float32) {
-    return add_row<float>;
-  }
-  return dtype == mlx::core::float16 ? add_row<mlx::core::float16_t> : add_row<mlx::core::bfloat16_t>;
-}
-
 void run(const array& x, const array& r, const array& weight, array& sum, array& normed, float eps) {
   namespace c = zmlx::cpu;
   auto& kernels = c::step_kernels();
   auto dtype = c::dtype_of(sum.dtype());
-  auto add = row_adder(sum.dtype());
   auto left = c::rows_of(x);
   auto right = c::rows_of(r);
   auto weights = c::rows_of(weight);
@@ -58,7 +39,7 @@ void run(const array& x, const array& r, const array& weight, array& sum, array&
     float scale[c::kMaxLanes];
     for (int i = 0; i < m; i++) {
       auto to = sums + (first + i) * bytes;
-      add(left.at(first + i), right.at(first + i), to, n);
+      kernels.add_row(dtype, left.at(first + i), right.at(first + i), to, n);
       p[i] = to;
     }
     kernels.rms_scale(dtype, p, m, n, eps, scale);

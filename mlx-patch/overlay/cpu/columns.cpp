@@ -23,6 +23,8 @@ struct Piece {
 // Below half a block every task costs more than it saves, so that only threads without any are a reason for it.
 constexpr int64_t kEvenPerThread = 4;
 constexpr int64_t kFewestPerThread = 2;
+// Where it does not (want_narrow).
+constexpr int64_t kNarrowPerThread = 8;
 
 // With so many blocks a thread it does not matter who has one more.
 constexpr int64_t kManyPerThread = 8;
@@ -88,7 +90,11 @@ bool want_slices(Precision precision, bool transpose, int64_t rows, int64_t runs
       blocks < kEvenPerThread * threads;
 }
 
-int64_t columns_per_task(int64_t total, int64_t work, bool transpose) {
+bool want_narrow(Precision precision, bool transpose, int64_t rows, int64_t runs) {
+  return precision == Precision::Fast && transpose && rows < 3 * runs;
+}
+
+int64_t columns_per_task(int64_t total, int64_t work, bool transpose, bool narrow) {
   constexpr int64_t kTasksPerThread = 32;
   int64_t threads = pool_width();
   int64_t columns = kColumnBlock;
@@ -100,7 +106,7 @@ int64_t columns_per_task(int64_t total, int64_t work, bool transpose) {
     while (columns > kColumnBlock / 2 && tasks() < kEvenPerThread * threads) {
       columns /= 2;
     }
-    while (columns > kTransposedBlock && tasks() < kFewestPerThread * threads) {
+    while (columns > kTransposedBlock && tasks() < (narrow ? kNarrowPerThread : kFewestPerThread) * threads) {
       columns /= 2;
     }
   }
@@ -121,8 +127,8 @@ void run_columns(std::span<const ColumnWork* const> works) {
   std::vector<Piece> pieces;
   for (int i = 0; i < static_cast<int>(works.size()); i++) {
     auto& work = *works[i];
-    int64_t columns =
-        work.whole_blocks ? std::max(kColumnBlock, columns_per_task(total, 0, true)) : columns_per_task(total, all, work.transpose);
+    int64_t columns = work.whole_blocks ? std::max(kColumnBlock, columns_per_task(total, 0, true, false))
+                                        : columns_per_task(total, all, work.transpose, work.narrow);
     for_each_piece(work, i, whole_blocks ? kColumnBlock : std::min(columns, work.most_columns), [&](const Piece& piece) {
       pieces.push_back(piece);
     });

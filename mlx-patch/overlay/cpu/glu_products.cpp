@@ -69,6 +69,7 @@ ColumnWork glu_products(
       .whole_blocks = !slices && want_whole_blocks(precision, rows, num_runs),
       .same_matrix = one_matrix,
       .most_columns = slices ? kColumnBlock / 2 : one_matrix ? kMostColumns : kColumnBlock,
+      .narrow = want_narrow(precision, transpose, rows, num_runs),
       .product = std::move(product)};
 }
 

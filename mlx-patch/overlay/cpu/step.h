@@ -106,6 +106,8 @@ struct StepKernels {
   void (*rms_scale)(DType t, const uint8_t* const* rows, int m, int64_t n, float eps, float* scale);
   // y = x * scale * weight
   void (*norm_row)(DType t, const uint8_t* x, const uint8_t* weight, float scale, uint8_t* y, int64_t n);
+  // y = a + b
+  void (*add_row)(DType t, const uint8_t* a, const uint8_t* b, uint8_t* y, int64_t n);
   // freqs[i] = exp(-i * step)
   void (*inverse_frequencies)(float step, int64_t half, float* freqs);
   void (*rope_table)(DType t, float position, const float* inv_freqs, const RopeTable& table);

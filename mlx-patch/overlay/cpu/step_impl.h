@@ -30,6 +30,10 @@ void norm_row(DType t, const uint8_t* x, const uint8_t* weight, float scale, uin
   by_type(t, [&](auto type) { norm_row_t<decltype(type)>(x, weight, scale, y, n); });
 }
 
+void add_row(DType t, const uint8_t* a, const uint8_t* b, uint8_t* y, int64_t n) {
+  by_type(t, [&](auto type) { add_row_t<decltype(type)>(a, b, y, n); });
+}
+
 void rope_table(DType t, float position, const float* inv_freqs, const RopeTable& table) {
   by_type(t, [&](auto type) { rope_table_t<decltype(type)>(position, inv_freqs, table); });
 }
@@ -100,6 +104,7 @@ constexpr StepKernels make_kernels(const char* isa) {
       W,
       rms_scale,
       norm_row,
+      add_row,
       inverse_frequencies,
       rope_table,
       norm_rope_row,

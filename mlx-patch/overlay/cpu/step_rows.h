@@ -94,6 +94,20 @@ void norm_row_t(const uint8_t* x_, const uint8_t* weight_, float scale, uint8_t*
   }
 }
 
+template <class T>
+void add_row_t(const uint8_t* a_, const uint8_t* b_, uint8_t* y_, int64_t n) {
+  auto a = typed<T>(a_);
+  auto b = typed<T>(b_);
+  auto y = typed<T>(y_);
+  int64_t j = 0;
+  for (; j + W <= n; j += W) {
+    T::store(y + j, V::add(T::load(a + j), T::load(b + j)));
+  }
+  if (j < n) {
+    store_n<T>(y + j, V::add(load_n<T>(a + j, n - j), load_n<T>(b + j, n - j)), n - j);
+  }
+}
+
 // ---- rope
 
 void inverse_frequencies(float step, int64_t half, float* freqs) {

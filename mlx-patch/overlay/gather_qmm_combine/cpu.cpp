@@ -147,6 +147,7 @@ void Operands::run() const {
       .whole_blocks = !slices && c::want_whole_blocks(precision, indices.size(), num_runs),
       .same_matrix = false,
       .most_columns = slices ? c::kTransposedBlock : c::kColumnBlock,
+      .narrow = c::want_narrow(precision, true, indices.size(), num_runs),
       .product = product};
   const c::ColumnWork* const works[] = {&columns};
   c::run_columns(works);

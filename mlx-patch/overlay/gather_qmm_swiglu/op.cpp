@@ -16,6 +16,17 @@ constexpr const char* kName = "gather_qmm_swiglu";
 
 Fallback stock(const GatherQMMSwiGLU::State& state, Stream s);
 
+// Made at once: a broadcast of it is one more op for the stream.
+array zeros_like_indices(const array& indices) {
+  std::vector<uint32_t> zeros(indices.size());
+  return array(zeros.begin(), indices.shape(), uint32);
+}
+
+// With only axes of length 1 before its own.
+bool is_single_matrix(const array& x) {
+  return x.ndim() >= 2 && x.size() == static_cast<size_t>(x.shape(-1)) * x.shape(-2);
+}
+
 } // namespace
 
 array gather_qmm_swiglu(
@@ -37,8 +48,9 @@ array gather_qmm_swiglu(
   auto [inner, outer, dtype] = check_projections(kName, x, projections, params);
   auto glu = glu_of(kName, glu_params);
   bool sorted = sorted_indices && (!lhs_indices || !rhs_indices);
-  auto lhs = indices_or_default(kName, lhs_indices, x, s);
   auto rhs = indices_or_default(kName, rhs_indices, gate.w, s);
+  bool one_x = s.device == Device::cpu && !lhs_indices && is_single_matrix(x);
+  auto lhs = one_x ? zeros_like_indices(rhs) : indices_or_default(kName, lhs_indices, x, s);
   auto indices = broadcast_arrays({lhs, rhs}, s);
   const Parameter asked[] = {
       {"group_size", params.group_size},

@@ -6,7 +6,7 @@
 //          the true one. So a vector sum brackets it, and if every logsumexp of the type inside the bracket gives the
 //          same token (nearly always), that is the answer; if not, the sum in order decides.
 // Layout:  logits [rows, V].
-// Tasks:   rows of the batch, and parts of the vocabulary for the sum.
+// Tasks:   rows of the batch, otherwise parts of the vocabulary: for the largest, the sum and the first that reaches it.
 // Bound:   one exponential a logit, two reads of the logits.
 // Limits:  none. float32 always takes the sum in order.
 
@@ -45,10 +45,38 @@ constexpr c::DType kType = sizeof(T) == 4               ? c::DType::F32
     : std::is_same_v<T, mlx::core::bfloat16_t> ? c::DType::BF16
                                                : c::DType::F16;
 
+// Calls f(part, first byte, logits) for parts of the logits.
+template <typename T, typename F>
+void for_each_part(const uint8_t* x, int64_t n, F f) {
+  c::parallel_for((n + kPart - 1) / kPart, 4 * n, [&](int64_t part) {
+    int64_t begin = part * kPart;
+    f(part, x + begin * sizeof(T), std::min(kPart, n - begin));
+  });
+}
+
+// NaN when there is one.
+template <typename T>
+float maximum(const uint8_t* x, int64_t n) {
+  std::vector<float> maxima((n + kPart - 1) / kPart);
+  for_each_part<T>(x, n, [&](int64_t part, const uint8_t* from, int64_t size) {
+    maxima[part] = c::step_kernels().maximum(kType<T>, from, size);
+  });
+  float max = maxima[0];
+  for (float m : maxima) {
+    max = max > m || std::isnan(max) ? max : m;
+  }
+  return max;
+}
+
 template <typename T>
 int64_t token_for(const uint8_t* x, int64_t n, float max, float logsumexp) {
   float best = rounded<T>(max - logsumexp);
-  return c::step_kernels().first_reaching(kType<T>, x, n, logsumexp, best);
+  std::vector<int64_t> firsts((n + kPart - 1) / kPart);
+  for_each_part<T>(x, n, [&](int64_t part, const uint8_t* from, int64_t size) {
+    int64_t first = c::step_kernels().first_reaching(kType<T>, from, size, logsumexp, best);
+    firsts[part] = first < size ? part * kPart + first : n;
+  });
+  return *std::min_element(firsts.begin(), firsts.end());
 }
 
 // The next larger value of a 16-bit type.
@@ -76,7 +104,7 @@ int64_t first_infinity(const uint8_t* x, int64_t n) {
 template <typename T>
 int64_t greedy(const uint8_t* x, int64_t n) {
   auto& kernels = c::step_kernels();
-  float max = kernels.maximum(kType<T>, x, n);
+  float max = maximum<T>(x, n);
   if (!std::isfinite(max)) {
     // Every difference is NaN or -inf, and with a finite logit before an infinite one, NaN is not the first.
     return linked::argmax_takes_nan && max > 0 ? first_infinity<T>(x, n) : 0;
@@ -84,9 +112,8 @@ int64_t greedy(const uint8_t* x, int64_t n) {
   if constexpr (sizeof(T) == 2) {
     int64_t parts = (n + kPart - 1) / kPart;
     std::vector<float> sums(parts);
-    c::parallel_for(parts, 4 * n, [&](int64_t part) {
-      int64_t begin = part * kPart;
-      sums[part] = kernels.exp_sum(kType<T>, x + begin * sizeof(T), std::min(kPart, n - begin), max);
+    for_each_part<T>(x, n, [&](int64_t part, const uint8_t* from, int64_t size) {
+      sums[part] = kernels.exp_sum(kType<T>, from, size, max);
     });
     double sum = 0;
     for (float s : sums) {

@@ -62,6 +62,7 @@ cpu::ColumnWork prepare(const std::vector<array>& in, array& out, const QuantPar
       .whole_blocks = c::want_whole_blocks(precision, x.size(), runs),
       .same_matrix = true,
       .most_columns = c::kMostColumns,
+      .narrow = c::want_narrow(precision, params.transpose, x.size(), runs),
       .product = [product, kernel = product->weight.kernel(precision)](int64_t index, int64_t n0, int64_t n1) {
         const auto& run = product->runs[index];
         int m = run.end - run.begin;

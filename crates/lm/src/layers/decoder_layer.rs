@@ -1,7 +1,6 @@
-use mlx::{Array, ops, primitives};
+use mlx::Array;
 
-use super::site::ask;
-use super::{Attention, Fusable, Mlp, ModuleKind, ModulePath, MoeBlock, Path, RmsNorm, Site};
+use super::{Attention, Fusable, Mlp, ModulePath, MoeBlock, Residual, ResidualNorm, Site};
 use crate::cache::{KvCache, LayerCache, WindowCache};
 use crate::error::Result;
 use crate::step::LayerRows;
@@ -133,19 +132,18 @@ pub struct LayerOptions {
 /// A pre-norm decoder layer: `h = x + mixer(norm(x))`, then `h + feed_forward(norm(h))`.
 #[derive(Debug, Clone)]
 pub struct DecoderLayer<M = Attention> {
-    mixer_norm: RmsNorm,
+    mixer_norm: ResidualNorm,
     mixer: M,
-    feed_forward_norm: RmsNorm,
+    feed_forward_norm: ResidualNorm,
     feed_forward: FeedForward,
     names: LayerNames,
-    add_norm_path: Path,
 }
 
 impl<M: Mixer> DecoderLayer<M> {
     /// Takes the two norms; `mixer` and `feed_forward` take what is between them, in the scopes that they get.
     ///
     /// # Errors
-    /// As [`RmsNorm::load`]; those of `mixer` and `feed_forward`.
+    /// As [`ResidualNorm::load`]; those of `mixer` and `feed_forward`.
     pub fn load<F: Into<FeedForward>>(
         scope: &Scope<'_>,
         options: LayerOptions,
@@ -153,38 +151,31 @@ impl<M: Mixer> DecoderLayer<M> {
         feed_forward: impl FnOnce(&Scope<'_>) -> Result<F>,
     ) -> Result<Self> {
         let LayerOptions { hidden_size, norm_eps, names } = options;
-        let norm = |name| RmsNorm::load(&scope.pp(name), hidden_size, norm_eps);
+        let norm = |name| ResidualNorm::load(&scope.pp(name), hidden_size, norm_eps);
         Ok(Self {
             mixer_norm: norm(names.mixer_norm)?,
             mixer: mixer(&scope.pp(names.mixer))?,
             feed_forward_norm: norm(names.feed_forward_norm)?,
             feed_forward: feed_forward(&scope.pp(names.feed_forward))?.into(),
             names,
-            add_norm_path: Path::Stock,
         })
     }
 
-    /// - `x`: `[B, L, D]`, the residual stream; returns the same shape.
+    /// The same as the first layer, before which nothing is added to the stream.
+    pub fn at_start(self) -> Self {
+        Self { mixer_norm: self.mixer_norm.without_sum(), ..self }
+    }
+
+    /// The stream behind this layer.
     ///
     /// # Errors
     /// `Mlx`.
-    pub fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array> {
-        let r = self.mixer.forward(&self.mixer_norm.forward(x)?, rows)?;
-        let (h, normed) = self.add_norm(x, &r)?;
+    pub fn forward(&self, stream: &Residual, rows: LayerRows<'_, '_>) -> Result<Residual> {
+        let (x, normed) = self.mixer_norm.forward(stream)?;
+        let r = self.mixer.forward(&normed, rows)?;
+        let (h, normed) = self.feed_forward_norm.forward(&Residual::sum(x, r))?;
         let r = self.feed_forward.forward(&normed)?;
-        Ok(ops::add(&h, &r)?)
-    }
-
-    /// `x + r` and its norm.
-    fn add_norm(&self, x: &Array, r: &Array) -> Result<(Array, Array)> {
-        let norm = &self.feed_forward_norm;
-        if let Path::Fused(_) = self.add_norm_path {
-            let (weight, eps) = norm.parts();
-            return Ok(primitives::add_rms_norm(x, r, weight, eps)?);
-        }
-        let h = ops::add(x, r)?;
-        let normed = norm.forward(&h)?;
-        Ok((h, normed))
+        Ok(Residual::sum(h, r))
     }
 
     /// An empty cache of the kind that its mixer needs.
@@ -197,16 +188,7 @@ impl<M: Mixer> Fusable for DecoderLayer<M> {
     fn sites<'a>(&'a mut self, at: &ModulePath, sites: &mut Vec<Site<'a>>) {
         self.mixer_norm.sites(&at.pp(self.names.mixer_norm), sites);
         self.mixer.sites(&at.pp(self.names.mixer), sites);
-        let norm = at.pp(self.names.feed_forward_norm);
-        sites.push(Site {
-            module: norm.clone(),
-            kind: ModuleKind::Norm,
-            pattern: "add_norm",
-            questions: ask(self.feed_forward_norm.asked_with_sum()),
-            path: &mut self.add_norm_path,
-            trace: None,
-        });
-        self.feed_forward_norm.sites(&norm, sites);
+        self.feed_forward_norm.sites(&at.pp(self.names.feed_forward_norm), sites);
         self.feed_forward.sites(&at.pp(self.names.feed_forward), sites);
     }
 }

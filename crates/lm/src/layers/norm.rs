@@ -1,4 +1,3 @@
-use mlx::primitives::AddRmsNorm;
 use mlx::{Array, fast, primitives};
 
 use super::site::ask;
@@ -38,11 +37,6 @@ impl RmsNorm {
             Path::Stock => fast::rms_norm(x, Some(&self.weight), self.eps)?,
             Path::Fused(_) => primitives::rms_norm(x, &self.weight, self.eps)?,
         })
-    }
-
-    /// What the norm fused with the sum before it is asked.
-    pub(super) fn asked_with_sum(&self) -> AddRmsNorm {
-        AddRmsNorm { dims: self.weight.dim(0), weight: self.weight.dtype() }
     }
 
     pub(super) fn parts(&self) -> (&Array, f32) {

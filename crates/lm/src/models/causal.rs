@@ -6,7 +6,9 @@ use super::Model;
 use super::family::Shape;
 use crate::cache::{Cache, KvCache, LayerCache};
 use crate::error::{Error, Result};
-use crate::layers::{DecoderLayer, Embedding, Fusable, Head, Mixer, ModulePath, RmsNorm, Site};
+use crate::layers::{
+    DecoderLayer, Embedding, Fusable, Head, Mixer, ModulePath, Residual, ResidualNorm, Site,
+};
 use crate::placement::{Placement, Stage};
 use crate::rewrite::Rules;
 use crate::step::{LayerRows, Rows, Step};
@@ -14,11 +16,15 @@ use crate::weights::Scope;
 
 /// A decoder layer.
 pub trait Block: Fusable {
-    /// - `x`: `[B, L, D]`, the residual stream; returns the same shape.
+    /// The stream behind this layer.
     ///
     /// # Errors
     /// `Mlx`.
-    fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array>;
+    fn forward(&self, stream: &Residual, rows: LayerRows<'_, '_>) -> Result<Residual>;
+
+    /// The same as the first layer of a model.
+    #[must_use]
+    fn at_start(self) -> Self;
 
     /// An empty cache of the kind that this layer needs.
     fn make_cache(&self) -> LayerCache {
@@ -27,8 +33,12 @@ pub trait Block: Fusable {
 }
 
 impl<M: Mixer> Block for DecoderLayer<M> {
-    fn forward(&self, x: &Array, rows: LayerRows<'_, '_>) -> Result<Array> {
-        Self::forward(self, x, rows)
+    fn forward(&self, stream: &Residual, rows: LayerRows<'_, '_>) -> Result<Residual> {
+        Self::forward(self, stream, rows)
+    }
+
+    fn at_start(self) -> Self {
+        Self::at_start(self)
     }
 
     fn make_cache(&self) -> LayerCache {
@@ -40,7 +50,7 @@ impl<M: Mixer> Block for DecoderLayer<M> {
 pub struct CausalLm<B> {
     embed_tokens: Embedding,
     layers: Vec<B>,
-    norm: RmsNorm,
+    norm: ResidualNorm,
     head: Head,
     vocab_size: i32,
     placement: Placement,
@@ -72,7 +82,7 @@ impl<B: Block> CausalLm<B> {
         root: &Scope<'_>,
         shape: &Shape,
         norm_name: &'static str,
-        load: impl FnMut(i32, Scope<'_>) -> Result<B>,
+        mut load: impl FnMut(i32, Scope<'_>) -> Result<B>,
     ) -> Result<Self> {
         let Shape { hidden_size, num_layers, vocab_size, norm_eps, tied, .. } = *shape;
         if tied {
@@ -86,8 +96,11 @@ impl<B: Block> CausalLm<B> {
         let placement = root.placement();
         Ok(Self {
             embed_tokens: Embedding::load(&embed_tokens, vocab_size, hidden_size)?,
-            layers: model.pp("layers").layers(num_layers, load)?,
-            norm: RmsNorm::load(&norm, hidden_size, norm_eps)?,
+            layers: model.pp("layers").layers(num_layers, |i, scope| match i {
+                0 => load(i, scope).map(B::at_start),
+                _ => load(i, scope),
+            })?,
+            norm: ResidualNorm::load(&norm, hidden_size, norm_eps)?,
             head: Head::load(&lm_head, hidden_size, vocab_size, tied)?,
             vocab_size,
             first_layer: placement.layers_of(num_layers as usize)?.start,
@@ -105,11 +118,11 @@ impl<B: Block> Model for CausalLm<B> {
             return Err(Error::argument("placement", format!("{:?}", self.placement), reason));
         }
         let mut rows = Rows::new(step, caches);
-        let mut h = self.embed_tokens.forward(step.tokens)?; // [B, L, D]
+        let mut stream = Residual::new(self.embed_tokens.forward(step.tokens)?); // [B, L, D]
         for (i, layer) in self.layers.iter().enumerate() {
-            h = layer.forward(&h, rows.layer(i))?;
+            stream = layer.forward(&stream, rows.layer(i))?;
         }
-        let h = self.norm.forward(&step.wanted(&h)?)?;
+        let (_, h) = self.norm.forward(&stream.select(|x| step.wanted(x))?)?;
         self.head.forward(&h, &self.embed_tokens)
     }
 
@@ -123,7 +136,7 @@ impl<B: Block> Model for CausalLm<B> {
 
     fn activation_dtype(&self) -> Result<Dtype> {
         let h = self.embed_tokens.forward(&Array::from_slice(&[0_u32], &[1, 1])?)?;
-        Ok(self.norm.forward(&h)?.dtype())
+        Ok(self.norm.norm().forward(&h)?.dtype())
     }
 
     fn head(&self) -> &Head {

@@ -60,6 +60,17 @@ fn stock_layer_of_qwen3_moe_launches_what_its_source_says() {
     assert!(one.assumed.is_empty(), "{:?}", one.assumed);
 }
 
+/// Nothing is added before the first norm; every other one, that behind the layers too, is one launch with its sum.
+#[test]
+fn sums_of_patched_layers_are_part_of_norms() {
+    for layers in [1, 2, 3] {
+        let patched = report("qwen3-30b-a3b", layers, Patterns::Auto).patched;
+        let launches = |name| patched.rows.get(name).map_or(0, |row| row.launches);
+        let got = ["Add", "RMSNorm", "AddRMSNorm"].map(launches);
+        assert_eq!(got, [0, 1, 2 * layers], "{layers} layers: {patched:#?}");
+    }
+}
+
 #[test]
 fn layers_of_a_kind_launch_the_same() {
     let total = |layers| report("qwen3-moe-tiny", layers, Patterns::Auto).patched.total();
