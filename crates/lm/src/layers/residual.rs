@@ -65,13 +65,15 @@ impl ResidualNorm {
     pub fn forward(&self, stream: &Residual) -> Result<(Array, Array)> {
         let x = match (&stream.x, &stream.added) {
             (x, None) => x.clone(),
-            (x, Some(r)) => match self.path {
-                Path::Stock => ops::add(x, r)?,
-                Path::Fused(_) => {
-                    let (weight, eps) = self.norm.parts();
+            (x, Some(r)) => {
+                let (weight, eps) = self.norm.parts();
+                // the first layers may bring another type: embeddings in mxfp4 are bf16 whatever the norms are in
+                let is_one_type = x.dtype() == r.dtype() && x.dtype() == weight.dtype();
+                if self.path != Path::Stock && is_one_type {
                     return Ok(primitives::add_rms_norm(x, r, weight, eps)?);
                 }
-            },
+                ops::add(x, r)?
+            }
         };
         let normed = self.norm.forward(&x)?;
         Ok((x, normed))
@@ -97,5 +99,44 @@ impl Fusable for ResidualNorm {
             });
         }
         self.norm.sites(at, sites);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx::Dtype;
+    use mlx::primitives::{Precision, Setting, supports};
+
+    use super::*;
+    use crate::layers::Fusion;
+
+    fn random(seed: u64, shape: &[i32], dtype: Dtype) -> Array {
+        let key = mlx::random::key(seed).unwrap();
+        mlx::random::normal(shape, dtype, 0.0, 1.0, Some(&key)).unwrap()
+    }
+
+    /// The residual stream of a model with f32 norms and an embedding in mxfp4 is bf16 up to the first sum.
+    #[test]
+    fn types_that_differ_are_added_as_stock_does() {
+        let (f32, bf16) = (Dtype::F32, Dtype::Bf16);
+        let ask = AddRmsNorm { dims: 64, weight: f32 };
+        let setting =
+            Setting { device: mlx::default_device(), dtype: f32, precision: Precision::Exact };
+        if supports(&ask, &setting).is_err() {
+            return; // without the feature
+        }
+        let fused = Path::Fused(Fusion { precision: Precision::Exact, decode_only: false });
+        for types in [[f32; 3], [bf16; 3], [bf16, f32, f32], [f32, bf16, f32], [bf16, bf16, f32]] {
+            let [x, r] = [0, 1].map(|i| random(i as u64, &[1, 2, 64], types[i]));
+            let weight = random(2, &[64], types[2]);
+            let stream = Residual::sum(x, r);
+            let bits = |path| {
+                let norm = RmsNorm::new(weight.clone(), 1e-6);
+                let norm = ResidualNorm { norm, path, has_sum: true };
+                let (sum, normed) = norm.forward(&stream).unwrap();
+                [sum, normed].map(|a| (a.dtype(), a.to_bytes().unwrap()))
+            };
+            assert_eq!(bits(fused), bits(Path::Stock), "{types:?}");
+        }
     }
 }
