@@ -4,7 +4,7 @@
 # for each whether it came to its end, how many places the tool named and what was compared; OUT gets the places.
 set -u
 
-if [ "$1" = --one ]; then # TOOL PART OPTION...
+if [ "${1:-}" = --one ]; then # TOOL PART OPTION...
   tool=$2
   shift 2
   name=$tool-$(echo "$*" | tr -d ' -')
@@ -22,6 +22,10 @@ if [ "$1" = --one ]; then # TOOL PART OPTION...
   exit
 fi
 
+if [ $# -lt 2 ]; then
+  sed -n '2s/^# //p' "$0" >&2
+  exit 2
+fi
 export PRODUCT=$1 OUT=$2 SECONDS_EACH=${3:-300}
 jobs=${4:-12}
 [ $# -lt 4 ] && shift $# || shift 4

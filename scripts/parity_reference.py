@@ -412,9 +412,11 @@ def main():
     cases = CASES + wide_cases(args.wide, args.seed)
     cases = [(m, c) for m, c in cases if args.only in c.name]
     folders = [f for f in args.model if args.only in f.name]
-    # the longest first, so that runs that share the work end together
+    # folders take longest, and come first, so that runs that share the work end together
     jobs = [(None, f) for f in folders] + cases
     root = args.keep or Path(tempfile.mkdtemp(prefix="zmlx-parity-"))
+    if args.claims:
+        args.claims.mkdir(parents=True, exist_ok=True)
     comparison = Comparison()
     try:
         for model_type, case in unclaimed(jobs, args.claims) if args.claims else jobs:

@@ -64,7 +64,7 @@ class EncoderAccess {
     check(cudaGraphCreate(&empty, 0));
     cudaGraph_t taken = graph.release();
     graph = mlx::core::CudaGraph(empty);
-    has_clusters();
+    has_clusters(); // so that what it makes of that one is not kept for others
 #if CUDART_VERSION >= 13000
     auto error = cudaGraphAddDependencies(taken, from.data(), to.data(), nullptr, from.size());
 #else
@@ -77,6 +77,11 @@ class EncoderAccess {
       check(error);
     }
     return taken;
+  }
+
+  // For MLX to run what was taken.
+  void give_back(cudaGraph_t graph) const {
+    encoder_.*expose(access::graph_()) = mlx::core::CudaGraph(graph);
   }
 
   // Has the graph made anew where MLX would put its launches in place of those of an older one of the same form: that takes no

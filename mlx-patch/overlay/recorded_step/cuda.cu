@@ -154,7 +154,11 @@ class CudaRecording : public Recording {
     std::sort(places_.begin(), places_.end());
     places_.erase(std::unique(places_.begin(), places_.end()), places_.end());
     prefetch();
-    check(cudaGraphInstantiate(&exec_, graph_, 0));
+    if (auto error = cudaGraphInstantiate(&exec_, graph_, 0); error != cudaSuccess) {
+      // others may hold what only this step computes
+      access.give_back(std::exchange(graph_, nullptr));
+      check(error);
+    }
   }
 
   void launch() override {

@@ -1,17 +1,14 @@
 // Which launches of a recorded step become one.
 //
-// A sum and its norm are one launch. Products of one vector are one, and take in the norm of a residual stream that the vector is.
-// Where the only product of a norm is the logits of a router, the choice of experts is part of it. What was replaced is still
-// what it was to those who hold it.
+// Products of one vector are one launch, and take in the norm of a residual stream that the vector is. Where the only product
+// of a norm is the logits of a router, the choice of experts is part of it. What was replaced is still what it was to those
+// who hold it.
 
 #include <map>
-#include <string_view>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "cuda/tile.h"
-#include "mlx/fast_primitives.h"
-#include "mlx/primitives.h"
 #include "quantized_matmul/held.h"
 #include "recorded_step/joined.h"
 #include "recorded_step/routed.cuh"
@@ -48,28 +45,6 @@ std::vector<array> in_order(const array& root) {
   return order;
 }
 
-// Stock's norm. By its name: a shared libmlx does not export its type.
-bool is_norm(const array& a) {
-  return a.has_primitive() && std::string_view(a.primitive().name()) == "RMSNorm";
-}
-
-// Whether it is the norm, by stock, of a sum that was not computed yet, and AddRMSNorm does both.
-bool is_norm_of_sum(const array& a) {
-  if (!is_norm(a) || a.inputs().size() != 2) {
-    return false;
-  }
-  auto &x = a.inputs()[0], &weight = a.inputs()[1];
-  auto shares_type = [&](const array& of) { return of.dtype() == a.dtype(); };
-  auto is_term = [&](const array& term) { return term.shape() == a.shape() && shares_type(term); };
-  if (x.status() != array::Status::unscheduled || !primitive_of<Add>(x) || !is_term(x.inputs()[0]) ||
-      !is_term(x.inputs()[1]) || weight.shape() != Shape{a.shape(-1)} || !shares_type(weight)) {
-    return false;
-  }
-  auto type = name_of(a.dtype());
-  const Parameter asked[] = {{"dims", a.shape(-1)}, {"weight", std::string_view(type)}};
-  return supports("add_rms_norm", {a.primitive().stream().device, a.dtype(), Precision::Exact, asked}).fused;
-}
-
 // Group size and bits.
 std::pair<int, int> quantization_of(const array& product) {
   auto state = primitive_of<QuantizedMatmulRows>(product)->state();
@@ -99,63 +74,9 @@ bool is_plain(const MoERouter& router, const array& logits, const array& scores)
       experts % (2 * 32) == 0 && experts <= kMostRouted && p.top_k <= kMostChosen;
 }
 
-// What `done` is computed from, and what stands in place of some of it.
-class Rewrite {
- protected:
-  explicit Rewrite(array& done) : order_(in_order(done)) {}
-
-  // One node with the outputs of `old`.
-  void put(const std::vector<array>& old, std::shared_ptr<Primitive> primitive, std::vector<array> inputs) {
-    std::vector<Shape> shapes;
-    std::vector<Dtype> dtypes;
-    for (auto& a : old) {
-      shapes.push_back(a.shape());
-      dtypes.push_back(a.dtype());
-    }
-    auto outputs = array::make_arrays(std::move(shapes), dtypes, primitive, std::move(inputs));
-    for (size_t i = 0; i < old.size(); i++) {
-      replaced_.insert({old[i].id(), outputs[i]});
-      order_.push_back(outputs[i]);
-    }
-  }
-
-  // Everything reads what was put in place.
-  void replace() {
-    for (auto& a : order_) {
-      for (auto& output : a.outputs()) {
-        auto of = output;
-        for (auto& input : of.inputs()) {
-          if (auto by = replaced_.find(input.id()); by != replaced_.end()) {
-            input = by->second;
-          }
-        }
-      }
-    }
-  }
-
-  std::vector<array> order_;
-  std::unordered_map<std::uintptr_t, array> replaced_;
-};
-
-class SumsWithNorms : Rewrite {
+class Join {
  public:
-  explicit SumsWithNorms(array& done) : Rewrite(done) {
-    auto order = order_; // which grows
-    for (auto& a : order) {
-      if (is_norm_of_sum(a) && !replaced_.count(a.inputs()[0].id())) {
-        auto& sum = a.inputs()[0];
-        auto& stream = a.primitive().stream();
-        float eps = static_cast<const fast::RMSNorm&>(a.primitive()).state().second;
-        put({sum, a}, std::make_shared<AddRMSNorm>(stream, eps), {sum.inputs()[0], sum.inputs()[1], a.inputs()[1]});
-      }
-    }
-    replace();
-  }
-};
-
-class Joins : Rewrite {
- public:
-  explicit Joins(array& done) : Rewrite(done) {
+  explicit Join(array& done) : order_(in_order(done)) {
     for (auto& a : order_) {
       if (can_be_joined(a)) {
         products_[{a.inputs()[QuantizedMatmulRows::kX].id(), quantization_of(a)}].push_back(a);
@@ -232,17 +153,47 @@ class Joins : Rewrite {
     return rows;
   }
 
+  // One node with the outputs of `old`.
+  void put(const std::vector<array>& old, std::shared_ptr<Primitive> primitive, std::vector<array> inputs) {
+    std::vector<Shape> shapes;
+    std::vector<Dtype> dtypes;
+    for (auto& a : old) {
+      shapes.push_back(a.shape());
+      dtypes.push_back(a.dtype());
+    }
+    auto outputs = array::make_arrays(std::move(shapes), dtypes, primitive, std::move(inputs));
+    for (size_t i = 0; i < old.size(); i++) {
+      replaced_.insert({old[i].id(), outputs[i]});
+      order_.push_back(outputs[i]);
+    }
+  }
+
+  // Everything reads what was put in place.
+  void replace() {
+    for (auto& a : order_) {
+      for (auto& output : a.outputs()) {
+        auto of = output;
+        for (auto& input : of.inputs()) {
+          if (auto by = replaced_.find(input.id()); by != replaced_.end()) {
+            input = by->second;
+          }
+        }
+      }
+    }
+  }
+
+  std::vector<array> order_;
   // by x and quantization
   std::map<std::pair<std::uintptr_t, std::pair<int, int>>, std::vector<array>> products_;
   // by their logits
   std::unordered_map<std::uintptr_t, array> routers_;
+  std::unordered_map<std::uintptr_t, array> replaced_;
 };
 
 } // namespace
 
 void join_launches(array& done) {
-  SumsWithNorms{done};
-  Joins{done};
+  Join join(done);
 }
 
 } // namespace zmlx
